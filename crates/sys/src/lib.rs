@@ -1,10 +1,16 @@
 //! Every Linux call that the Peregrine crates make, typed.
 //!
 //! Two styles live here. What runs in ordinary code is re-exported from `rustix` (as [`rustix`]). What runs in
-//! a signal handler, on a node's own stack or between two threads ([`raw`]) touches no thread-local, no
-//! static and no allocator, for at that point all three belong to somebody else.
+//! a signal handler, on a node's own stack or between two threads ([`raw`] and the modules built on it) touches
+//! no thread-local, no static and no allocator, for at that point all three belong to somebody else.
 
+pub mod cpu;
+pub mod futex;
+pub mod memory;
+pub mod process;
 pub mod raw;
+pub mod signal;
+pub mod timer;
 
 pub use linux_raw_sys;
 pub use rustix;
