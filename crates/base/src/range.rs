@@ -124,7 +124,8 @@ impl PageRange {
     /// If the bytes end beyond the address space.
     pub const fn covering(addr: VirtAddr, len_bytes: usize) -> Self {
         let start = addr.page_floor();
-        let end = VirtAddr(addr.0.checked_add(len_bytes).expect("range beyond the address space")).page_ceil();
+        let end =
+            VirtAddr(addr.0.checked_add(len_bytes).expect("range beyond the address space")).page_ceil();
         Self::new(start, PageCount((end.0 - start.0) >> PAGE_SHIFT))
     }
 

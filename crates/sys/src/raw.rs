@@ -26,3 +26,25 @@ pub unsafe fn syscall6(n: u32, a: usize, b: usize, c: usize, d: usize, e: usize,
     }
     ret
 }
+
+/// `ioctl(2)`.
+///
+/// # Safety
+/// The request must be sound on this descriptor with this argument (a value, or the address of its struct).
+#[inline]
+pub unsafe fn ioctl(fd: i32, request: u32, arg: usize) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        check(syscall6(linux_raw_sys::general::__NR_ioctl, fd as usize, request as usize, arg, 0, 0, 0))
+    }
+}
+
+/// `_IOWR(kind, number, size)` as x86-64 and aarch64 encode it.
+pub(crate) const fn iowr(kind: u8, number: u32, size_bytes: usize) -> u32 {
+    (3 << 30) | ((size_bytes as u32) << 16) | ((kind as u32) << 8) | number
+}
+
+pub(crate) use linux_raw_sys::ioctl::{
+    UFFDIO_API, UFFDIO_CONTINUE, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE,
+    UFFDIO_WRITEPROTECT, UFFDIO_ZEROPAGE,
+};

@@ -1,0 +1,63 @@
+//! Anonymous files (`memfd_create`): frames that can be mapped more than once.
+
+use crate::raw::Errno;
+use crate::rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use peregrine_base::PageCount;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What the file's pages are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Pages {
+    /// Base pages (huge ones where the kernel's shmem setting gives them).
+    #[default]
+    Base,
+    /// 2 MiB pages from the pool (`MFD_HUGETLB`).
+    Huge2M,
+}
+
+/// Makes a memfd of `pages` pages of zeros: close-on-exec, not executable where the kernel knows that, mode 0600 (a
+/// holder of a read-only descriptor must not be able to open it anew for writing).
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOMEM; ENODEV or ENOENT: no huge pages.
+pub fn create(name: &CStr, pages: PageCount, kind: Pages) -> Result<OwnedFd, Errno> {
+    use crate::rustix::fs;
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if kind == Pages::Huge2M {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let errno = |e: crate::rustix::io::Errno| Errno(e.raw_os_error());
+    // MFD_NOEXEC_SEAL is of Linux 6.3: an older kernel answers EINVAL.
+    let fd = match fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(crate::rustix::io::Errno::INVAL) => fs::memfd_create(name, flags),
+        other => other,
+    }
+    .map_err(errno)?;
+    fs::fchmod(&fd, fs::Mode::RUSR | fs::Mode::WUSR).map_err(errno)?;
+    fs::ftruncate(&fd, pages.bytes() as u64).map_err(errno)?;
+    Ok(fd)
+}
+
+/// Forbids shrinking the file from now on, so that no holder can make another's access raise SIGBUS by truncating it.
+///
+/// # Errors
+/// EPERM: sealed already, or not a memfd.
+pub fn seal_size(fd: impl AsFd) -> Result<(), Errno> {
+    crate::rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK | SealFlags::GROW)
+        .map_err(|e| Errno(e.raw_os_error()))
+}
+
+/// Gives the frames of `pages` pages from `at` back and leaves zeros (`FALLOC_FL_PUNCH_HOLE`), in every mapping.
+///
+/// # Errors
+/// EOPNOTSUPP: the file system can't. EPERM: sealed against writing.
+pub fn punch(fd: impl AsFd, at: PageCount, pages: PageCount) -> Result<(), Errno> {
+    crate::rustix::fs::fallocate(
+        fd,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        at.bytes() as u64,
+        pages.bytes() as u64,
+    )
+    .map_err(|e| Errno(e.raw_os_error()))
+}

@@ -1,0 +1,677 @@
+//! `userfaultfd(2)`, typed.
+//!
+//! A descriptor owns ranges of this process's address space and decides what happens when they are touched:
+//!
+//! ```text
+//!  register(range, MISSING | MINOR | WP)
+//!        │
+//!   touch of an absent page ──▶ MISSING fault ─┐           ┌─ Features::SIGBUS: SIGBUS in the toucher
+//!   touch of a page in the file only ▶ MINOR ──┼─▶ reported ┼─ else: a message, the toucher sleeps
+//!   write to a protected page ──▶ WP fault ────┘           └─ Features::WP_ASYNC (WP only): the kernel
+//!                                                             lifts the protection itself and remembers
+//!  answered by: copy, zeropage, continue_, move_ (fill)   write_protect (lift)   poison (SIGBUS for ever)
+//! ```
+//!
+//! [`Uffd`] owns the descriptor; [`UffdRef`] is a copyable view of it whose calls touch no allocator, no
+//! thread-local and no static, so that a signal handler can make them.
+
+use crate::raw::{self, Errno};
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ops::{BitOr, BitOrAssign, Sub};
+use linux_raw_sys::general as g;
+use peregrine_base::{PageRange, VirtAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+macro_rules! flag_set {
+    ($(#[$meta:meta])* $name:ident: $(($flag:ident, $value:expr, $doc:literal)),* $(,)?) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+        #[repr(transparent)]
+        pub struct $name(u64);
+
+        impl $name {
+            $(#[doc = $doc] pub const $flag: Self = Self($value as u64);)*
+            const NAMES: &'static [(&'static str, u64)] = &[$((stringify!($flag), $value as u64)),*];
+
+            /// No flag.
+            pub const fn empty() -> Self {
+                Self(0)
+            }
+
+            /// The flags as the kernel writes them; unknown ones are kept.
+            pub const fn from_bits(bits: u64) -> Self {
+                Self(bits)
+            }
+
+            /// The flags as the kernel reads them.
+            pub const fn bits(self) -> u64 {
+                self.0
+            }
+
+            /// Whether every flag of `other` is set here.
+            pub const fn contains(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            /// The flags in both.
+            pub const fn intersection(self, other: Self) -> Self {
+                Self(self.0 & other.0)
+            }
+
+            /// Whether no flag is set.
+            pub const fn is_empty(self) -> bool {
+                self.0 == 0
+            }
+
+            /// The flags of either; for constants, where `|` is not available.
+            pub const fn union(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+        }
+
+        impl BitOr for $name {
+            type Output = Self;
+            fn bitor(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+        }
+
+        impl BitOrAssign for $name {
+            fn bitor_assign(&mut self, other: Self) {
+                self.0 |= other.0;
+            }
+        }
+
+        impl Sub for $name {
+            type Output = Self;
+            fn sub(self, other: Self) -> Self {
+                Self(self.0 & !other.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut rest = self.0;
+                let mut first = true;
+                for (name, bit) in Self::NAMES {
+                    if *bit != 0 && rest & bit == *bit {
+                        write!(f, "{}{name}", if first { "" } else { " | " })?;
+                        first = false;
+                        rest &= !bit;
+                    }
+                }
+                match (first, rest) {
+                    (true, 0) => f.write_str("(none)"),
+                    (_, 0) => Ok(()),
+                    _ => write!(f, "{}{rest:#x}", if first { "" } else { " | " }),
+                }
+            }
+        }
+    };
+}
+pub(crate) use flag_set;
+
+flag_set! {
+    /// What a descriptor can do (`UFFD_FEATURE_*`), agreed with the kernel when it is made.
+    Features:
+    (PAGEFAULT_FLAG_WP, g::UFFD_FEATURE_PAGEFAULT_FLAG_WP, "Write-protect faults are reported (anonymous memory)."),
+    (EVENT_FORK, g::UFFD_FEATURE_EVENT_FORK, "A fork is reported, with a descriptor for the child. Needs `CAP_SYS_PTRACE`."),
+    (EVENT_REMAP, g::UFFD_FEATURE_EVENT_REMAP, "An `mremap` is reported."),
+    (EVENT_REMOVE, g::UFFD_FEATURE_EVENT_REMOVE, "A `MADV_DONTNEED` or `MADV_REMOVE` is reported."),
+    (EVENT_UNMAP, g::UFFD_FEATURE_EVENT_UNMAP, "An `munmap` is reported."),
+    (MISSING_HUGETLBFS, g::UFFD_FEATURE_MISSING_HUGETLBFS, "MISSING works on hugetlbfs."),
+    (MISSING_SHMEM, g::UFFD_FEATURE_MISSING_SHMEM, "MISSING works on shared memory."),
+    (SIGBUS, g::UFFD_FEATURE_SIGBUS, "Faults raise SIGBUS in the faulting thread; there are no messages."),
+    (THREAD_ID, g::UFFD_FEATURE_THREAD_ID, "Messages carry the faulting thread's id."),
+    (MINOR_HUGETLBFS, g::UFFD_FEATURE_MINOR_HUGETLBFS, "MINOR works on hugetlbfs."),
+    (MINOR_SHMEM, g::UFFD_FEATURE_MINOR_SHMEM, "MINOR works on shared memory."),
+    (EXACT_ADDRESS, g::UFFD_FEATURE_EXACT_ADDRESS, "Messages carry the address, not only the page."),
+    (WP_HUGETLBFS_SHMEM, g::UFFD_FEATURE_WP_HUGETLBFS_SHMEM, "Write-protect works on shared memory and hugetlbfs."),
+    (WP_UNPOPULATED, g::UFFD_FEATURE_WP_UNPOPULATED, "Write-protect also covers anonymous pages that are not there yet."),
+    (POISON, g::UFFD_FEATURE_POISON, "`UFFDIO_POISON`."),
+    (WP_ASYNC, g::UFFD_FEATURE_WP_ASYNC, "Write faults are resolved by the kernel and only remembered."),
+    (MOVE, g::UFFD_FEATURE_MOVE, "`UFFDIO_MOVE`."),
+}
+
+flag_set! {
+    /// Which faults a registered range reports (`UFFDIO_REGISTER_MODE_*`).
+    RegisterMode:
+    (MISSING, g::UFFDIO_REGISTER_MODE_MISSING, "Touches of pages that are nowhere."),
+    (WP, g::UFFDIO_REGISTER_MODE_WP, "Writes to protected pages."),
+    (MINOR, g::UFFDIO_REGISTER_MODE_MINOR, "Touches of pages that the backing file has but this page table has not."),
+}
+
+flag_set! {
+    /// Which operations a registered range allows, as bits numbered by the ioctl.
+    RangeIoctls:
+    (WAKE, 1u64 << g::_UFFDIO_WAKE, "`UFFDIO_WAKE`."),
+    (COPY, 1u64 << g::_UFFDIO_COPY, "`UFFDIO_COPY`."),
+    (ZEROPAGE, 1u64 << g::_UFFDIO_ZEROPAGE, "`UFFDIO_ZEROPAGE`."),
+    (MOVE, 1u64 << g::_UFFDIO_MOVE, "`UFFDIO_MOVE`."),
+    (WRITEPROTECT, 1u64 << g::_UFFDIO_WRITEPROTECT, "`UFFDIO_WRITEPROTECT`."),
+    (CONTINUE, 1u64 << g::_UFFDIO_CONTINUE, "`UFFDIO_CONTINUE`."),
+    (POISON, 1u64 << g::_UFFDIO_POISON, "`UFFDIO_POISON`."),
+}
+
+/// How a fill leaves the pages and the threads that wait for them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FillMode {
+    /// The pages arrive write-protected (`*_MODE_WP`): copy and continue only.
+    pub write_protected: bool,
+    /// Waiting threads are left asleep (`*_MODE_DONTWAKE`) until a [`UffdRef::wake`].
+    pub leave_asleep: bool,
+}
+
+impl FillMode {
+    const fn bits(self) -> u64 {
+        (self.leave_asleep as u64) | ((self.write_protected as u64) << 1)
+    }
+}
+
+/// A fill that stopped early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Partial {
+    /// Bytes at the front of the range that were filled before the stop.
+    pub done_bytes: usize,
+    /// Why it stopped: EEXIST a page was already there, EAGAIN the address space is changing (try again from
+    /// `done_bytes`), ENOENT the range is not registered, EFAULT the source or the backing page is absent.
+    pub errno: Errno,
+}
+
+impl fmt::Display for Partial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stopped after {} bytes: {}", self.done_bytes, self.errno)
+    }
+}
+
+impl core::error::Error for Partial {}
+
+/// How a descriptor was had, which decides whether kernel accesses are served.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Access {
+    /// `userfaultfd(2)` without restriction.
+    Full,
+    /// `/dev/userfaultfd`, without restriction.
+    Device,
+    /// `UFFD_USER_MODE_ONLY`: a system call that touches an absent or protected page fails with EFAULT.
+    UserModeOnly,
+}
+
+impl Access {
+    /// Whether a handler thread serves faults that the kernel takes on behalf of a system call.
+    pub const fn serves_kernel_faults(self) -> bool {
+        !matches!(self, Self::UserModeOnly)
+    }
+}
+
+/// No descriptor could be made; what each way answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenError {
+    /// `userfaultfd(2)` without `UFFD_USER_MODE_ONLY`, if it was tried.
+    pub full: Option<Errno>,
+    /// `/dev/userfaultfd`, if it was tried.
+    pub device: Option<Errno>,
+    /// `userfaultfd(2)` with `UFFD_USER_MODE_ONLY`, if it was tried.
+    pub user_mode_only: Option<Errno>,
+    /// The handshake (`UFFDIO_API`), if a descriptor was had but refused these features.
+    pub handshake: Option<(Features, Errno)>,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((features, errno)) = self.handshake {
+            return write!(f, "userfaultfd refuses the features {features:?}: {errno}");
+        }
+        f.write_str("no userfaultfd:")?;
+        for (what, errno) in [
+            ("the plain call (sysctl vm.unprivileged_userfaultfd=1 or CAP_SYS_PTRACE allows it)", self.full),
+            ("/dev/userfaultfd (read access to the device allows it)", self.device),
+            (
+                "the call with UFFD_USER_MODE_ONLY (only a seccomp filter or an old kernel refuses it)",
+                self.user_mode_only,
+            ),
+        ] {
+            if let Some(errno) = errno {
+                write!(f, " {what}: {errno};")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for OpenError {}
+
+/// `UFFDIO_MOVE`: `_IOWR(0xAA, 5, struct uffdio_move)`, which linux-raw-sys 0.12 does not carry.
+const UFFDIO_MOVE: u32 = raw::iowr(0xAA, g::_UFFDIO_MOVE, size_of::<g::uffdio_move>());
+/// `UFFDIO_POISON`: `_IOWR(0xAA, 8, struct uffdio_poison)`.
+const UFFDIO_POISON: u32 = raw::iowr(0xAA, g::_UFFDIO_POISON, size_of::<g::uffdio_poison>());
+/// `USERFAULTFD_IOC_NEW`: `_IO(0xAA, 0)` on `/dev/userfaultfd`.
+const USERFAULTFD_IOC_NEW: u32 = 0xAA00;
+
+const fn kernel_range(range: PageRange) -> g::uffdio_range {
+    g::uffdio_range { start: range.start().as_usize() as u64, len: range.len_bytes() as u64 }
+}
+
+/// Turns the kernel's "bytes or negative error" field into a result.
+fn finish(ret: Result<usize, Errno>, field: i64, len_bytes: usize) -> Result<(), Partial> {
+    match ret {
+        Ok(_) => Ok(()),
+        Err(_) if field > 0 && (field as usize) < len_bytes => {
+            // The kernel writes the bytes done and fails the call with EAGAIN, whatever stopped it: the next
+            // call from there tells the true reason.
+            Err(Partial { done_bytes: field as usize, errno: Errno::EAGAIN })
+        }
+        Err(errno) => Err(Partial { done_bytes: 0, errno }),
+    }
+}
+
+/// A userfaultfd that this value owns; closing it drops every registration made through it.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+    access: Access,
+    features: Features,
+}
+
+impl Uffd {
+    /// Makes a descriptor with at least `features`: the plain call first, then `/dev/userfaultfd`, then
+    /// `UFFD_USER_MODE_ONLY`. It is close-on-exec and non-blocking.
+    ///
+    /// # Errors
+    /// [`OpenError`], with what each way answered and what would allow it.
+    pub fn open(features: Features) -> Result<Self, OpenError> {
+        let mut why = OpenError { full: None, device: None, user_mode_only: None, handshake: None };
+        let attempt = match Self::create(0) {
+            Ok(fd) => Some((fd, Access::Full)),
+            Err(errno) => {
+                why.full = Some(errno);
+                match Self::create_from_device() {
+                    Ok(fd) => Some((fd, Access::Device)),
+                    Err(errno) => {
+                        why.device = Some(errno);
+                        match Self::create(g::UFFD_USER_MODE_ONLY) {
+                            Ok(fd) => Some((fd, Access::UserModeOnly)),
+                            Err(errno) => {
+                                why.user_mode_only = Some(errno);
+                                None
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        let (fd, access) = attempt.ok_or(why)?;
+        Self::handshake(fd, access, features)
+    }
+
+    /// Makes a descriptor in one given way only; for tests and for code that must know which it has.
+    ///
+    /// # Errors
+    /// As [`Uffd::open`], for that way.
+    pub fn open_as(access: Access, features: Features) -> Result<Self, OpenError> {
+        let mut why = OpenError { full: None, device: None, user_mode_only: None, handshake: None };
+        let fd = match access {
+            Access::Full => Self::create(0).map_err(|e| why.full = Some(e)),
+            Access::Device => Self::create_from_device().map_err(|e| why.device = Some(e)),
+            Access::UserModeOnly => {
+                Self::create(g::UFFD_USER_MODE_ONLY).map_err(|e| why.user_mode_only = Some(e))
+            }
+        };
+        Self::handshake(fd.map_err(|()| why)?, access, features)
+    }
+
+    fn create(flags: u32) -> Result<OwnedFd, Errno> {
+        let flags = flags | g::O_CLOEXEC | g::O_NONBLOCK;
+        // SAFETY: the call reads no memory; a non-negative result is a descriptor that nobody else owns.
+        unsafe {
+            let fd = raw::check(raw::syscall6(g::__NR_userfaultfd, flags as usize, 0, 0, 0, 0, 0))?;
+            Ok(OwnedFd::from_raw_fd(fd as i32))
+        }
+    }
+
+    fn create_from_device() -> Result<OwnedFd, Errno> {
+        let device = crate::rustix::fs::open(
+            c"/dev/userfaultfd",
+            crate::rustix::fs::OFlags::RDWR | crate::rustix::fs::OFlags::CLOEXEC,
+            crate::rustix::fs::Mode::empty(),
+        )
+        .map_err(|e| Errno(e.raw_os_error()))?;
+        // SAFETY: the ioctl takes its flags by value; a non-negative result is a descriptor that nobody owns.
+        unsafe {
+            let flags = (g::O_CLOEXEC | g::O_NONBLOCK) as usize;
+            let fd = raw::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags)?;
+            Ok(OwnedFd::from_raw_fd(fd as i32))
+        }
+    }
+
+    fn handshake(fd: OwnedFd, access: Access, features: Features) -> Result<Self, OpenError> {
+        let mut api = g::uffdio_api { api: g::UFFD_API as u64, features: features.bits(), ioctls: 0 };
+        // SAFETY: the kernel reads and writes the one struct that is passed.
+        let ret = unsafe { raw::ioctl(fd.as_raw_fd(), raw::UFFDIO_API, (&raw mut api) as usize) };
+        match ret {
+            Ok(_) => Ok(Self { fd, access, features: Features(api.features) }),
+            Err(errno) => Err(OpenError {
+                full: None,
+                device: None,
+                user_mode_only: None,
+                handshake: Some((features, errno)),
+            }),
+        }
+    }
+
+    /// How the descriptor was had.
+    pub const fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Every feature that this kernel supports, as the handshake answered (not only those asked for).
+    pub const fn supported(&self) -> Features {
+        self.features
+    }
+
+    /// A copyable view whose calls may be made in a signal handler.
+    pub fn by_ref(&self) -> UffdRef<'_> {
+        UffdRef(self.fd.as_fd())
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A borrowed userfaultfd. No call here touches `errno`, a thread-local, a static or the allocator.
+#[derive(Clone, Copy, Debug)]
+pub struct UffdRef<'a>(BorrowedFd<'a>);
+
+impl<'a> UffdRef<'a> {
+    /// A view of `fd`, which must be a userfaultfd for the calls to succeed.
+    pub const fn new(fd: BorrowedFd<'a>) -> Self {
+        Self(fd)
+    }
+
+    /// # Safety
+    /// As for the call made with `req` on this descriptor; `arg` must be its struct.
+    #[inline]
+    unsafe fn ioctl<T>(self, req: u32, arg: &mut T) -> Result<usize, Errno> {
+        // SAFETY: the struct lives across the call; what the call does is the caller's.
+        unsafe { raw::ioctl(self.0.as_raw_fd(), req, core::ptr::from_mut(arg) as usize) }
+    }
+
+    /// `UFFDIO_REGISTER`: from now on `range` reports the faults in `mode`. Returns what may be done with it.
+    ///
+    /// # Errors
+    /// EINVAL: no mapping there, or its kind does not support `mode`. EBUSY: another descriptor has it. EPERM: a
+    /// shared mapping of a file that may not be written.
+    ///
+    /// # Safety
+    /// The caller owns the mappings in `range`: from now on touching them may trap.
+    pub unsafe fn register(self, range: PageRange, mode: RegisterMode) -> Result<RangeIoctls, Errno> {
+        let mut arg = g::uffdio_register { range: kernel_range(range), mode: mode.bits(), ioctls: 0 };
+        // SAFETY: the struct is this ioctl's; ownership of the range is the caller's promise.
+        unsafe { self.ioctl(raw::UFFDIO_REGISTER, &mut arg)? };
+        Ok(RangeIoctls(arg.ioctls))
+    }
+
+    /// `UFFDIO_UNREGISTER`: `range` reports nothing more, protections are lifted, sleepers are woken.
+    ///
+    /// # Errors
+    /// EINVAL: no mapping there, or a kind that could not have been registered.
+    pub fn unregister(self, range: PageRange) -> Result<(), Errno> {
+        let mut arg = kernel_range(range);
+        // SAFETY: the struct is this ioctl's; it only takes away what `register` had set up.
+        unsafe { self.ioctl(raw::UFFDIO_UNREGISTER, &mut arg)? };
+        Ok(())
+    }
+
+    /// `UFFDIO_WRITEPROTECT`: protects `range` against writes, or lifts that and wakes the writers.
+    ///
+    /// # Errors
+    /// ENOENT: `range` is not wholly registered with [`RegisterMode::WP`]. EAGAIN: the address space is changing.
+    #[inline]
+    pub fn write_protect(self, range: PageRange, protect: bool) -> Result<(), Errno> {
+        let mut arg = g::uffdio_writeprotect { range: kernel_range(range), mode: protect as u64 };
+        // SAFETY: the struct is this ioctl's; contents don't change, and only writes to a range registered for
+        // it are delayed.
+        unsafe { self.ioctl(raw::UFFDIO_WRITEPROTECT, &mut arg)? };
+        Ok(())
+    }
+
+    /// `UFFDIO_COPY`: fills the absent pages of `range` with the bytes at `src`.
+    ///
+    /// # Errors
+    /// [`Partial`]; EEXIST: a page was already there.
+    ///
+    /// # Safety
+    /// `src` is readable for `range.len_bytes()`; nobody relies on `range` being absent or zero.
+    #[inline]
+    pub unsafe fn copy(self, range: PageRange, src: *const u8, mode: FillMode) -> Result<(), Partial> {
+        let len = range.len_bytes();
+        let mut arg = g::uffdio_copy {
+            dst: range.start().as_usize() as u64,
+            src: src as u64,
+            len: len as u64,
+            mode: mode.bits(),
+            copy: 0,
+        };
+        // SAFETY: the struct is this ioctl's; source and destination are the caller's promise.
+        let ret = unsafe { self.ioctl(raw::UFFDIO_COPY, &mut arg) };
+        finish(ret, arg.copy, len)
+    }
+
+    /// `UFFDIO_ZEROPAGE`: fills the absent pages of `range` with zeros.
+    ///
+    /// # Errors
+    /// [`Partial`]; EEXIST: a page was already there; EINVAL: huge pages, which have none.
+    ///
+    /// # Safety
+    /// Nobody relies on `range` being absent.
+    #[inline]
+    pub unsafe fn zeropage(self, range: PageRange, mode: FillMode) -> Result<(), Partial> {
+        let len = range.len_bytes();
+        // The zero page has no write-protected form here: only the "don't wake" bit is passed.
+        let mode = FillMode { write_protected: false, ..mode }.bits();
+        let mut arg = g::uffdio_zeropage { range: kernel_range(range), mode, zeropage: 0 };
+        // SAFETY: the struct is this ioctl's; the destination is the caller's promise.
+        let ret = unsafe { self.ioctl(raw::UFFDIO_ZEROPAGE, &mut arg) };
+        finish(ret, arg.zeropage, len)
+    }
+
+    /// `UFFDIO_CONTINUE`: maps the pages that the backing file already has into `range`.
+    ///
+    /// # Errors
+    /// [`Partial`]; EFAULT: the file has no such page; EEXIST: it is mapped already.
+    ///
+    /// # Safety
+    /// Nobody relies on `range` being absent.
+    #[inline]
+    pub unsafe fn continue_(self, range: PageRange, mode: FillMode) -> Result<(), Partial> {
+        let len = range.len_bytes();
+        let mut arg = g::uffdio_continue { range: kernel_range(range), mode: mode.bits(), mapped: 0 };
+        // SAFETY: the struct is this ioctl's; the destination is the caller's promise.
+        let ret = unsafe { self.ioctl(raw::UFFDIO_CONTINUE, &mut arg) };
+        finish(ret, arg.mapped, len)
+    }
+
+    /// `UFFDIO_MOVE`: moves the page frames at `src` into the absent pages of `range`; `src` is left absent.
+    ///
+    /// Only private anonymous memory of one process. `allow_holes` leaves absent source pages absent.
+    ///
+    /// # Errors
+    /// [`Partial`]; ENOENT: a source page is absent; EBUSY: it is shared (after a fork) or pinned; EEXIST.
+    ///
+    /// # Safety
+    /// The caller owns both ranges, and nothing refers to bytes at `src` any more.
+    #[inline]
+    pub unsafe fn move_(
+        self,
+        range: PageRange,
+        src: VirtAddr,
+        allow_holes: bool,
+        mode: FillMode,
+    ) -> Result<(), Partial> {
+        let len = range.len_bytes();
+        let mut arg = g::uffdio_move {
+            dst: range.start().as_usize() as u64,
+            src: src.as_usize() as u64,
+            len: len as u64,
+            mode: mode.leave_asleep as u64 | ((allow_holes as u64) << 1),
+            move_: 0,
+        };
+        // SAFETY: the struct is this ioctl's; both ranges are the caller's promise.
+        let ret = unsafe { self.ioctl(UFFDIO_MOVE, &mut arg) };
+        finish(ret, arg.move_, len)
+    }
+
+    /// `UFFDIO_POISON`: from now on, touching the absent pages of `range` raises SIGBUS (`BUS_MCEERR_AR`).
+    ///
+    /// # Errors
+    /// [`Partial`]; EEXIST: a page was already there.
+    ///
+    /// # Safety
+    /// The caller owns `range`.
+    pub unsafe fn poison(self, range: PageRange, mode: FillMode) -> Result<(), Partial> {
+        let len = range.len_bytes();
+        let mode = mode.leave_asleep as u64;
+        let mut arg = g::uffdio_poison { range: kernel_range(range), mode, updated: 0 };
+        // SAFETY: the struct is this ioctl's; the range is the caller's promise.
+        let ret = unsafe { self.ioctl(UFFDIO_POISON, &mut arg) };
+        finish(ret, arg.updated, len)
+    }
+
+    /// `UFFDIO_WAKE`: threads asleep on a fault in `range` try again.
+    ///
+    /// # Errors
+    /// EINVAL: not a range of this address space.
+    #[inline]
+    pub fn wake(self, range: PageRange) -> Result<(), Errno> {
+        let mut arg = kernel_range(range);
+        // SAFETY: the struct is this ioctl's; a woken thread repeats its access.
+        unsafe { self.ioctl(raw::UFFDIO_WAKE, &mut arg)? };
+        Ok(())
+    }
+
+    /// Reads the next messages without blocking; returns how many of `into` were written.
+    ///
+    /// # Errors
+    /// EAGAIN: none waits. EINVAL: the descriptor has [`Features::SIGBUS`], so it never has any.
+    pub fn read(self, into: &mut [MaybeUninit<Message>]) -> Result<usize, Errno> {
+        const { assert!(size_of::<Message>() == size_of::<g::uffd_msg>()) };
+        let len = core::mem::size_of_val(into);
+        // SAFETY: the kernel writes whole messages into the slice, at most `len` bytes; `Message` is the raw struct.
+        let n = unsafe {
+            raw::check(raw::syscall6(
+                g::__NR_read,
+                self.0.as_raw_fd() as usize,
+                into.as_mut_ptr() as usize,
+                len,
+                0,
+                0,
+                0,
+            ))?
+        };
+        Ok(n / size_of::<Message>())
+    }
+}
+
+impl AsFd for UffdRef<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0
+    }
+}
+
+/// A message as the kernel writes it; [`Message::event`] reads it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Message(g::uffd_msg);
+
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A thread touched a page and sleeps.
+    PageFault {
+        /// The address, or its page without [`Features::EXACT_ADDRESS`].
+        address: VirtAddr,
+        /// The access was a write.
+        write: bool,
+        /// The page was there but write-protected.
+        write_protected: bool,
+        /// The backing file had the page.
+        minor: bool,
+        /// The thread, with [`Features::THREAD_ID`]; otherwise 0.
+        thread_id: u32,
+    },
+    /// The process forked; the child's userfaultfd is this (owned) descriptor.
+    Fork {
+        /// The descriptor's number.
+        fd: i32,
+    },
+    /// A range moved.
+    Remap {
+        /// Where it was.
+        from: VirtAddr,
+        /// Where it is.
+        to: VirtAddr,
+        /// How long it is.
+        len_bytes: usize,
+    },
+    /// A range's contents were discarded.
+    Remove {
+        /// First address.
+        start: VirtAddr,
+        /// First address beyond.
+        end: VirtAddr,
+    },
+    /// A range was unmapped.
+    Unmap {
+        /// First address.
+        start: VirtAddr,
+        /// First address beyond.
+        end: VirtAddr,
+    },
+    /// An event that this crate does not know.
+    Unknown(u8),
+}
+
+impl Message {
+    /// What the message says.
+    pub fn event(&self) -> Event {
+        let at = |a: u64| VirtAddr::new(a as usize);
+        // SAFETY: each arm reads the member of the union that the kernel fills for that event; all are plain integers.
+        unsafe {
+            match self.0.event as u32 {
+                g::UFFD_EVENT_PAGEFAULT => {
+                    let p = self.0.arg.pagefault;
+                    let has = |flag: u32| p.flags & flag as u64 != 0;
+                    Event::PageFault {
+                        address: at(p.address),
+                        write: has(g::UFFD_PAGEFAULT_FLAG_WRITE) || has(g::UFFD_PAGEFAULT_FLAG_WP),
+                        write_protected: has(g::UFFD_PAGEFAULT_FLAG_WP),
+                        minor: has(g::UFFD_PAGEFAULT_FLAG_MINOR),
+                        thread_id: p.feat.ptid,
+                    }
+                }
+                g::UFFD_EVENT_FORK => Event::Fork { fd: self.0.arg.fork.ufd as i32 },
+                g::UFFD_EVENT_REMAP => {
+                    let r = self.0.arg.remap;
+                    Event::Remap { from: at(r.from), to: at(r.to), len_bytes: r.len as usize }
+                }
+                g::UFFD_EVENT_REMOVE => {
+                    Event::Remove { start: at(self.0.arg.remove.start), end: at(self.0.arg.remove.end) }
+                }
+                g::UFFD_EVENT_UNMAP => {
+                    Event::Unmap { start: at(self.0.arg.remove.start), end: at(self.0.arg.remove.end) }
+                }
+                other => Event::Unknown(other as u8),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.event().fmt(f)
+    }
+}
