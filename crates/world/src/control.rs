@@ -54,6 +54,7 @@ pub const NONE: u32 = u32::MAX;
 pub enum PauseKind {
     Image = 1,
     Rollback = 2,
+    Rebuild = 3,
 }
 
 /// The part of the control memory that is not imaged.
@@ -63,6 +64,8 @@ pub struct World {
     pub pause: AtomicU32,
     /// What for: a [`PauseKind`].
     pub pause_kind: AtomicU32,
+    /// Counts rollbacks, from 1: a node whose queue is of an earlier life fills it anew.
+    pub life: AtomicU32,
     /// Bumped by a node that has paused or is ready; the supervisor sleeps on it.
     pub acks: AtomicU32,
     /// Number of nodes.
@@ -175,6 +178,8 @@ pub struct Imaged {
     pub ends: Lock<FreeList>,
     /// The arena's allocator.
     pub arena: Lock<Arena>,
+    /// End of the claimed part, for readers without the lock.
+    pub arena_end: AtomicUsize,
     /// Output: total bytes written, under its lock.
     pub output_tail: Lock<u64>,
     /// World memory given to slots and messages, in bytes.
@@ -472,6 +477,7 @@ pub unsafe fn initialise(node_count: u32) {
             channels: free(),
             ends: free(),
             arena: Lock::new(Arena { talc: Talc::new(Manual), end: 0 }),
+            arena_end: AtomicUsize::new(0),
             output_tail: Lock::new(0),
             memory_used: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
@@ -482,6 +488,7 @@ pub unsafe fn initialise(node_count: u32) {
     }
     let w = world();
     w.node_count.store(node_count, Ordering::Relaxed);
+    w.life.store(1, Ordering::Relaxed);
     for n in &w.nodes {
         n.inbox.store(NONE, Ordering::Relaxed);
         n.current.store(NONE, Ordering::Relaxed);

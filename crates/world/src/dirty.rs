@@ -11,6 +11,8 @@ use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::pagemap::{Pagemap, PagemapRef, ScanArgs};
 use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
 use peregrine_thread::layout::{ARENA, ARENA_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES};
+use peregrine_sys::signal;
+use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::SlotHeader;
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 
@@ -53,9 +55,21 @@ fn into_fd(fd: impl std::os::fd::AsFd) -> RawFd {
     raw
 }
 
-/// Lists what was written since the last report and starts over.
+/// Adds what was written since the last report to this node's list, and starts over.
+///
+/// The supervisor empties the list when it has read it, so a report for an image that was given up is not lost to the next.
+/// A reset must not come between the scan, which forgets, and the count that makes it known: it is held off meanwhile.
 pub fn report(index: u32) {
+    let mask = signal::set_mask(signal::bit(SIG_RESET));
+    add_to_report(index);
+    signal::set_mask(mask);
+}
+
+fn add_to_report(index: u32) {
     let me = node(index);
+    if me.dirty.load(Ordering::Relaxed) == UNKNOWN {
+        return;
+    }
     if !world().track.load(Ordering::Relaxed) {
         me.dirty.store(UNKNOWN, Ordering::Relaxed);
         return;
@@ -66,7 +80,7 @@ pub fn report(index: u32) {
     let pagemap = PagemapRef::new(unsafe { BorrowedFd::borrow_raw(fd) });
     // After an image only live stack counts; before a rollback also what was live when the image was taken.
     let live_only = world().pause_kind.load(Ordering::Relaxed) == PauseKind::Image as u32;
-    let mut found = 0;
+    let mut found = me.dirty.load(Ordering::Relaxed);
     let mut complete = true;
     for (w, word) in me.ran.iter().enumerate().take(SLOT_COUNT / 64) {
         let mut bits = word.load(Ordering::Relaxed);

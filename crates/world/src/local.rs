@@ -62,6 +62,8 @@ pub struct Local {
     pub tick: Option<peregrine_sys::timer::Timer>,
     /// Whether it runs.
     pub ticking: bool,
+    /// The life of the World that queue and timers belong to; 0: none.
+    pub life: u32,
     head: usize,
     len: usize,
     timers: usize,
@@ -89,6 +91,7 @@ impl Local {
         (self.head, self.len, self.timers) = (0, 0, 0);
         self.action = Action::None;
         self.previous = NONE;
+        self.life = 0;
     }
 
     /// Number of runnable threads waiting.

@@ -94,7 +94,7 @@ extern "C" fn ignore(_: Signo, _: *mut SigInfo, _: *mut UContext) {}
 /// Makes the terminal's signals harmless here: the supervisor acts on them. A handler, not SIG_IGN: programs that the
 /// thread starts must have the default again.
 pub fn shield_from_terminal() {
-    for signo in [number::INT, number::QUIT, number::HUP] {
+    for signo in [number::INT, number::QUIT, number::HUP, number::TERM] {
         // SAFETY: does nothing.
         let _ = unsafe { signal::install(signo, ignore, HandlerFlags::RESTART_NODEFER) };
     }

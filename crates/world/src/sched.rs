@@ -268,14 +268,14 @@ pub extern "C" fn scheduler() -> ! {
         node(c.node).current.store(NONE, Ordering::Relaxed);
         peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs);
         local().clear();
-        rebuild(c, local());
         loop {
             step(carrier(), local());
         }
     }
 }
 
-/// Fills queue and timers from the records.
+/// Fills queue and timers from the records. Only in a pause: a thread that another node already runs could arrive here
+/// meanwhile and be queued twice.
 fn rebuild(c: &mut Carrier, l: &mut Local) {
     l.clear();
     let used = imaged().threads.with(|t| t.used);
@@ -440,6 +440,12 @@ unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
     let me = node(c.node);
     // SAFETY: as promised.
     unsafe { statics::save(c, template()) };
+    let life = w.life.load(Ordering::Acquire);
+    if l.life != life && w.pause_kind.load(Ordering::Acquire) != PauseKind::Rollback as u32 {
+        statics::forget(c);
+        rebuild(c, l);
+        l.life = life;
+    }
     if me.paused.load(Ordering::Relaxed) != word {
         crate::dirty::report(c.node);
         // Release: the supervisor, which acquires, sees statics and the report.
@@ -449,10 +455,6 @@ unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
     }
     while w.pause.load(Ordering::Acquire) == word {
         futex::wait(&w.pause, word, None);
-    }
-    if w.pause_kind.load(Ordering::Relaxed) == PauseKind::Rollback as u32 {
-        statics::forget(c);
-        rebuild(c, l);
     }
 }
 

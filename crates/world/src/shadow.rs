@@ -196,6 +196,24 @@ impl Shadow {
                 core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
             }
         }
+        if std::env::var_os("PEREGRINE_VERIFY_ROLLBACK").is_some() {
+            let mut m = Moved::default();
+            for slot in self.live.keys() {
+                unsafe {
+                    for (k, (start, end)) in (*(twin(slot_base(*slot)) as *const SlotHeader)).extents(true).into_iter().enumerate() {
+                        let before = m.pages;
+                        let mut first = 0;
+                        for a in (start..end).step_by(PAGE) {
+                            let b = m.pages;
+                            compare_and_copy(twin(a), a, PAGE, &mut m);
+                            if m.pages != b && first == 0 { first = a; }
+                        }
+                        if m.pages != before { eprintln!("VERIFY slot {slot} extent {k} [{start:#x},{end:#x}): {} pages differ, first {first:#x} whole={} ranges hit={}", m.pages - before, changes.whole.contains(slot), changes.ranges.iter().filter(|r| slot_index_of(r.0) == Some(*slot)).count()); }
+                    }
+                }
+            }
+            unsafe { let b = m.pages; compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut m); if m.pages != b { eprintln!("VERIFY arena differs {}", m.pages - b); } }
+        }
         settle_mail();
         moved
     }

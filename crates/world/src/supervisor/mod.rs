@@ -290,9 +290,14 @@ impl Supervisor {
         w.pause.store(if word & 1 == 0 { word + 1 } else { word + 2 }, Ordering::Release);
         for (i, n) in self.nodes.iter().enumerate() {
             let Some(n) = n else { continue };
+            if node(i as u32).ready.load(Ordering::Acquire) == 0 {
+                // It has no handlers yet, and will see the pause by itself.
+                continue;
+            }
             let signo = match kind {
                 PauseKind::Image if node(i as u32).current.load(Ordering::Relaxed) == NONE => None,
                 PauseKind::Image => Some(SIG_STOP),
+                PauseKind::Rebuild => None,
                 PauseKind::Rollback => Some(peregrine_thread::preempt::SIG_RESET),
             };
             if let Some(signo) = signo {
@@ -300,7 +305,7 @@ impl Supervisor {
             }
             crate::sched::nudge(i as u32);
         }
-        if kind == PauseKind::Rollback {
+        if kind != PauseKind::Image {
             let _ = futex::wake(&w.pause, u32::MAX);
         }
         self.wait_for_pause(patience)
@@ -332,7 +337,9 @@ impl Supervisor {
                 // It may have begun a thread since, or been in the vDSO.
                 kicked = now;
                 for i in &missing {
-                    if let Some(n) = &self.nodes[*i as usize] {
+                    if let Some(n) = &self.nodes[*i as usize]
+                        && node(*i).ready.load(Ordering::Acquire) != 0
+                    {
                         let _ = signal::kill(n.pid, SIG_STOP);
                     }
                     crate::sched::nudge(*i);
@@ -390,7 +397,8 @@ impl Supervisor {
         let begun = monotonic_ns();
         if !self.pause(PauseKind::Image, Duration::from_millis(500)) {
             if (0..self.nodes.len()).any(|i| self.is_dead(i)) {
-                // The pause goes on as a rollback.
+                // The pause goes on as a rollback; what the others have reported must not be lost.
+                self.collect_from_paused();
                 return Ok(());
             }
             self.stats.images_given_up += 1;

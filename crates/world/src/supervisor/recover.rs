@@ -131,11 +131,15 @@ impl Supervisor {
         world().hungry.store(0, Ordering::Relaxed);
         self.carry_out_quarantine();
         let restored = monotonic_ns();
-        self.fork_missing()?;
-        // New nodes obey the pause that is still on.
-        while !self.wait_for_pause(Duration::from_secs(5)) {
-            self.bury_dead()?;
+        // All nodes fill their queues before any of them runs.
+        world().life.fetch_add(1, Ordering::Release);
+        loop {
             self.fork_missing()?;
+            if self.pause(PauseKind::Rebuild, Duration::from_secs(5)) {
+                break;
+            }
+            if std::env::var_os("PEREGRINE_DEBUG").is_some() { for i in 0..self.nodes.len() { let n = node(i as u32); eprintln!("rebuild failed: node {i} dead={} ready={} paused={} word={} life={}", self.is_dead(i), n.ready.load(Ordering::Relaxed), n.paused.load(Ordering::Relaxed), world().pause.load(Ordering::Relaxed), world().life.load(Ordering::Relaxed)); } }
+            self.bury_dead()?;
         }
         self.collect_reports();
         self.wake_checkpointers();
