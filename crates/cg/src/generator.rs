@@ -182,9 +182,9 @@ mod tests {
             product
         };
         let columns: Vec<_> = (0..problem.order).map(column).collect();
-        for i in 0..problem.order {
-            for j in 0..i {
-                let (upper, lower) = (columns[j][i], columns[i][j]);
+        for (i, column) in columns.iter().enumerate() {
+            for (j, row) in columns.iter().enumerate().take(i) {
+                let (upper, lower) = (row[i], column[j]);
                 assert!((upper - lower).abs() <= 1e-15 * upper.abs(), "A[{i},{j}] {upper} and {lower}");
             }
         }
