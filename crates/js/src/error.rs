@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use boa_engine::ast::scope::Scope;
 use boa_engine::ast::Position;
+use boa_engine::ast::scope::Scope;
+use boa_engine::error::EngineError;
 use boa_engine::parser::lexer::error::Error as LexError;
 use boa_engine::parser::{Error as ParseError, Parser};
 use boa_engine::{Context, JsError, JsValue, Source, js_string};
@@ -55,7 +56,7 @@ pub enum ScriptError {
     Limit {
         /// Which limit.
         message: String,
-        /// Where it was reached.
+        /// Where it was reached, the innermost few.
         stack: Vec<String>,
     },
     /// The engine failed: a bug of the engine, not of the script.
@@ -79,10 +80,13 @@ impl ScriptError {
     /// `source` was refused with `error`. The engine's error has the position only in its text, so the parser is asked
     /// again.
     pub(crate) fn syntax(path: &Path, source: &str, error: &JsError, context: &mut Context) -> Self {
-        let parsed = Parser::new(Source::from_bytes(source)).parse_script(&Scope::new_global(), context.interner_mut());
+        let parsed = Parser::new(Source::from_bytes(source))
+            .parse_script(&Scope::new_global(), context.interner_mut());
         let (message, position) = match parsed {
             Err(error) => (error.to_string(), position(&error)),
-            Ok(_) => (error.as_native().map_or(error.to_string(), |native| native.message().to_owned()), None),
+            Ok(_) => {
+                (error.as_native().map_or(error.to_string(), |native| native.message().to_owned()), None)
+            }
         };
         // No position: the file ended too early.
         let position = position.unwrap_or_else(|| {
@@ -91,7 +95,14 @@ impl ScriptError {
         });
         let (line, column) = (position.line_number(), position.column_number());
         let said_again = format!(" at line {line}, col {column}");
-        let message = message.strip_suffix(&said_again).unwrap_or(&message).to_owned();
+        let mut message = message.strip_suffix(&said_again).unwrap_or(&message).to_owned();
+        let as_module = Parser::new(Source::from_bytes(source))
+            .parse_module(&Scope::new_global(), context.interner_mut());
+        if as_module.is_ok() {
+            message.push_str(
+                " (the file is a module: wrap a top-level `await` in an async function, and bundle imports into one script)",
+            );
+        }
         Self::Syntax { file: path.to_owned(), line, column, message }
     }
 
@@ -100,27 +111,34 @@ impl ScriptError {
             Failure::Thrown(error) => (error, false),
             Failure::Rejected(reason) => (JsError::from_opaque(reason), true),
         };
-        let stack = stack_of(&error);
-        if let Some(engine) = error.as_engine() {
-            use boa_engine::error::EngineError;
-            return match engine {
-                EngineError::RuntimeLimit(limit) => Self::Limit { message: limit.to_string(), stack },
-                other => Self::Engine { message: other.to_string() },
-            };
+        let mut stack = stack_of(&error);
+        match error.as_engine() {
+            Some(EngineError::RuntimeLimit(limit)) => {
+                stack.truncate(6);
+                return Self::Limit { message: limit.to_string(), stack };
+            }
+            Some(other) => return Self::Engine { message: other.to_string() },
+            None => {}
         }
         let (name, message) = match error.into_opaque(context) {
             Ok(value) => name_and_message(&value, context),
             Err(error) => return Self::Engine { message: error.to_string() },
         };
-        if rejected { Self::Unhandled { name, message, stack } } else { Self::Uncaught { name, message, stack } }
+        if rejected {
+            Self::Unhandled { name, message, stack }
+        } else {
+            Self::Uncaught { name, message, stack }
+        }
     }
 }
 
 /// The error's trace is public only at the end of its text.
 fn stack_of(error: &JsError) -> Vec<String> {
     let text = error.to_string();
+    let named =
+        |line: &str| if line.starts_with(' ') { format!("<anonymous>{line}") } else { line.to_owned() };
     let mut stack: Vec<String> =
-        text.lines().rev().map_while(|line| line.strip_prefix("    at ")).map(str::to_owned).collect();
+        text.lines().rev().map_while(|line| line.strip_prefix("    at ")).map(named).collect();
     stack.reverse();
     stack
 }

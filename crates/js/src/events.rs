@@ -95,8 +95,18 @@ impl EventLoop {
             context.borrow_mut().clear_kept_objects();
 
             // Polling may start further futures, so the queues are emptied into the lists first.
-            futures.extend(self.futures.take().into_iter().map(|job| -> EngineFuture<'_> { Box::pin(job.call(context)) }));
-            cleanups.extend(self.cleanups.take().into_iter().map(|job| -> EngineFuture<'_> { Box::pin(job.call(context)) }));
+            futures.extend(
+                self.futures
+                    .take()
+                    .into_iter()
+                    .map(|job| -> EngineFuture<'_> { Box::pin(job.call(context)) }),
+            );
+            cleanups.extend(
+                self.cleanups
+                    .take()
+                    .into_iter()
+                    .map(|job| -> EngineFuture<'_> { Box::pin(job.call(context)) }),
+            );
             if poll_all(&mut futures)? || poll_all(&mut cleanups)? || self.has_microtasks() {
                 continue;
             }

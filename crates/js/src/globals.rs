@@ -19,7 +19,8 @@ pub(crate) fn register(path: &Path, args: &[String], context: &mut Context) -> J
     let file = JsString::from(path.to_string_lossy().as_ref());
     let argv = [js_string!("peregrine"), file].into_iter().chain(args.clone()).map(JsValue::from);
     let argv = JsArray::from_iter(argv, context);
-    let process = ObjectInitializer::new(context).property(js_string!("argv"), argv, Attribute::all()).build();
+    let process =
+        ObjectInitializer::new(context).property(js_string!("argv"), argv, Attribute::all()).build();
     let script_args = JsArray::from_iter(args.map(JsValue::from), context);
     let performance = ObjectInitializer::new(context)
         .function(NativeFunction::from_fn_ptr(now), js_string!("now"), 0)
@@ -34,10 +35,8 @@ pub(crate) fn register(path: &Path, args: &[String], context: &mut Context) -> J
 
 /// `print(…)`.
 fn print(_this: &JsValue, args: &[JsValue], context: &mut Context) -> JsResult<JsValue> {
-    let words: Vec<String> = args
-        .iter()
-        .map(|arg| Ok(arg.to_string(context)?.to_std_string_lossy()))
-        .collect::<JsResult<_>>()?;
+    let words: Vec<String> =
+        args.iter().map(|arg| Ok(arg.to_string(context)?.to_std_string_lossy())).collect::<JsResult<_>>()?;
     write_line(io::stdout(), words.join(" "))?;
     Ok(JsValue::undefined())
 }

@@ -1,4 +1,8 @@
-//! Runs a file on the main thread: `cargo run --release -p peregrine-js --example js -- FILE [ARGS]`.
+//! Runs a script on the main thread of an ordinary process: the baseline that any other way to run it must equal.
+//!
+//! ```text
+//! js-alone FILE [ARGS]      0: ran to its end   1: an error, on standard error   2: no such script
+//! ```
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +12,7 @@ use peregrine_js::{Host, run_script_on};
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let Some(file) = args.next().map(PathBuf::from) else {
-        eprintln!("which script? Usage: js FILE [ARGS]");
+        eprintln!("which script? Usage: js-alone FILE [ARGS]");
         return ExitCode::from(2);
     };
     let source = match std::fs::read_to_string(&file) {
@@ -18,6 +22,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // The kernel gives the main thread 8 MiB if nobody asked for less.
     let host = Host { stack_bytes: 7 << 20, ..Host::default() };
     match run_script_on(host, &file, &source, &args.collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
