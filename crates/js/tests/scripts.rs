@@ -34,10 +34,10 @@ fn run(name: &str, source: &str, args: &[&str]) -> (i32, String, String) {
     (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
 }
 
-fn prints_as_in_node(script: &str, size: &str) {
-    let expected =
-        std::fs::read_to_string(crate_file(&format!("tests/expected/{script}-{size}.txt"))).unwrap();
-    let output = js(&format!("{script}.js"), &[size]);
+fn prints_as_in_node(script: &str, sizes: &[&str]) {
+    let expected = crate_file(&format!("tests/expected/{script}-{}.txt", sizes.join("-")));
+    let expected = std::fs::read_to_string(expected).unwrap();
+    let output = js(&format!("{script}.js"), sizes);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     assert!(output.status.success());
