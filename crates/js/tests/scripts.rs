@@ -86,10 +86,10 @@ fn turns_are_taken_in_the_order_of_browsers() {
     let source = "
         setTimeout(() => { print('timer 1'); Promise.resolve().then(() => print('its microtask')); }, 1);
         setTimeout(() => print('timer 0'), 0);
-        setTimeout((...args) => print('later', ...args), 30, 'a', 'b');
+        const later = () => setTimeout((...args) => print('later', ...args), 1, 'a', 'b');
         const cancelled = setTimeout(() => print('never'), 2);
         let n = 0;
-        const interval = setInterval(() => { print('interval', ++n); if (n === 2) clearInterval(interval); }, 3);
+        const interval = setInterval(() => { print('interval', ++n); if (n === 2) { clearInterval(interval); later(); } }, 3);
         queueMicrotask(() => print('microtask'));
         (async () => { print('sync'); await null; print('awaited'); })();
         clearTimeout(cancelled);
