@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Writing {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
+    /// Whether the last write was cut to its first half, as every second one is under test.
+    torn: bool,
 }
 
 impl Writing {
@@ -33,7 +35,7 @@ impl Writing {
             OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)
         };
         let file = create().map_err(StoreError::io("create", &path))?;
-        Ok(Self { file, path })
+        Ok(Self { file, path, torn: false })
     }
 }
 
@@ -41,8 +43,8 @@ impl Write for Writing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         reach("write", &self.path)?;
         // Under test a write is torn in two, so that a death can fall between the halves.
-        let whole = cfg!(not(feature = "killpoints")) || bytes.len() < 2;
-        self.file.write(if whole { bytes } else { &bytes[..bytes.len().div_ceil(2)] })
+        self.torn = cfg!(feature = "killpoints") && !self.torn;
+        self.file.write(if self.torn { &bytes[..bytes.len().div_ceil(2)] } else { bytes })
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -337,7 +337,7 @@ fn remedy(source: &io::Error) -> &'static str {
             "the store must belong to this user, with read, write and search permission"
         }
         Kind::ReadOnlyFilesystem => "the filesystem is read-only: remount it or name another directory",
-        Kind::NotFound => "something else removed it: restore it from a copy, or name the right directory",
+        Kind::NotFound => "there is no such path: name the right one, or restore what is missing from a copy",
         Kind::NotADirectory => "a part of this path is a file: name a directory",
         Kind::IsADirectory => "a directory is where a file should be: move it away",
         Kind::AlreadyExists => "something else put it there: move it away",

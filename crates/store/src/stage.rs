@@ -37,7 +37,7 @@ struct Staged {
 impl Staging {
     /// Takes over a whole file that is to be called `name`.
     pub(crate) fn add(&mut self, file: Writing, name: PathBuf) {
-        let Writing { file, path: temporary } = file;
+        let Writing { file, path: temporary, .. } = file;
         let file = if self.staged.len() < MAX_SINGLE_SYNCS {
             Some(file)
         } else {
