@@ -251,7 +251,7 @@ impl<'a> Commit<'a> {
 
     fn manifest(&self, chunk: Option<ChunkRef>, control: Vec<u8>) -> Result<Manifest> {
         let (held, life) = (self.held()?, self.life()?);
-        let released = held.mark.released().min(life.output_end);
+        let released = held.mark.released();
         let unreleased = life.chunks.iter().filter(|chunk| chunk.start + chunk.len_bytes > released);
         let chain = |(thread, members): (&ThreadId, &Vec<Member>)| Chain {
             thread: *thread,
@@ -275,6 +275,8 @@ impl<'a> Commit<'a> {
     fn publish_manifest(&mut self, manifest: &Manifest) -> Result<()> {
         let name = self.store.paths.world(self.sequence);
         let bytes = manifest.to_bytes();
+        // The old image holds until the new one can be read: should a fault of ours make one that can't, it is not made.
+        Manifest::parse(&bytes).map_err(StoreError::damaged(&name))?;
         let mut file = self.create_temporary()?;
         let temporary = file.path.clone();
         let ready = file

@@ -307,6 +307,16 @@ pub enum Misuse {
         /// Bytes of output committed.
         committed: u64,
     },
+    /// Output that has left is said not to have left.
+    #[error(
+        "{released} bytes of output have left the store already; {given} is fewer, and what has left can't come back"
+    )]
+    ReleasedBackwards {
+        /// The mark that was given.
+        given: u64,
+        /// The mark that holds.
+        released: u64,
+    },
     /// No number is left.
     #[error("the store has used up all its sequence or generation numbers")]
     NumbersUsedUp,

@@ -41,13 +41,17 @@ impl Store {
     /// Says that the first `total_bytes` of all output have reached their destination. Cheap: one write, not durable.
     ///
     /// # Errors
-    /// [`Misuse::ReleasedBeyondCommit`] if that much was never committed; [`Misuse::NoGeneration`];
-    /// [`StoreError::Io`].
+    /// [`Misuse::ReleasedBeyondCommit`] if that much was never committed; [`Misuse::ReleasedBackwards`];
+    /// [`Misuse::NoGeneration`]; [`StoreError::Io`].
     pub fn mark_released(&mut self, total_bytes: u64) -> Result<()> {
         let held = self.held_mut()?;
         let committed = held.life()?.output_end;
         if total_bytes > committed {
             return Err(Misuse::ReleasedBeyondCommit { given: total_bytes, committed }.into());
+        }
+        let released = held.mark.released();
+        if total_bytes < released {
+            return Err(Misuse::ReleasedBackwards { given: total_bytes, released }.into());
         }
         held.mark.set(total_bytes)
     }

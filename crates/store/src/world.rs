@@ -187,8 +187,11 @@ impl Store {
             output_end: manifest.map_or(0, |m| m.output_end),
         };
         let held = self.held_mut()?;
-        if held.mark.released() > life.output_end {
-            held.mark.set(life.output_end)?;
+        // A mark beyond the image speaks of output that is undone; one below what the image recorded is older than it.
+        let recorded = manifest.map_or(0, |m| m.released);
+        let released = held.mark.released().clamp(recorded, life.output_end);
+        if released != held.mark.released() {
+            held.mark.set(released)?;
         }
         held.life = Some(life);
         Ok(generation)

@@ -286,6 +286,8 @@ fn output_leaves_after_its_commit_and_at_most_its_last_part_leaves_twice() {
     store.mark_released(7).unwrap();
     commit_next(&mut store, generation).unwrap();
     store.mark_released(10).unwrap();
+    let refused = store.mark_released(9).unwrap_err().to_string();
+    assert!(refused.contains("can't come back"), "{refused}");
     commit_next(&mut store, generation).unwrap();
     drop(store);
     let (mut store, generation, _) = go_on(&dir).unwrap();
@@ -324,6 +326,25 @@ fn going_back_sets_the_mark_back_to_the_end_of_that_image() {
     assert!(store.unreleased(&image).unwrap().bytes.is_empty());
     store.claim_generation(Some(&image)).unwrap();
     assert_eq!(store.released().unwrap(), 14);
+}
+
+#[test]
+fn a_mark_that_is_older_than_its_image_is_not_believed() {
+    let scratch = disk();
+    let dir = scratch.path().join("store");
+    let mut store = create(scratch.path(), &dir).unwrap();
+    let generation = store.claim_generation(None).unwrap();
+    commit_next(&mut store, generation).unwrap();
+    let old_mark = fs::read(dir.join("released")).unwrap();
+    store.mark_released(7).unwrap();
+    commit_next(&mut store, generation).unwrap();
+    drop(store);
+    fs::write(dir.join("released"), old_mark).unwrap(); // as a power cut leaves it
+    let (mut store, generation, _) = go_on(&dir).unwrap();
+    assert_eq!(store.unreleased(&store.latest(build(&store)).unwrap()).unwrap().offset, 7);
+    commit_next(&mut store, generation).unwrap();
+    drop(store);
+    assert_eq!(check_store(&dir).unwrap(), 3);
 }
 
 #[test]
