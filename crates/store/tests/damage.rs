@@ -9,9 +9,9 @@ use std::fs;
 use std::path::Path;
 
 /// Positions that are tried in a file of `len` bytes: all of a small file; of a large one (an image with its pages) all of
-/// its first and last 300 bytes, where everything but pages lies, and some of each page.
+/// its first and last 160 bytes, where everything but pages lies, and some of each page.
 fn positions(len: usize) -> impl Iterator<Item = usize> {
-    (0..len).filter(move |at| *at < 300 || len - at <= 300 || at % 509 == 0)
+    (0..len).filter(move |at| *at < 160 || len - at <= 160 || at % 1021 == 0)
 }
 
 /// Thaws as a resume would.
