@@ -1,5 +1,7 @@
 #![doc = include_str!("../FORMAT.md")]
 
+#[cfg(test)]
+mod crafted;
 mod error;
 mod ids;
 mod image;

@@ -120,7 +120,7 @@ impl Manifest {
             build: BuildId::from_bytes(header.build),
             world: WorldId::from_bytes(header.world),
             generation: Generation::new(header.generation.get()),
-            sequence: Sequence::new(header.sequence.get()).ok_or(wrong("sequence", 0, 1))?,
+            sequence: Sequence::new(header.sequence.get()).ok_or(wrong_header("sequence", 0, 1))?,
             previous: read_previous(&header)?,
             released: header.released.get(),
             output_end: header.output_end.get(),
@@ -135,10 +135,14 @@ fn wrong(field: &'static str, found: u64, expected: u64) -> ImageError {
     ImageError::Inconsistent { file: FILE, part: Part::Lists, field, found, expected }
 }
 
+fn wrong_header(field: &'static str, found: u64, expected: u64) -> ImageError {
+    ImageError::Inconsistent { file: FILE, part: Part::Header, field, found, expected }
+}
+
 fn read_previous(header: &ManifestHeader) -> Result<Option<Sequence>, ImageError> {
     let (previous, sequence) = (header.previous.get(), header.sequence.get());
     if previous >= sequence {
-        return Err(wrong("previous", previous, sequence.saturating_sub(1)));
+        return Err(wrong_header("previous", previous, sequence.saturating_sub(1)));
     }
     Ok(Sequence::new(previous))
 }
@@ -194,7 +198,7 @@ fn read_members(header: &ManifestHeader, entries: &[MemberEntry]) -> Result<Vec<
 fn read_chunks(header: &ManifestHeader, bytes: &[u8]) -> Result<Vec<ChunkRef>, ImageError> {
     let (released, end) = (header.released.get(), header.output_end.get());
     if released > end {
-        return Err(wrong("released", released, end));
+        return Err(wrong_header("released", released, end));
     }
     let mut chunks: Vec<ChunkRef> = Vec::with_capacity(bytes.len() / ChunkEntry::LEN);
     let mut next = None;

@@ -27,6 +27,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 
+/// How many times the size of the full image all deltas on top of it may have.
+const MAX_DELTA_SHARE: u64 = 4;
+
 /// A commit that is being put together. Dropped without [`finish`](Self::finish) it never was.
 #[derive(Debug)]
 pub struct Commit<'a> {
@@ -94,9 +97,15 @@ impl Store {
 }
 
 impl<'a> Commit<'a> {
-    /// Whether all pages of `thread` are wanted and not a delta: it has no image yet, or its chain is long.
+    /// Whether all pages of `thread` are wanted and not a delta: it has no image yet, or its chain has more deltas than
+    /// [`Store::set_max_deltas`] allows, or they are together more than four times as large as the full image, so that
+    /// writing that again costs less than keeping and reading them.
     pub fn wants_full(&self, thread: ThreadId) -> bool {
-        self.chains.get(&thread).is_none_or(|members| members.len() > self.store.max_deltas)
+        let Some((full, deltas)) = self.chains.get(&thread).and_then(|members| members.split_first()) else {
+            return true;
+        };
+        let delta_bytes = deltas.iter().fold(0, |sum: u64, delta| sum.saturating_add(delta.len_bytes));
+        deltas.len() >= self.store.max_deltas || delta_bytes / MAX_DELTA_SHARE > full.len_bytes
     }
 
     /// The last image of `thread`: what a delta in this commit is relative to.

@@ -15,8 +15,9 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// Up to this many files or directories are made durable one by one.
-const MAX_SINGLE_SYNCS: usize = 16;
+/// Up to this many files or directories are made durable one by one. On ext4 a commit of 4 threads took 3.5 ms so and
+/// 10 ms with `syncfs`, one of 15 threads 27 and 18 ms, one of 256 threads 1.1 s and 40 ms.
+const MAX_SINGLE_SYNCS: usize = 8;
 
 #[derive(Debug, Default)]
 pub(crate) struct Staging {

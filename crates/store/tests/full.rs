@@ -143,7 +143,7 @@ fn somebody_elses_store_is_refused_with_its_reason() {
     let scratch = scratch();
     let dir = store_with(scratch.path(), 1);
     if !geteuid().is_root() {
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o000)).unwrap();
         let refused = Store::open(&dir).unwrap_err().to_string();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         assert!(refused.contains("must belong to this user"), "{refused}");

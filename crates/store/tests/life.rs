@@ -372,6 +372,32 @@ fn pruning_keeps_the_last_two_images_whole_and_little_else() {
 }
 
 #[test]
+fn all_pages_are_asked_for_when_the_deltas_are_many_or_large() {
+    let scratch = disk();
+    let dir = scratch.path().join("store");
+    let mut store = create(scratch.path(), &dir).unwrap();
+    let generation = store.claim_generation(None).unwrap();
+    let (small, large) = (ThreadId::new(1), ThreadId::new(2));
+    let mut asked = Vec::new();
+    for n in 1..=40 {
+        let mut commit = store.begin(generation, seq(n)).unwrap();
+        for (thread, changed) in [(small, 1), (large, 60)] {
+            let is_full = commit.wants_full(thread);
+            if is_full {
+                asked.push((thread.get(), n));
+            }
+            let base = if is_full { None } else { commit.base_of(thread) };
+            let pages = (0..if is_full { 100 } else { changed }).map(|page| VirtAddr::new(page * PAGE_SIZE));
+            commit.thread(thread, base, pages.map(|address| (address, &[1; PAGE_SIZE]))).unwrap();
+        }
+        commit.finish(Vec::new()).unwrap();
+    }
+    asked.sort();
+    // 16 deltas; 7 deltas of 60 pages are more than 400 pages.
+    assert_eq!(asked, [(1, 1), (1, 18), (1, 35), (2, 1), (2, 9), (2, 17), (2, 25), (2, 33)]);
+}
+
+#[test]
 fn ten_thousand_threads_are_one_commit() {
     let scratch = disk();
     let dir = scratch.path().join("store");

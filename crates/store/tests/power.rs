@@ -67,7 +67,7 @@ impl Durable {
     }
 
     /// Makes a disk on which of each directory the names as they are arrived, or those that were synced, by `arrived`.
-    fn disk(&self, live: &Live, directory: Inode, from: &str, to: &Path, arrived: fn(&str) -> bool) {
+    fn disk(&self, live: &Live, directory: Inode, from: &str, to: &Path, arrived: Arrived) {
         fs::create_dir(to).unwrap();
         let as_it_is = live.get(&directory).filter(|_| arrived(from));
         for (name, (inode, is_directory)) in as_it_is.or(self.names.get(&directory)).into_iter().flatten() {
@@ -92,8 +92,11 @@ fn live(dir: &Path, found: &mut Live) {
     found.insert(inode(dir), entries(dir));
 }
 
+/// Says of a directory's name whether the names in it arrived without a sync.
+type Arrived = fn(&str) -> bool;
+
 /// Which directories' names arrived without a sync.
-const DISKS: [(&str, fn(&str) -> bool); 4] = [
+const DISKS: [(&str, Arrived); 4] = [
     ("none", |_| false),
     ("all", |_| true),
     ("all but world", |directory| directory != "world"),
