@@ -421,6 +421,17 @@ pub fn imaged_tables() -> [(usize, usize); 4] {
     ]
 }
 
+/// Most bytes of the imaged table at `addr`, if there is one.
+pub fn table_bounds(addr: usize) -> Option<usize> {
+    match addr {
+        IMAGED => Some(size_of::<Imaged>()),
+        RECORDS => Some(SLOT_COUNT * size_of::<ThreadRecord>()),
+        CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
+        ENDS => Some(MAX_ENDS * size_of::<End>()),
+        _ => None,
+    }
+}
+
 /// Links entries of a table that were given back. `link` gives the place of the next free index in an entry.
 impl FreeList {
     /// Takes an entry, below `capacity`.
