@@ -88,8 +88,8 @@ pub struct World {
     pub hold_output: AtomicBool,
     /// Whether writes are tracked by the kernel (else whole slots are compared).
     pub track: AtomicBool,
-    /// Which node looks for work: its number plus one, or 0.
-    pub hungry: AtomicU32,
+    /// Which nodes look for work: one bit each.
+    pub hungry: AtomicU64,
     /// What the processor allows, found by the supervisor: bits as in `node::cpu_flags`.
     pub cpu: AtomicU64,
     /// Range of the vDSO.
@@ -252,8 +252,6 @@ pub mod ending {
 
 /// What a thread waits for; for people.
 pub mod wait {
-    /// Nothing.
-    pub const NONE: u32 = 0;
     /// A message.
     pub const RECEIVE: u32 = 1;
     /// Another thread's end.

@@ -16,7 +16,7 @@ use crate::output;
 use crate::shadow::{Changes, Shadow, TableImage};
 use peregrine_base::VirtAddr;
 use peregrine_base::sync::Ordering;
-use peregrine_store::{BuildId, Generation, Store, StoreError, ThreadId, WorldId, WorldImage};
+use peregrine_store::{Generation, Store, StoreError, ThreadId, WorldId, WorldImage};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::template::template;
@@ -65,14 +65,11 @@ struct Control {
 /// A store in use.
 pub(super) struct Durable {
     store: Store,
-    build: BuildId,
     generation: Generation,
     contract: Contract,
     strings_len: usize,
     /// Output position of the last disk image.
     output_done: u64,
-    /// Set after an error that forbids any further commit.
-    pub(super) failed: Option<StoreError>,
     commits: u64,
 }
 
@@ -101,7 +98,7 @@ impl Durable {
         let world = WorldId::random().map_err(DurableError::Random)?;
         let mut store = Store::create(dir, world, &exe, build)?;
         let generation = store.claim_generation(None)?;
-        Ok(Self { store, build, generation, contract, strings_len, output_done: 0, failed: None, commits: 0 })
+        Ok(Self { store, generation, contract, strings_len, output_done: 0, commits: 0 })
     }
 
     /// Opens the store in `dir` and reads its latest image into the shadow; all of it must then be rolled back to.
@@ -110,7 +107,7 @@ impl Durable {
         contract: Contract,
         shadow: &mut Shadow,
         outlet: &mut Outlet,
-    ) -> Result<(Self, Resumed), DurableError> {
+    ) -> Result<(Self, Resumed, u64), DurableError> {
         let begun = monotonic_ns();
         let build = build_id()?;
         let mut store = Store::open(dir)?;
@@ -148,10 +145,8 @@ impl Durable {
         world().released.store(shadow.output_tail, Ordering::Release);
         let output_done = shadow.output_tail;
         let me =
-            Self { store, build, generation, contract, strings_len, output_done, failed: None, commits: 0 };
-        // Sleepers wake by the monotonic clock, which starts over with the machine.
-        let _ = control.clock_ns;
-        Ok((me, resumed))
+            Self { store, generation, contract, strings_len, output_done, commits: 0 };
+        Ok((me, resumed, control.clock_ns))
     }
 
     /// Writes the shadow out. On an error the World goes on with the images it has; the caller says so.
@@ -241,12 +236,6 @@ impl Durable {
     pub(super) fn sequence(&self) -> u64 {
         self.store.next_sequence().map_or(0, |s| s.get())
     }
-
-    /// This build.
-    #[allow(dead_code)]
-    pub(super) fn build(&self) -> BuildId {
-        self.build
-    }
 }
 
 /// Writes the output that may not have left, where the old life's went.
@@ -295,14 +284,18 @@ fn patch_process_words(slot: u32, old_template: &[u8], old_vdso: [usize; 2], new
     }
 }
 
-/// Gives every thread a node that exists.
-pub(super) fn rehome(nodes: u32) {
+/// Gives every thread a node that exists, and a deadline that will come: sleepers wake by the monotonic clock, which starts
+/// over when the machine does. `then_ns` is what it showed when the image was made.
+pub(super) fn settle_in(nodes: u32, then_ns: u64) {
     debug_assert!(nodes as usize <= MAX_NODES);
+    let restarted_by = then_ns.saturating_sub(monotonic_ns());
     let used = imaged().threads.with(|l| l.used);
     for slot in 0..used {
         let r = record(slot);
         let at = r.node.load(Ordering::Relaxed);
         r.node.store(at % nodes, Ordering::Relaxed);
+        let wake_at = r.wake_at.load(Ordering::Relaxed);
+        r.wake_at.store(wake_at.saturating_sub(restarted_by), Ordering::Relaxed);
     }
 }
 

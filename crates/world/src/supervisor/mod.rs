@@ -103,6 +103,9 @@ pub struct Ended {
     pub resumed: Option<Resumed>,
 }
 
+/// After an image was given up because a node did not pause, the next is tried this much later.
+const GIVEN_UP_FOR_NS: u64 = 2_000_000_000;
+
 /// A node's process, seen from here.
 #[derive(Debug)]
 struct NodeProcess {
@@ -179,7 +182,7 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     let dir = config.store.clone().unwrap_or_default();
     let mut s = Supervisor::new(config)?;
     let (contract, shadow, outlet) = (s.contract(), &mut s.shadow, &mut s.outlet);
-    let (durable, resumed) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
+    let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
     announce(&resumed);
     s.durable = Some(durable);
     s.resumed = Some(resumed);
@@ -187,7 +190,7 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     // SAFETY: no node exists yet.
     unsafe { s.shadow.roll_back(&all) };
     s.shadow.note_unsaved();
-    durable::rehome(s.config.nodes);
+    durable::settle_in(s.config.nodes, clock_ns);
     s.start()?;
     s.supervise()
 }
@@ -199,7 +202,11 @@ impl Supervisor {
         Contract::of_this_process(unsafe { template::template() }, vdso)
     }
 
-    fn new(config: Config) -> Result<Self, WorldError> {
+    fn new(mut config: Config) -> Result<Self, WorldError> {
+        if config.store.is_some() {
+            // Output leaves with images; without any it would never leave.
+            config.image_interval.get_or_insert(config.store_interval);
+        }
         assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
         let outlet = outlet::Outlet::new(config.output.as_deref())?;
         let memory = WorldMemory::new()?;
@@ -306,9 +313,8 @@ impl Supervisor {
         let due = |at: Option<u64>| at.is_some_and(|t| t <= now);
         let wanted = asked & (request::CHECKPOINT | request::OUTPUT) != 0 && !self.outlet.is_stuck();
         if due(self.image_due) || wanted {
+            self.image_due = self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
             self.image(wanted)?;
-            self.image_due =
-                self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
         }
         if due(self.move_due) {
             self.move_one();
@@ -480,6 +486,8 @@ impl Supervisor {
             // What some nodes have reported already must not be lost.
             self.collect_from_paused();
             self.resume();
+            // The others must not stand still for it each time.
+            self.image_due = Some(monotonic_ns() + GIVEN_UP_FOR_NS);
             return Ok(());
         }
         self.collect_reports();
