@@ -9,7 +9,9 @@
 
 pub mod capabilities;
 mod errno;
+pub mod fault;
 pub mod guard;
+pub mod io;
 pub mod mem;
 pub mod memfd;
 pub mod pagemap;
