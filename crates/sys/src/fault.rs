@@ -1,4 +1,5 @@
-//! Faults as signals: handlers for SIGSEGV and SIGBUS with what they are given, alternate stacks and masks, as single
+//! Faults as signals: handlers for SIGSEGV and SIGBUS and what they are given, alternate stacks and masks, as single
+//! system calls that are usable where there is no `errno`.
 //!
 //! The structs are the kernel's, not libc's (whose `struct sigaction` differs).
 

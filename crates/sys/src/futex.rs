@@ -1,0 +1,25 @@
+//! Shared futexes: waits that work between processes (a private futex of process A never wakes process B).
+
+use crate::raw::{Errno, check, syscall6};
+use linux_raw_sys::general::{FUTEX_WAIT, FUTEX_WAKE, __NR_futex, timespec};
+use peregrine_base::sync::AtomicU32;
+
+/// Sleeps while `*word == expected`, until woken, interrupted, or `timeout_ns` have passed (`None`: for ever).
+///
+/// `futex(2)` `FUTEX_WAIT` without `FUTEX_PRIVATE_FLAG`. Returns for any reason; callers re-check their condition.
+#[inline]
+pub fn wait(word: &AtomicU32, expected: u32, timeout_ns: Option<u64>) {
+    let ts = timeout_ns.map(|ns| timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
+    let ts_ptr = ts.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+    // SAFETY: `word` and `ts` are live for the call; the kernel only reads them.
+    unsafe {
+        syscall6(__NR_futex, word.as_ptr() as usize, FUTEX_WAIT as usize, expected as usize, ts_ptr as usize, 0, 0);
+    }
+}
+
+/// Wakes up to `n` waiters on `word`; returns how many there were.
+#[inline]
+pub fn wake(word: &AtomicU32, n: u32) -> Result<usize, Errno> {
+    // SAFETY: FUTEX_WAKE reads nothing through the pointer but the page it names.
+    check(unsafe { syscall6(__NR_futex, word.as_ptr() as usize, FUTEX_WAKE as usize, n as usize, 0, 0, 0) })
+}

@@ -1,0 +1,164 @@
+//! Signal handlers installed by the kernel's own call, with a restorer of ours: libc's wrapper would keep a
+//! lock and, in a static executable, statics that belong to whichever thread runs.
+
+use crate::raw::{Errno, check, syscall6};
+use core::arch::global_asm;
+use linux_raw_sys::general as k;
+
+/// A signal's number.
+pub type Signo = i32;
+
+/// Flags of a handler: no flag here blocks the signal itself.
+#[derive(Clone, Copy)]
+pub struct HandlerFlags(u64);
+
+impl HandlerFlags {
+    /// Interrupted system calls restart, the signal stays deliverable while its handler runs.
+    pub const RESTART_NODEFER: Self = Self((k::SA_RESTART | k::SA_NODEFER) as u64);
+    /// The same, and the handler runs on the alternate stack.
+    pub const ON_ALTSTACK: Self = Self((k::SA_RESTART | k::SA_NODEFER | k::SA_ONSTACK) as u64);
+}
+
+/// The kernel's `siginfo_t`, of which handlers here read three fields.
+#[repr(C)]
+pub struct SigInfo {
+    /// Which signal.
+    pub signo: i32,
+    errno: i32,
+    /// Why it was sent (`SI_USER`, `SEGV_MAPERR`, …).
+    pub code: i32,
+    pad: i32,
+    /// For faults: the address.
+    pub addr: usize,
+}
+
+/// The kernel's `ucontext` on x86-64, up to the general registers.
+#[repr(C)]
+pub struct UContext {
+    flags: u64,
+    link: u64,
+    stack: [u64; 3],
+    /// r8…r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags, …
+    pub gregs: [u64; 23],
+}
+
+impl UContext {
+    /// The stack pointer of the interrupted code.
+    pub fn sp(&self) -> usize {
+        self.gregs[15] as usize
+    }
+    /// The instruction that the interrupted code goes on with.
+    pub fn ip(&self) -> usize {
+        self.gregs[16] as usize
+    }
+    /// The frame pointer register.
+    pub fn bp(&self) -> usize {
+        self.gregs[10] as usize
+    }
+}
+
+/// A handler with the kernel's three arguments.
+pub type Handler = extern "C" fn(Signo, *mut SigInfo, *mut UContext);
+
+#[repr(C)]
+struct KernelSigaction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+// The return from a handler. Unwinders know a signal frame by these very bytes, and only where no unwind
+// table covers them: so no `.cfi` here, which a naked function would get.
+global_asm!(
+    ".text",
+    ".p2align 4",
+    "nop",
+    ".globl peregrine_sigreturn",
+    ".hidden peregrine_sigreturn",
+    ".type peregrine_sigreturn,@function",
+    "peregrine_sigreturn:",
+    ".byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0",
+    "syscall",
+    ".size peregrine_sigreturn, .-peregrine_sigreturn",
+);
+
+unsafe extern "C" {
+    #[link_name = "peregrine_sigreturn"]
+    fn restorer();
+}
+
+/// Installs `handler` for `signo` (`rt_sigaction`).
+///
+/// # Safety
+/// The handler must be sound at every instruction it can interrupt.
+pub unsafe fn install(signo: Signo, handler: Handler, flags: HandlerFlags) -> Result<(), Errno> {
+    let act = KernelSigaction {
+        handler: handler as *const () as usize,
+        flags: flags.0 | k::SA_SIGINFO as u64 | k::SA_RESTORER as u64,
+        restorer: restorer as *const () as usize,
+        mask: 0,
+    };
+    // SAFETY: the struct has the kernel's layout and lives through the call.
+    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) }).map(drop)
+}
+
+/// Gives `signo` its default action.
+pub fn set_default(signo: Signo) -> Result<(), Errno> {
+    let act = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: SIG_DFL runs no code of this process.
+    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) }).map(drop)
+}
+
+/// Replaces the set of blocked signals by `mask` (bit n-1 for signal n); returns the old set.
+pub fn set_mask(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: both words live through the call. SIG_SETMASK is 2.
+    unsafe {
+        syscall6(k::__NR_rt_sigprocmask, 2, &raw const mask as usize, &raw mut old as usize, 8, 0, 0);
+    }
+    old
+}
+
+/// The bit of `signo` in a mask.
+pub const fn bit(signo: Signo) -> u64 {
+    1 << (signo - 1)
+}
+
+/// Makes `[base, base + len_bytes)` the stack for handlers with [`HandlerFlags::ON_ALTSTACK`].
+///
+/// # Safety
+/// The memory stays mapped, and is used for nothing else, while this process lives.
+pub unsafe fn set_altstack(base: usize, len_bytes: usize) -> Result<(), Errno> {
+    let ss: [usize; 3] = [base, 0, len_bytes];
+    // SAFETY: stack_t is pointer, flags (int, padded), size.
+    check(unsafe { syscall6(k::__NR_sigaltstack, ss.as_ptr() as usize, 0, 0, 0, 0, 0) }).map(drop)
+}
+
+/// Sends `signo` to the process `pid` (`kill`).
+pub fn kill(pid: i32, signo: Signo) -> Result<(), Errno> {
+    // SAFETY: no memory is passed.
+    check(unsafe { syscall6(k::__NR_kill, pid as usize, signo as usize, 0, 0, 0, 0) }).map(drop)
+}
+
+/// `SIGINT` and its kin, by number, so that no caller needs libc's header.
+#[allow(missing_docs)]
+pub mod number {
+    pub const INT: i32 = 2;
+    pub const ILL: i32 = 4;
+    pub const TRAP: i32 = 5;
+    pub const ABRT: i32 = 6;
+    pub const BUS: i32 = 7;
+    pub const FPE: i32 = 8;
+    pub const KILL: i32 = 9;
+    pub const SEGV: i32 = 11;
+    pub const PIPE: i32 = 13;
+    pub const TERM: i32 = 15;
+    pub const CHLD: i32 = 17;
+    pub const HUP: i32 = 1;
+    pub const QUIT: i32 = 3;
+    pub const CONT: i32 = 18;
+    pub const STOP: i32 = 19;
+    /// First of the real-time signals that libc does not keep for itself.
+    pub const RT_BASE: i32 = 40;
+}

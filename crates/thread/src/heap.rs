@@ -1,0 +1,210 @@
+//! Two heaps: the slot's, for what a thread allocates, and the process's, for everything else.
+//!
+//! The slot heap is [`talc`] over `[heap_base, high_water)`, which grows upwards in steps; its books lie in the slot
+//! header and in the heap itself, so it travels with the thread and needs no lock: only the slot's thread uses it,
+//! and if that thread is preempted inside an allocation nobody else looks. The process heap is the same allocator at
+//! [`PROCESS_HEAP`](crate::layout::PROCESS_HEAP) behind a spin lock; it serves the supervisor, tests, and everything
+//! before `main`.
+//!
+//! Frees go by address.
+
+use crate::carrier::{carrier, current_slot};
+use crate::layout::{PROCESS_HEAP, PROCESS_HEAP_BYTES, slot_index_of};
+use crate::slot::SlotHeader;
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+use peregrine_base::sync::{AtomicU32, Ordering, spin_loop};
+use peregrine_sys::memory::{self, Backing};
+use talc::{DefaultBinning, base::Talc, source::Manual};
+
+/// Least number of bytes that a heap grows by.
+const STEP: usize = 64 << 10;
+
+/// A growing heap over one range of addresses.
+#[repr(C)]
+pub struct SlotHeap {
+    talc: Talc<Manual, DefaultBinning>,
+    base: usize,
+    end: Option<NonNull<u8>>,
+    limit: usize,
+}
+
+impl SlotHeap {
+    /// An empty heap that may grow from `base` up to `limit`.
+    pub const fn new(base: usize, limit: usize) -> Self {
+        Self { talc: Talc::new(Manual), base, end: None, limit }
+    }
+
+    /// First address that the heap never used.
+    pub fn high_water(&self) -> usize {
+        self.end.map_or(self.base, |e| e.as_ptr() as usize)
+    }
+
+    #[inline]
+    unsafe fn allocate(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> *mut u8 {
+        // SAFETY: talc's contract: the layout's size is not zero (callers see to it), and the heap is ours.
+        unsafe {
+            if let Some(p) = self.talc.try_allocate(layout) {
+                return p.as_ptr();
+            }
+            if !self.grow(layout, grant) {
+                return core::ptr::null_mut();
+            }
+            self.talc.try_allocate(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
+        }
+    }
+
+    #[cold]
+    unsafe fn grow(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> bool {
+        let now = self.high_water();
+        // An eighth more than there is keeps the number of steps logarithmic; 4 KiB covers talc's own words.
+        let need = layout.size().saturating_add(layout.align()).saturating_add(4096);
+        let Some(by) = need.max(STEP).max((now - self.base) / 8).checked_next_multiple_of(STEP) else { return false };
+        let Some(new_end) = now.checked_add(by).filter(|e| *e <= self.limit) else { return false };
+        if !grant(by) {
+            return false;
+        }
+        // SAFETY: [now, new_end) is reserved for this heap and unused so far.
+        unsafe {
+            self.end = match self.end {
+                None => self.talc.claim(now as *mut u8, by),
+                Some(end) => Some(self.talc.extend(end, new_end as *mut u8)),
+            };
+        }
+        self.end.is_some()
+    }
+}
+
+/// The process heap, at a fixed address so that no static is involved.
+#[repr(C)]
+struct ProcessHeap {
+    /// 0: not mapped yet (never seen: the page does not exist then), 1: free, 2: taken.
+    lock: AtomicU32,
+    heap: SlotHeap,
+}
+
+static MAPPED: AtomicU32 = AtomicU32::new(0);
+
+fn with_process_heap<R>(f: impl FnOnce(&mut SlotHeap) -> R) -> Option<R> {
+    while MAPPED.load(Ordering::Acquire) != 2 {
+        map_process_heap()?;
+    }
+    let p = PROCESS_HEAP as *mut ProcessHeap;
+    // SAFETY: mapped and initialised when MAPPED is 2. The lock makes the heap reference exclusive.
+    unsafe {
+        let lock = &(*p).lock;
+        // Acquire pairs with the release below.
+        while lock.compare_exchange_weak(1, 2, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            spin_loop();
+        }
+        let r = f(&mut (*p).heap);
+        lock.store(1, Ordering::Release);
+        Some(r)
+    }
+}
+
+#[cold]
+fn map_process_heap() -> Option<()> {
+    if MAPPED.compare_exchange(0, 1, Ordering::Acquire, Ordering::Acquire).is_err() {
+        // Another thread maps it, or failed to.
+        return (MAPPED.load(Ordering::Acquire) != 3).then_some(());
+    }
+    // Under a tight RLIMIT_AS a smaller heap is better than none.
+    let mut bytes = PROCESS_HEAP_BYTES;
+    while memory::map_fixed(PROCESS_HEAP, bytes, Backing::PrivateAnonymous).is_err() {
+        bytes /= 4;
+        if bytes < 1 << 20 {
+            MAPPED.store(3, Ordering::Release);
+            return None;
+        }
+    }
+    let first = (PROCESS_HEAP + size_of::<ProcessHeap>()).next_multiple_of(64);
+    // SAFETY: just mapped, seen by nobody else before MAPPED becomes 2.
+    unsafe {
+        (PROCESS_HEAP as *mut ProcessHeap)
+            .write(ProcessHeap { lock: AtomicU32::new(1), heap: SlotHeap::new(first, PROCESS_HEAP + bytes) });
+    }
+    MAPPED.store(2, Ordering::Release);
+    Some(())
+}
+
+/// Allocates for whoever runs: in the running thread's slot, or in the process heap.
+///
+/// # Safety
+/// `layout` has a size of at least 1.
+#[inline]
+pub unsafe fn allocate(layout: Layout) -> *mut u8 {
+    match current_slot() {
+        // SAFETY: the thread in slot `i` is the one that runs, and nobody else uses its heap (S5).
+        Some(i) => unsafe { (*SlotHeader::of(i)).heap.allocate(layout, |by| (carrier().hooks.grant)(by)) },
+        // SAFETY: the lock is held.
+        None => with_process_heap(|h| unsafe { h.allocate(layout, |_| true) }).unwrap_or(core::ptr::null_mut()),
+    }
+}
+
+/// Frees by address.
+///
+/// # Safety
+/// `ptr` came from [`allocate`] with this layout and is not used again.
+#[inline]
+pub unsafe fn deallocate(ptr: *mut u8, layout: Layout) {
+    let addr = ptr as usize;
+    if let Some(i) = slot_index_of(addr) {
+        // SAFETY: a thread frees only what it owns, so slot `i` is the running thread's.
+        unsafe { (*SlotHeader::of(i)).heap.talc.deallocate(ptr, layout) }
+    } else if (PROCESS_HEAP..PROCESS_HEAP + PROCESS_HEAP_BYTES).contains(&addr) && current_slot().is_none() {
+        // What a thread inherited from the time before `main` stays: that memory is the process's.
+        // SAFETY: the lock is held.
+        with_process_heap(|h| unsafe { h.talc.deallocate(ptr, layout) });
+    }
+}
+
+/// Resizes in place if that is possible.
+///
+/// # Safety
+/// As [`deallocate`]; on `true` the block has `new_size` bytes.
+#[inline]
+pub unsafe fn resize_in_place(ptr: *mut u8, layout: Layout, new_size: usize) -> bool {
+    if let Some(i) = slot_index_of(ptr as usize) {
+        // SAFETY: as `deallocate`.
+        return unsafe { (*SlotHeader::of(i)).heap.talc.try_realloc_in_place(ptr, layout, new_size) };
+    }
+    if current_slot().is_some() {
+        return false;
+    }
+    // SAFETY: the lock is held.
+    with_process_heap(|h| unsafe { h.talc.try_realloc_in_place(ptr, layout, new_size) }).unwrap_or(false)
+}
+
+/// The global allocator of every program that links this crate.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadAllocator;
+
+// SAFETY: blocks come from talc heaps over memory that stays mapped; exclusive use as argued above.
+unsafe impl GlobalAlloc for ThreadAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: GlobalAlloc forbids size 0.
+        unsafe { allocate(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: GlobalAlloc's contract.
+        unsafe { deallocate(ptr, layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: GlobalAlloc's contract; old and new block do not overlap.
+        unsafe {
+            if resize_in_place(ptr, layout, new_size) {
+                return ptr;
+            }
+            let new = allocate(Layout::from_size_align_unchecked(new_size, layout.align()));
+            if !new.is_null() {
+                core::ptr::copy_nonoverlapping(ptr, new, layout.size().min(new_size));
+                deallocate(ptr, layout);
+            }
+            new
+        }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: ThreadAllocator = ThreadAllocator;

@@ -1,0 +1,130 @@
+//! Making processes and OS threads from a thread.
+//!
+//! `fork` would run two processes on one shared stack, an OS thread would run on statics that are swapped under it:
+//! both are refused, by name. `posix_spawn` (what `std::process::Command` uses) needs no help; but a child belongs to
+//! the process that started it, so a *wait* that finds no child moves on to the next node and asks there.
+
+use super::{fail, hooks, libc_result};
+use core::ffi::c_void;
+use peregrine_sys::linux_raw_sys::general as k;
+use peregrine_sys::raw::{Errno, check, syscall6};
+
+const EOPNOTSUPP: i32 = 95;
+const ECHILD: i32 = 10;
+
+unsafe extern "C" {
+    fn _Fork() -> i32;
+}
+
+fn refuse(what: &str, instead: &str) {
+    if let Some((slot, hooks)) = hooks() {
+        let mut line = [0u8; 256];
+        let mut n = 0;
+        for part in ["peregrine: ", what, " was called in a Peregrine thread and refused: ", instead, "\n"] {
+            let take = part.len().min(line.len() - n);
+            line[n..n + take].copy_from_slice(&part.as_bytes()[..take]);
+            n += take;
+        }
+        let _ = slot;
+        if !(hooks.output)(2, &line[..n]) {
+            peregrine_sys::process::write_all(2, &line[..n]);
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn fork() -> i32 {
+    if hooks().is_some() {
+        refuse("fork", "use std::process::Command without pre_exec, or peregrine::spawn");
+        return fail(EOPNOTSUPP) as i32;
+    }
+    // SAFETY: fork without libc's atfork handlers; what may run in the child is the caller's business, as ever.
+    unsafe { _Fork() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn vfork() -> i32 {
+    fork()
+}
+
+/// Raised by `std::thread::spawn` and C libraries alike.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_create(
+    out: *mut c_void,
+    attr: *const c_void,
+    start: *const c_void,
+    arg: *mut c_void,
+) -> i32 {
+    if hooks().is_some() {
+        refuse("pthread_create", "an OS thread can't be moved or imaged; use peregrine::spawn");
+        return EOPNOTSUPP;
+    }
+    // SAFETY: passed on unchanged.
+    unsafe { real_pthread_create(out, attr, start, arg) }
+}
+
+#[cfg(not(target_feature = "crt-static"))]
+unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *const c_void, arg: *mut c_void) -> i32 {
+    use core::ffi::c_char;
+    unsafe extern "C" {
+        fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+    const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
+    type Create = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> i32;
+    // SAFETY: libc has this function, of this type.
+    unsafe {
+        let f = dlsym(RTLD_NEXT, c"pthread_create".as_ptr());
+        if f.is_null() {
+            return EOPNOTSUPP;
+        }
+        core::mem::transmute::<*mut c_void, Create>(f)(out, attr, start, arg)
+    }
+}
+
+#[cfg(target_feature = "crt-static")]
+unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *const c_void, arg: *mut c_void) -> i32 {
+    unsafe extern "C" {
+        fn __pthread_create(o: *mut c_void, a: *const c_void, s: *const c_void, x: *mut c_void) -> i32;
+    }
+    // SAFETY: libc's own function under its other name.
+    unsafe { __pthread_create(out, attr, start, arg) }
+}
+
+/// Calls `wait` on node after node until one of them knows the child.
+fn wait_anywhere(mut wait: impl FnMut() -> isize) -> isize {
+    let mut tries = hooks().map_or(0, |(_, h)| (h.node_count)());
+    loop {
+        let r = wait();
+        if check(r) != Err(Errno(ECHILD)) || tries == 0 {
+            return libc_result(r);
+        }
+        tries -= 1;
+        if !hooks().is_some_and(|(_, h)| (h.next_node)()) {
+            return libc_result(r);
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn wait4(pid: i32, status: *mut i32, options: i32, usage: *mut c_void) -> i32 {
+    wait_anywhere(|| {
+        // SAFETY: C's contract.
+        unsafe {
+            syscall6(k::__NR_wait4, pid as isize as usize, status as usize, options as usize, usage as usize, 0, 0)
+        }
+    }) as i32
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32 {
+    // SAFETY: passed on.
+    unsafe { wait4(pid, status, options, core::ptr::null_mut()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn waitid(kind: i32, id: u32, info: *mut c_void, options: i32) -> i32 {
+    wait_anywhere(|| {
+        // SAFETY: C's contract.
+        unsafe { syscall6(k::__NR_waitid, kind as usize, id as usize, info as usize, options as usize, 0, 0) }
+    }) as i32
+}

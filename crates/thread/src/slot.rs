@@ -1,0 +1,146 @@
+//! The slot: the address range that holds all that one thread owns.
+//!
+//! ```text
+//!  slot_base                                                                         slot_base + SLOT_BYTES
+//!  │ header │ statics copy │ TLS + TCB + dtv │ guard │ stack ↓ │ guard │ heap ↑ …                    │
+//!  └─ 4 KiB ┘                                        ▲         ▲       ▲
+//!                                             stack_low   stack_high  heap_base
+//! ```
+//!
+//! Guards are markers in the node's page table (`MADV_GUARD_INSTALL`; one big mapping is never split), or pages
+//! without access where the kernel has no markers. Markers belong to a page table, so each node installs them
+//! before a slot's thread first runs there.
+
+use crate::heap::SlotHeap;
+use crate::layout::{SLOT_BYTES, slot_base};
+use crate::template::TemplateHeader;
+use peregrine_sys::memory::{self, Advice};
+use peregrine_sys::raw::Errno;
+
+/// Bytes of each guard.
+pub const GUARD_BYTES: usize = 64 << 10;
+/// Stack of a thread that asks for nothing else.
+pub const DEFAULT_STACK_BYTES: usize = 1 << 20;
+/// Smallest stack: the frame of a preempting signal must fit.
+pub const MIN_STACK_BYTES: usize = 64 << 10;
+
+/// What the runtime keeps in a slot, at its start.
+#[repr(C)]
+pub struct SlotHeader {
+    /// This slot's number.
+    pub index: u32,
+    /// Whether `statics` holds the thread's own bytes (else they equal the template).
+    pub statics_private: bool,
+    /// Stack pointer of the suspended thread.
+    pub saved_sp: usize,
+    /// The thread pointer.
+    pub fs_base: usize,
+    /// Where the statics copy lies.
+    pub statics: usize,
+    /// Lowest usable stack address.
+    pub stack_low: usize,
+    /// End of the stack.
+    pub stack_high: usize,
+    /// First byte of the heap.
+    pub heap_base: usize,
+    /// The heap's books.
+    pub heap: SlotHeap,
+    /// Thread-local destructors still to run, newest first (`interpose::atexit`).
+    pub destructors: usize,
+    /// For the crate that schedules: entry point and argument.
+    pub entry: [usize; 4],
+}
+
+/// A stack that does not fit into a slot.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error("a stack of {asked} bytes does not fit: between {MIN_STACK_BYTES} and {max} bytes are possible in a slot of {SLOT_BYTES}")]
+pub struct StackSizeError {
+    /// What was asked for.
+    pub asked: usize,
+    /// The most that a slot holds besides a minimal heap.
+    pub max: usize,
+}
+
+/// Checks a stack size and rounds it up to pages.
+pub fn check_stack_size(bytes: usize) -> Result<usize, StackSizeError> {
+    let max = SLOT_BYTES / 2;
+    if (MIN_STACK_BYTES..=max).contains(&bytes) {
+        Ok(bytes.next_multiple_of(4096))
+    } else {
+        Err(StackSizeError { asked: bytes, max })
+    }
+}
+
+impl SlotHeader {
+    /// The header of slot `index`.
+    #[inline(always)]
+    pub fn of(index: u32) -> *mut SlotHeader {
+        slot_base(index) as *mut SlotHeader
+    }
+
+    /// Lays out an empty slot: header, TLS, heap bounds, and a first frame that enters `start`.
+    ///
+    /// # Safety
+    /// The slot belongs to the caller alone, its pages are zero, and `stack_bytes` passed [`check_stack_size`].
+    pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
+        let base = slot_base(index);
+        let statics = base + 4096;
+        let tls = (statics + t.statics_len).next_multiple_of(64);
+        let stack_low = (tls + t.tls_area_len()).next_multiple_of(4096) + GUARD_BYTES;
+        let stack_high = stack_low + stack_bytes;
+        let heap_base = stack_high + GUARD_BYTES;
+        // SAFETY: all addresses lie in the slot, which the caller owns.
+        unsafe {
+            let fs_base = crate::tls::build(t, tls, index);
+            let saved_sp = crate::arch::first_frame(stack_high - 64, start);
+            Self::of(index).write(SlotHeader {
+                index,
+                statics_private: false,
+                saved_sp,
+                fs_base,
+                statics,
+                stack_low,
+                stack_high,
+                heap_base,
+                heap: SlotHeap::new(heap_base, base + SLOT_BYTES),
+                destructors: 0,
+                entry: [0; 4],
+            });
+        }
+    }
+
+    /// Installs the guards of this slot in the calling process's page table.
+    ///
+    /// # Errors
+    /// The kernel's, when neither markers nor page protection can be had (`ENOMEM`: out of mappings).
+    ///
+    /// # Safety
+    /// The slot is prepared and its thread does not run.
+    pub unsafe fn install_guards(&self) -> Result<(), Errno> {
+        for low in [self.stack_low - GUARD_BYTES, self.stack_high] {
+            // SAFETY: guard ranges hold nothing.
+            unsafe {
+                if memory::advise(low, GUARD_BYTES, Advice::GuardInstall).is_err() {
+                    memory::protect(low, GUARD_BYTES, memory::PROT_NONE)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `addr` lies in a guard of this slot.
+    pub fn is_guard(&self, addr: usize) -> bool {
+        (self.stack_low - GUARD_BYTES..self.stack_low).contains(&addr)
+            || (self.stack_high..self.stack_high + GUARD_BYTES).contains(&addr)
+    }
+
+    /// The parts of the slot that hold anything: header to dtv, live stack, used heap. Whole pages.
+    pub fn extents(&self) -> [(usize, usize); 3] {
+        let base = slot_base(self.index);
+        let low_end = self.stack_low - GUARD_BYTES;
+        // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
+        let live = (self.saved_sp.clamp(self.stack_low, self.stack_high) - 128).max(self.stack_low) & !4095;
+        let heap_end = self.heap.high_water().next_multiple_of(4096);
+        [(base, low_end), (live, self.stack_high), (self.heap_base, heap_end)]
+    }
+}

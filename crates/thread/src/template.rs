@@ -1,0 +1,308 @@
+//! What a new thread starts from: the program's statics and thread-locals as they were before `main`.
+//!
+//! A constructor runs before Rust's own start-up, when both are pristine, and takes a copy. When a World is made
+//! the copy moves to [`TEMPLATE`], in shared memory, with a header that says what it is a copy of:
+//!
+//! ```text
+//!  TEMPLATE  │ header │ statics (the window's bytes) │ TLS blocks │ struct pthread │ dtv │
+//!                      statics_len                    tls_len      pthread_len      dtv_words
+//!                                                               ▲ the thread pointer points here
+//! ```
+//!
+//! The *statics window* is the writable data of the executable less what the loader made read-only again
+//! (RELRO): `.data` and `.bss`, and libc's as well when it is linked in. The TLS area is the static TLS block of
+//! every module (they lie below the thread pointer) and glibc's `struct pthread` above it, whose size the library
+//! itself tells (`_thread_db_sizeof_pthread`, kept for debuggers).
+
+use crate::layout::TEMPLATE;
+use core::ffi::{c_char, c_int, c_void};
+use peregrine_sys::cpu::thread_pointer;
+
+/// Says what the bytes behind it are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TemplateHeader {
+    /// Start of the statics window in this executable.
+    pub statics_start: usize,
+    /// Its length in bytes.
+    pub statics_len: usize,
+    /// Bytes of thread-locals below the thread pointer.
+    pub tls_len: usize,
+    /// Bytes of `struct pthread` at and above it.
+    pub pthread_len: usize,
+    /// The thread pointer of the process that the copy was taken in.
+    pub maker_tp: usize,
+    /// Words of the dtv, from its capacity entry on; 0 if there is none.
+    pub dtv_words: usize,
+    /// Offset of the thread id in `struct pthread`.
+    pub tid_offset: usize,
+    /// Offset of the rseq area from the thread pointer, or `isize::MIN` if unknown.
+    pub rseq_offset: isize,
+    /// Where the copy lies.
+    pub bytes: usize,
+}
+
+impl TemplateHeader {
+    /// Bytes of the copy.
+    pub const fn copy_len(&self) -> usize {
+        self.statics_len + self.tls_len + self.pthread_len + self.dtv_words * 8
+    }
+    /// The pristine statics.
+    pub fn statics(&self) -> *mut u8 {
+        self.bytes as *mut u8
+    }
+    /// The pristine TLS area, from its lowest byte.
+    pub fn tls(&self) -> *mut u8 {
+        (self.bytes + self.statics_len) as *mut u8
+    }
+    /// The dtv's words.
+    pub fn dtv(&self) -> *mut usize {
+        (self.bytes + self.statics_len + self.tls_len + self.pthread_len) as *mut usize
+    }
+    /// Bytes of a thread's TLS area: blocks, control block and dtv.
+    pub fn tls_area_len(&self) -> usize {
+        self.tls_len + self.pthread_len + self.dtv_words * 8
+    }
+}
+
+/// The template of this World.
+///
+/// # Safety
+/// [`TEMPLATE`] is mapped and [`install`]ed.
+#[inline(always)]
+pub unsafe fn template() -> &'static TemplateHeader {
+    // SAFETY: written once, before any node exists, and read only after.
+    unsafe { &*(TEMPLATE as *const TemplateHeader) }
+}
+
+/// Why no template can be had.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+pub enum TemplateError {
+    /// The constructor found something it does not know.
+    #[error("cannot tell this program's private data apart: {0}; build with the GNU C library (glibc) 2.34 or later")]
+    Unknown(&'static str),
+    /// The constructor never ran.
+    #[error("the start-up hook did not run; link the peregrine-thread crate into the executable itself, not into a shared object")]
+    NoConstructor,
+}
+
+/// The constructor's finding; only the process that makes the World reads it.
+static mut TAKEN: Option<Result<TemplateHeader, TemplateError>> = None;
+/// `argc`, `argv`, `envp` as the loader passed them.
+static mut START: (usize, usize, usize) = (0, 0, 0);
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = constructor;
+
+extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    // SAFETY: runs once, before main, in a process of one thread.
+    unsafe {
+        TAKEN = Some(take());
+        START = (argc as usize, argv as usize, envp as usize);
+    }
+}
+
+/// `(argc, argv, envp)` as the loader passed them to this process.
+pub fn start_arguments() -> (usize, usize, usize) {
+    // SAFETY: written before main only.
+    unsafe { *(&raw const START) }
+}
+
+/// What the constructor found.
+pub fn taken() -> Result<TemplateHeader, TemplateError> {
+    // SAFETY: written before main only.
+    unsafe { (*(&raw const TAKEN)).clone() }.unwrap_or(Err(TemplateError::NoConstructor))
+}
+
+/// Copies the template to [`TEMPLATE`], where all nodes see it.
+///
+/// # Safety
+/// [`TEMPLATE`] is mapped, large enough (a page for the header, then [`TemplateHeader::copy_len`] bytes), and no
+/// node exists yet.
+pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
+    let mut t = taken()?;
+    let to = TEMPLATE + 4096;
+    // SAFETY: the caller mapped it; source and target do not overlap.
+    unsafe {
+        core::ptr::copy_nonoverlapping(t.bytes as *const u8, to as *mut u8, t.copy_len());
+        t.bytes = to;
+        (TEMPLATE as *mut TemplateHeader).write(t);
+    }
+    Ok(t)
+}
+
+#[repr(C)]
+struct DlPhdrInfo {
+    addr: usize,
+    name: *const c_char,
+    phdr: *const Phdr,
+    phnum: u16,
+    adds: u64,
+    subs: u64,
+    tls_modid: usize,
+    tls_data: *const c_void,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Phdr {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    vaddr: usize,
+    paddr: usize,
+    filesz: u64,
+    memsz: usize,
+    align: u64,
+}
+
+unsafe extern "C" {
+    fn dl_iterate_phdr(f: extern "C" fn(*const DlPhdrInfo, usize, *mut c_void) -> c_int, data: *mut c_void) -> c_int;
+}
+
+#[derive(Default)]
+struct Seen {
+    modules: usize,
+    window: Option<(usize, usize)>,
+    two_windows: bool,
+    tls_low: usize,
+}
+
+extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_int {
+    const PT_LOAD: u32 = 1;
+    const PT_GNU_RELRO: u32 = 0x6474_e552;
+    const PF_W: u32 = 2;
+    // SAFETY: the loader's own list, during its own iteration.
+    let (info, seen) = unsafe { (&*info, &mut *(data as *mut Seen)) };
+    // SAFETY: as above.
+    let headers = unsafe { core::slice::from_raw_parts(info.phdr, info.phnum as usize) };
+    if seen.modules == 0 {
+        // The executable comes first.
+        let relro_end = headers
+            .iter()
+            .find(|h| h.kind == PT_GNU_RELRO)
+            .map_or(0, |h| (info.addr + h.vaddr + h.memsz) & !4095);
+        for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.flags & PF_W != 0) {
+            let (start, end) = ((info.addr + h.vaddr).max(relro_end) & !7, info.addr + h.vaddr + h.memsz);
+            if start >= end {
+                continue;
+            }
+            seen.two_windows |= seen.window.is_some();
+            seen.window = Some((start, end.next_multiple_of(64)));
+        }
+    }
+    seen.modules += 1;
+    if !info.tls_data.is_null() {
+        let at = info.tls_data as usize;
+        let tp = thread_pointer();
+        // Modules loaded with the program have their block right below the thread pointer.
+        if at < tp && tp - at < 1 << 20 {
+            seen.tls_low = seen.tls_low.min(at);
+        }
+    }
+    0
+}
+
+fn take() -> Result<TemplateHeader, TemplateError> {
+    let mut seen = Seen { tls_low: usize::MAX, ..Seen::default() };
+    // SAFETY: the callback only reads.
+    unsafe { dl_iterate_phdr(look, (&raw mut seen).cast()) };
+    let (start, end) = seen.window.ok_or(TemplateError::Unknown("no writable data in the executable"))?;
+    if seen.two_windows {
+        return Err(TemplateError::Unknown("writable data in more than one piece"));
+    }
+    let tp = thread_pointer();
+    let tls_len = (tp - seen.tls_low.min(tp)).next_multiple_of(64);
+    let pthread_len = libc_facts::sizeof_pthread().ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
+    if !(512..16384).contains(&pthread_len) {
+        return Err(TemplateError::Unknown("implausible size of libc's struct pthread"));
+    }
+    let pthread_len = pthread_len.next_multiple_of(64);
+    let tid = peregrine_sys::process::pid() as u32;
+    // SAFETY: inside this thread's own control block.
+    let tid_offset = (16..pthread_len / 4)
+        .map(|i| i * 4)
+        .find(|off| unsafe { ((tp + off) as *const u32).read() } == tid)
+        .ok_or(TemplateError::Unknown("thread id in libc's struct pthread"))?;
+    // SAFETY: glibc keeps the dtv's address in the second word; the entry before it holds the capacity.
+    let dtv_words = unsafe {
+        let dtv = *((tp + 8) as *const usize);
+        if dtv == 0 { 0 } else { (*((dtv - 16) as *const usize) + 2) * 2 }
+    };
+    if dtv_words > 4096 {
+        return Err(TemplateError::Unknown("implausible size of libc's dtv"));
+    }
+    let mut t = TemplateHeader {
+        statics_start: start,
+        statics_len: end - start,
+        tls_len,
+        pthread_len,
+        maker_tp: tp,
+        dtv_words,
+        tid_offset,
+        rseq_offset: libc_facts::rseq_offset().unwrap_or(isize::MIN),
+        bytes: 0,
+    };
+    // The copy goes to fresh pages, not the heap: nothing may be allocated this early.
+    t.bytes = fresh_pages(t.copy_len()).ok_or(TemplateError::Unknown("no memory for the copy"))?;
+    // SAFETY: sources are this process's mapped data, the target was just mapped. The window's last bytes, up to
+    // the multiple of 64, lie in the same page.
+    unsafe {
+        core::ptr::copy_nonoverlapping(start as *const u8, t.statics(), t.statics_len);
+        core::ptr::copy_nonoverlapping((tp - tls_len) as *const u8, t.tls(), tls_len + pthread_len);
+        if dtv_words != 0 {
+            let dtv = *((tp + 8) as *const usize);
+            core::ptr::copy_nonoverlapping((dtv - 16) as *const usize, t.dtv(), dtv_words);
+        }
+    }
+    Ok(t)
+}
+
+fn fresh_pages(len_bytes: usize) -> Option<usize> {
+    use peregrine_sys::linux_raw_sys::general as k;
+    let flags = k::MAP_PRIVATE | k::MAP_ANONYMOUS;
+    let prot = k::PROT_READ | k::PROT_WRITE;
+    // SAFETY: an anonymous mapping at an address of the kernel's choice.
+    let r = unsafe {
+        peregrine_sys::raw::syscall6(k::__NR_mmap, 0, len_bytes, prot as usize, flags as usize, usize::MAX, 0)
+    };
+    peregrine_sys::raw::check(r).ok()
+}
+
+/// What libc tells about itself.
+mod libc_facts {
+    #[cfg(target_feature = "crt-static")]
+    mod found {
+        unsafe extern "C" {
+            static _thread_db_sizeof_pthread: u32;
+            static __rseq_offset: isize;
+        }
+        pub fn sizeof_pthread() -> Option<usize> {
+            // SAFETY: a constant of libc's.
+            Some(unsafe { _thread_db_sizeof_pthread } as usize)
+        }
+        pub fn rseq_offset() -> Option<isize> {
+            // SAFETY: set once, before constructors run.
+            Some(unsafe { __rseq_offset })
+        }
+    }
+    #[cfg(not(target_feature = "crt-static"))]
+    mod found {
+        use core::ffi::{c_char, c_void};
+        unsafe extern "C" {
+            fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+        }
+        fn find<T: Copy>(name: &core::ffi::CStr) -> Option<T> {
+            // SAFETY: RTLD_DEFAULT is null; the symbol, if found, is an object of type T.
+            unsafe { dlsym(core::ptr::null_mut(), name.as_ptr()).cast::<T>().as_ref() }.copied()
+        }
+        pub fn sizeof_pthread() -> Option<usize> {
+            find::<u32>(c"_thread_db_sizeof_pthread").map(|n| n as usize)
+        }
+        pub fn rseq_offset() -> Option<isize> {
+            find::<isize>(c"__rseq_offset")
+        }
+    }
+    pub use found::{rseq_offset, sizeof_pthread};
+}
