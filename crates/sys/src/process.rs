@@ -72,7 +72,9 @@ pub fn die_with_parent() {
 pub fn write_all(fd: i32, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         // SAFETY: the slice is live.
-        match check(unsafe { syscall6(k::__NR_write, fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0) }) {
+        match check(unsafe {
+            syscall6(k::__NR_write, fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0)
+        }) {
             Ok(n) => bytes = &bytes[n.min(bytes.len())..],
             Err(Errno(4)) => {}
             Err(_) => return,
@@ -93,4 +95,28 @@ pub fn personality() -> Result<u32, Errno> {
 pub fn set_personality(persona: u32) -> Result<(), Errno> {
     // SAFETY: takes a number.
     check(unsafe { syscall6(k::__NR_personality, persona as usize, 0, 0, 0, 0, 0) }).map(drop)
+}
+
+/// Becomes the ordinary user and group `id` for good (`setresgid`, `setresuid`), and dumpable again, so that
+/// `/proc/self` stays its own. Only the calling thread changes: call it before there are others.
+///
+/// # Errors
+/// EPERM: not root.
+pub fn become_user(id: u32) -> Result<(), Errno> {
+    use linux_raw_sys::{general as g, prctl};
+    let id = id as usize;
+    // SAFETY: these calls take numbers only, and give rights away.
+    unsafe {
+        check(syscall6(g::__NR_setgroups, 0, 0, 0, 0, 0, 0))?;
+        check(syscall6(g::__NR_setresgid, id, id, id, 0, 0, 0))?;
+        check(syscall6(g::__NR_setresuid, id, id, id, 0, 0, 0))?;
+        check(syscall6(g::__NR_prctl, prctl::PR_SET_DUMPABLE as usize, 1, 0, 0, 0, 0))?;
+    }
+    Ok(())
+}
+
+/// Whether this process runs as root.
+pub fn is_root() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { syscall6(linux_raw_sys::general::__NR_geteuid, 0, 0, 0, 0, 0, 0) == 0 }
 }

@@ -43,10 +43,12 @@ impl Pages {
             return Decision::Deny;
         }
         enter(word);
-        let lifted = trap.unprotect();
+        let lifted = trap.region().unprotect_quietly(trap.address());
         leave(word);
-        if lifted == Decision::Filled {
-            return lifted;
+        if lifted.is_ok() {
+            // The books are closed: only now does a pager's toucher go on (`Retry` wakes it), so that what it does next
+            // finds them so.
+            return Decision::Retry;
         }
         enter(&self.whole);
         let all = trap.region().protect(&[trap.region().range()], Protection::ReadWrite);

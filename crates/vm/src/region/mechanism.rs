@@ -10,7 +10,7 @@ use std::fmt;
 /// |---|---|---|---|---|---|
 /// | `Sigbus` | the toucher (SIGBUS) | yes | no | yes | EFAULT |
 /// | `Pager` | a thread | yes | no | yes | served; EFAULT under `USER_MODE_ONLY` |
-/// | `Mprotect` | the toucher (SIGSEGV) | yes | yes | shared memory only | EFAULT |
+/// | `Mprotect` | the toucher (SIGSEGV) | yes | yes | of a memfd only | EFAULT |
 /// | `Guard` | the toucher (SIGSEGV) | no | yes | no | EFAULT |
 ///
 /// `Mprotect` splits the mapping at every change of access (`vm.max_map_count`); the others never do.
@@ -116,12 +116,15 @@ pub(crate) fn objection(
                 })
                 .or_else(|| (wishes.absent_traps && shared).then(|| lack(Capability::MissingShared))?)
         }
-        Mechanism::Mprotect => (wishes.absent_traps && !shared).then(|| {
-            "absent pages of private memory trap with a userfaultfd only: use a memfd, or allow userfaultfd".into()
+        Mechanism::Mprotect => (wishes.absent_traps && mapping.backing() != Backing::Memfd).then(|| {
+            "without a userfaultfd only pages of a memfd can be absent: use a memfd, or allow userfaultfd"
+                .into()
         }),
         Mechanism::Guard => {
             if wishes.write_traps {
-                return Some("a guard stops reads too: for write traps use Mechanism::Sigbus or Mprotect".into());
+                return Some(
+                    "a guard stops reads too: for write traps use Mechanism::Sigbus or Mprotect".into(),
+                );
             }
             if wishes.absent_traps {
                 return Some("guards don't tell absent pages from others: use Mechanism::Mprotect".into());

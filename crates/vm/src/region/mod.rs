@@ -324,10 +324,14 @@ impl Builder {
             range: self.part,
             uffd,
             generation: process::current(),
+            minor: wishes.absent_traps && shared && caps.has(Capability::MinorShared),
             states: (0..state_count).map(|_| AtomicU8::new(0)).collect(),
             populate_first: !shared && !caps.has(Capability::WriteProtectUnpopulated),
             mapping: self.mapping,
         });
+        if emulate {
+            operations.note_object_pages();
+        }
         // From here on `region`'s drop undoes whatever was done.
         let mut region = Region { registration: None, pager: None, operations, choice, claim: Some(claim) };
         match self.handler {
@@ -348,7 +352,7 @@ impl Builder {
             }
             if wishes.absent_traps {
                 mode |= RegisterMode::MISSING;
-                if shared && caps.has(Capability::MinorShared) {
+                if region.operations.minor {
                     mode |= RegisterMode::MINOR;
                 }
             }

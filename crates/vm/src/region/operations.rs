@@ -65,6 +65,8 @@ const ABSENT: u8 = 0;
 /// One thread is filling or evicting it; others come back later.
 const CHANGING: u8 = 1;
 const PRESENT: u8 = 2;
+/// Absent in this view, and the object has its contents: a fill only maps it.
+const IN_OBJECT: u8 = 3;
 
 static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -81,6 +83,8 @@ pub struct Operations {
     pub(super) generation: Generation,
     /// One a page where absent pages are emulated; else empty.
     pub(super) states: Box<[AtomicU8]>,
+    /// Registered for minor faults: a page may be in the object and not here.
+    pub(super) minor: bool,
     /// Protecting absent anonymous pages needs them populated first.
     pub(super) populate_first: bool,
 }
@@ -159,6 +163,15 @@ impl Operations {
         pending.map_or(Ok(()), |p| self.protect_one(p, access))
     }
 
+    /// As [`Operations::unprotect`], leaving the pager's touchers asleep, so that its books can be closed first.
+    pub(crate) fn unprotect_quietly(&self, page: VirtAddr) -> Result<(), RegionError> {
+        if self.mechanism != Mechanism::Pager {
+            return self.unprotect(page);
+        }
+        let (range, uffd) = (page_of(page), self.uffd("protect")?);
+        retry(|| uffd.lift_without_waking(range)).map_err(self.failed("protect", range))
+    }
+
     /// UNPROT: opens one page for reading and writing.
     ///
     /// # Errors
@@ -229,7 +242,8 @@ impl Operations {
     }
 
     /// Fills the absent pages of `range` from `bytes` (`UFFDIO_COPY`), which arrive with `access` (`Read`: write-protected).
-    /// Pages that are there already are left alone. Returns how many were filled. Waiting threads go on.
+    /// Pages that are there already are left alone, and one that the object has already is mapped as it is: a fill never
+    /// undoes a write. Returns how many were filled with these bytes. Waiting threads go on.
     ///
     /// # Errors
     /// [`RegionError`]; [`RegionError::Short`]: fewer bytes than pages.
@@ -289,7 +303,7 @@ impl Operations {
             });
         }
         let mode = self.fill_mode("fill_copy", access)?;
-        self.fill_loop("fill_copy", range, |uffd, part| {
+        self.fill_loop("fill_copy", range, Some(mode), |uffd, part| {
             let offset = part.start().as_usize() - range.start().as_usize();
             // SAFETY: the source holds the range's bytes (caller), so the part's from `offset` on; the destination is the
             // region's, whose absent pages nobody relies on.
@@ -310,7 +324,7 @@ impl Operations {
         let mode = self.fill_mode("fill_zero", access)?;
         if mode.write_protected {
             // The zero page can't arrive write-protected: copies of it can.
-            return self.fill_loop("fill_zero", range, |uffd, part| {
+            return self.fill_loop("fill_zero", range, Some(mode), |uffd, part| {
                 let page = PageRange::new(part.start(), PageCount::new(1));
                 // SAFETY: a page of zeros; the destination is the region's.
                 unsafe { uffd.copy(page, ZEROS.as_ptr(), mode) }?;
@@ -321,7 +335,7 @@ impl Operations {
                 }
             });
         }
-        self.fill_loop("fill_zero", range, |uffd, part| {
+        self.fill_loop("fill_zero", range, Some(mode), |uffd, part| {
             // SAFETY: the destination is the region's, whose absent pages nobody relies on.
             unsafe { uffd.zeropage(part, mode) }
         })
@@ -335,10 +349,10 @@ impl Operations {
     /// [`RegionError`]; EFAULT: the object has no such page (fill it with `fill_copy` or `fill_zero`).
     pub fn fill_continue(&self, range: PageRange, access: Protection) -> Result<PageCount, RegionError> {
         if !self.states.is_empty() {
-            return self.fill_emulated("fill_continue", range, access, |_, _, _, _| Ok(()));
+            return self.fill_emulated("fill_continue", range, access, |_, _, _, _| Err(Errno::EFAULT));
         }
         let mode = self.fill_mode("fill_continue", access)?;
-        self.fill_loop("fill_continue", range, |uffd, part| {
+        self.fill_loop("fill_continue", range, None, |uffd, part| {
             // SAFETY: the destination is the region's, whose absent pages nobody relies on.
             unsafe { uffd.continue_(part, mode) }
         })
@@ -363,7 +377,7 @@ impl Operations {
         if !inside || source_part.len_bytes() < range.len_bytes() {
             return Err(RegionError::Short { range, given_bytes: source_part.len_bytes() });
         }
-        self.fill_loop("fill_move", range, |uffd, part| {
+        self.fill_loop("fill_move", range, None, |uffd, part| {
             let offset = part.start().as_usize() - range.start().as_usize();
             let from = VirtAddr::new(source_part.start().as_usize() + offset);
             // SAFETY: the source part lies in `source`, a `Mapping`, to whose bytes nothing refers (S1), and is as long as
@@ -400,7 +414,7 @@ impl Operations {
                 let page = self.pages_at(index, 1);
                 // SAFETY: a page of the region.
                 let done = unsafe { mem::protect(page, Protection::None) };
-                self.set_state(index, if done.is_ok() { ABSENT } else { PRESENT });
+                self.set_state(index, if done.is_ok() { IN_OBJECT } else { PRESENT });
                 done.map_err(self.failed("evict", page))?;
             }
         }
@@ -429,6 +443,8 @@ impl Operations {
         &self,
         operation: &'static str,
         range: PageRange,
+        // How to map a page that the object has already.
+        or_continue: Option<FillMode>,
         fill: impl Fn(UffdRef<'_>, PageRange) -> Result<(), Partial>,
     ) -> Result<PageCount, RegionError> {
         self.check(range)?;
@@ -446,8 +462,14 @@ impl Operations {
                 // The address space is changing (a fork, a remap): the other side will finish.
                 Err(Partial { errno: Errno::EAGAIN, .. }) => io::yield_now(),
                 Err(Partial { errno: Errno::EEXIST, .. }) => {
-                    // There already: whoever waits for it may go on.
-                    let _ = uffd.wake(page_of(rest.start()));
+                    let page = page_of(rest.start());
+                    if let (Some(mode), true) = (or_continue, self.minor) {
+                        // In the object, though perhaps not in this page table.
+                        // SAFETY: the page is the region's.
+                        let _ = unsafe { uffd.continue_(page, mode) };
+                    }
+                    // There now in any case: whoever waits for it may go on.
+                    let _ = uffd.wake(page);
                     at += PAGE_SIZE;
                 }
                 Err(Partial { errno, .. }) => return Err(self.failed(operation, rest)(errno)),
@@ -471,6 +493,14 @@ impl Operations {
         let mut filled = 0;
         let mut pages = self.state_indices(range);
         while let Some(first) = pages.next() {
+            if self.claim(first, IN_OBJECT) {
+                let page = self.pages_at(first, 1);
+                // SAFETY: a page of the region, claimed by this thread.
+                let done = unsafe { mem::protect(page, access) };
+                self.set_state(first, if done.is_ok() { PRESENT } else { IN_OBJECT });
+                done.map_err(self.failed(operation, page))?;
+                continue;
+            }
             if !self.claim(first, ABSENT) {
                 continue;
             }
@@ -493,6 +523,16 @@ impl Operations {
             filled += count;
         }
         Ok(PageCount::new(filled))
+    }
+
+    /// At the start: which pages the object has already.
+    pub(super) fn note_object_pages(&self) {
+        let Some(object) = self.mapping.object() else { return };
+        let start = self.mapping.object_offset().get()
+            + (self.range.start().as_usize() - self.mapping.range().start().as_usize()) / PAGE_SIZE;
+        memfd::for_each_data(&object.fd, PageCount::new(start), self.range.pages(), |page| {
+            self.set_state(page.get() - start, IN_OBJECT);
+        });
     }
 
     fn state_indices(&self, range: PageRange) -> core::ops::Range<usize> {
