@@ -321,7 +321,10 @@ impl Capabilities {
             self.miss(
                 C::UserfaultfdKernelFaults,
                 errno,
-                "only UFFD_USER_MODE_ONLY is allowed: a system call that touches a trapping page fails with EFAULT",
+                &format!(
+                    "only UFFD_USER_MODE_ONLY is allowed ({}): a system call that touches a trapping page fails with EFAULT",
+                    errno.unwrap_or(Errno::EPERM)
+                ),
                 "set sysctl vm.unprivileged_userfaultfd=1, give CAP_SYS_PTRACE, or give read access to /dev/userfaultfd",
             );
         }

@@ -61,6 +61,7 @@ const CHILD: &str = "TESTKIT_CHILD";
 pub const SKIP: &str = "testkit-skip:";
 /// A test that takes longer is killed and counts as failed: a trap that is never answered would hang for ever.
 const LIMIT: Duration = Duration::from_secs(60);
+const HELPER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs the tests whose names contain the first argument, or all; each in a process of its own.
 pub fn main(tests: Vec<Test>) -> ExitCode {
@@ -77,6 +78,7 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
     let filters: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     let chosen: Vec<&Test> = tests
         .iter()
+        .filter(|t| !t.name.starts_with("helper_"))
         .filter(|t| {
             filters.is_empty()
                 || filters.iter().any(|f| if exact { t.name == **f } else { t.name.contains(f.as_str()) })
@@ -130,10 +132,26 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
         if failed.is_empty() { "ok" } else { "FAILED" },
         failed.len(),
         skipped.len(),
-        tests.len() - chosen.len(),
+        tests.iter().filter(|t| !t.name.starts_with("helper_")).count() - chosen.len(),
         begun.elapsed(),
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How a helper ended, and what it printed.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit status, with the signal if one killed it; `None` if it was killed for taking too long.
+    pub status: Option<std::process::ExitStatus>,
+    /// Standard output and standard error.
+    pub output: String,
+}
+
+/// Runs the test called `helper` (a name that begins with `helper_`, which [`main`] does not run by itself) in a child: for
+/// promises about how a process dies.
+pub fn run_helper(helper: &str) -> Ended {
+    let (status, _, output) = run_child(helper, HELPER_LIMIT);
+    Ended { status, output }
 }
 
 enum Verdict {
@@ -143,6 +161,20 @@ enum Verdict {
 }
 
 fn run(name: &str) -> (Verdict, String) {
+    let (status, out, output) = run_child(name, LIMIT);
+    let verdict = match status {
+        None => Verdict::Failed(format!("killed after {LIMIT:?}")),
+        Some(s) if !s.success() => Verdict::Failed(s.to_string()),
+        Some(_) => match out.lines().find_map(|l| l.strip_prefix(SKIP)) {
+            Some(why) => Verdict::Skipped(why.to_owned()),
+            None => Verdict::Passed,
+        },
+    };
+    (verdict, output)
+}
+
+/// Its status, its standard output, and that with its standard error.
+fn run_child(name: &str, limit: Duration) -> (Option<std::process::ExitStatus>, String, String) {
     let me = std::env::current_exe().expect("a running program has a path");
     let mut child = Command::new(me)
         .env(CHILD, name)
@@ -165,7 +197,7 @@ fn run(name: &str) -> (Verdict, String) {
     let status = loop {
         match child.try_wait().expect("our own child") {
             Some(status) => break Some(status),
-            None if begun.elapsed() > LIMIT => {
+            None if begun.elapsed() > limit => {
                 let _ = child.kill();
                 let _ = child.wait();
                 break None;
@@ -175,15 +207,7 @@ fn run(name: &str) -> (Verdict, String) {
     };
     let out = out.join().unwrap_or_default();
     let output = format!("{out}{}", err.join().unwrap_or_default());
-    let verdict = match status {
-        None => Verdict::Failed(format!("killed after {LIMIT:?}")),
-        Some(s) if !s.success() => Verdict::Failed(s.to_string()),
-        Some(_) => match out.lines().find_map(|l| l.strip_prefix(SKIP)) {
-            Some(why) => Verdict::Skipped(why.to_owned()),
-            None => Verdict::Passed,
-        },
-    };
-    (verdict, output)
+    (status, out, output)
 }
 
 /// A small generator of pseudo-random numbers (splitmix64), seeded so that a failure can be repeated.

@@ -21,15 +21,18 @@ enum Setting {
     Masked(Simulate),
     /// Not a mask: the process really becomes uid 65534.
     Nobody,
+    /// The same, under a real seccomp filter that refuses `userfaultfd(2)`, as in a container.
+    NobodyFiltered,
 }
 
 impl Setting {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::AsFound,
         Self::Masked(Simulate::Linux5_15),
         Self::Masked(Simulate::ContainerWithoutUserfaultfd),
         Self::Masked(Simulate::OrdinaryUser),
         Self::Nobody,
+        Self::NobodyFiltered,
     ];
 
     fn name(self) -> String {
@@ -37,6 +40,7 @@ impl Setting {
             Self::AsFound => "as found".into(),
             Self::Masked(s) => s.to_string(),
             Self::Nobody => "uid 65534".into(),
+            Self::NobodyFiltered => "uid 65534 under seccomp".into(),
         }
     }
 
@@ -44,11 +48,19 @@ impl Setting {
         match self {
             Self::AsFound => Ok(Capabilities::probe()),
             Self::Masked(s) => Ok(Capabilities::probe().simulate(s)),
-            Self::Nobody => {
+            Self::Nobody | Self::NobodyFiltered => {
                 if !peregrine_sys::process::is_root() {
                     return Err("missing capability: root, to become uid 65534".into());
                 }
                 peregrine_sys::process::become_user(65534).expect("root may become anybody");
+                if self == Self::NobodyFiltered {
+                    peregrine_sys::process::forbid_call(peregrine_sys::process::CALL_USERFAULTFD)
+                        .expect("a filter");
+                    let caps = Capabilities::probe();
+                    let why = caps.lack(Capability::Userfaultfd).expect("it is filtered").to_string();
+                    assert!(why.contains("seccomp") && why.contains("/dev/userfaultfd"), "{why}");
+                    return Ok(caps);
+                }
                 let caps = Capabilities::probe();
                 // What this setting is for. Should the machine's sysctl allow more, it says so and tests that.
                 if caps.has(Capability::UserfaultfdKernelFaults) {
@@ -148,7 +160,7 @@ fn region(
     };
     match builder.build(caps) {
         Ok(region) => Ok((region, seen)),
-        Err(BuildError::NoMechanism(why)) => {
+        Err(BuildError::NoMechanism { tried: why, .. }) => {
             let why = why.into_iter().map(|(m, why)| format!("{m}: {why}")).collect::<Vec<_>>().join("; ");
             assert!(why.contains("is missing"), "a skip names the missing capability: {why}");
             Err(Outcome::Skipped(why))
@@ -381,7 +393,7 @@ fn dropping_the_region_makes_the_memory_plain(m: Mechanism, k: Memory, c: &Capab
 fn track(memory: &Arc<Mapping>, m: DirtyMechanism, c: &Capabilities) -> Result<Tracker, Outcome> {
     match Tracker::of(memory.clone()).force(m).start(c) {
         Ok(t) => Ok(t),
-        Err(TrackError::NoMechanism(why)) => {
+        Err(TrackError::NoMechanism { tried: why, .. }) => {
             let why = why.into_iter().map(|(m, why)| format!("{m}: {why}")).collect::<Vec<_>>().join("; ");
             assert!(why.contains("is missing"), "a skip names the missing capability: {why}");
             Err(Outcome::Skipped(why))

@@ -89,8 +89,13 @@ impl fmt::Display for DirtyMechanism {
 #[non_exhaustive]
 pub enum TrackError {
     /// No mechanism will do, or the forced one will not.
-    #[error("no mechanism will do: {}", list(.0))]
-    NoMechanism(Vec<(DirtyMechanism, String)>),
+    #[error("no mechanism will do: {}{}", list(tried), crate::region::unforced(*fallback))]
+    NoMechanism {
+        /// Each that was tried, with its reason.
+        tried: Vec<(DirtyMechanism, String)>,
+        /// What would be used if none were forced.
+        fallback: Option<DirtyMechanism>,
+    },
     /// The region that carries it could not be made.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -216,7 +221,10 @@ impl Builder {
                 Some(why) => passed_over.push((mechanism, why)),
             }
         }
-        let Some(chosen) = chosen else { return Err(TrackError::NoMechanism(passed_over)) };
+        let Some(chosen) = chosen else {
+            let fallback = DirtyMechanism::ALL.into_iter().find(|m| self.objection(*m, caps).is_none());
+            return Err(TrackError::NoMechanism { tried: passed_over, fallback });
+        };
         let mut claim = None;
         let inner = match chosen {
             DirtyMechanism::AsyncWriteProtect => {

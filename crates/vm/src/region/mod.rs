@@ -164,8 +164,13 @@ impl<F: FnMut(&Trap<'_>) -> Decision + Send + 'static> PagerHandler for F {
 #[non_exhaustive]
 pub enum BuildError {
     /// No mechanism does what was asked for, or the forced one does not; each with its reason.
-    #[error("no mechanism will do: {}", list(.0))]
-    NoMechanism(Vec<(Mechanism, String)>),
+    #[error("no mechanism will do: {}{}", list(tried), unforced(*fallback))]
+    NoMechanism {
+        /// Each that was tried, with its reason.
+        tried: Vec<(Mechanism, String)>,
+        /// What would be used if none were forced.
+        fallback: Option<Mechanism>,
+    },
     /// The descriptor was refused.
     #[error("{0} (fall back to Mechanism::Mprotect, which needs none)")]
     Open(#[from] OpenError),
@@ -198,6 +203,10 @@ pub enum BuildError {
 
 fn list<M: fmt::Display>(reasons: &[(M, String)]) -> String {
     reasons.iter().map(|(m, why)| format!("{m}: {why}")).collect::<Vec<_>>().join("; ")
+}
+
+pub(crate) fn unforced<M: fmt::Display>(fallback: Option<M>) -> String {
+    fallback.map_or(String::new(), |m| format!("; unforced, {m} would be used"))
 }
 
 enum Handler {
@@ -290,7 +299,8 @@ impl Builder {
                 Some(why) => passed_over.push((mechanism, why)),
             }
         }
-        Err(BuildError::NoMechanism(passed_over))
+        let free = |m: &Mechanism| mechanism::objection(*m, wishes, &self.mapping, caps).is_none();
+        Err(BuildError::NoMechanism { tried: passed_over, fallback: Mechanism::ALL.into_iter().find(free) })
     }
 
     /// Makes the region; from now on its pages trap.
