@@ -40,7 +40,8 @@ impl Arena {
         result
     }
 
-    /// Makes every block of the arena free: writes to each, so it is done before the memory traps.
+    /// Makes every block of the arena free: writes to each, so it is done before the memory traps. Once only: the runtime's own
+    /// blocks stay in it.
     fn give(&self, memory: &Mapping) {
         let start = memory.range().start().as_usize();
         self.start.store(start, Ordering::SeqCst);
@@ -135,9 +136,9 @@ fn churn(seed: u64, between: &(dyn Fn() + Sync)) {
 fn an_allocator_may_trap_while_it_holds_its_lock() -> Outcome {
     let caps = Capabilities::probe();
     let _stack = AltStack::install(64 << 10).unwrap();
+    let memory = Arc::new(Mapping::memfd(PageCount::new(PAGES)).unwrap());
+    ARENA.give(&memory);
     for mechanism in [Mechanism::Sigbus, Mechanism::Pager, Mechanism::Mprotect] {
-        let memory = Arc::new(Mapping::memfd(PageCount::new(PAGES)).unwrap());
-        ARENA.give(&memory);
         let traps = Arc::new(AtomicUsize::new(0));
         let counted = traps.clone();
         let handler = move |trap: &Trap<'_>| {
@@ -166,9 +167,9 @@ fn an_allocator_may_trap_while_it_holds_its_lock() -> Outcome {
 
 fn an_allocator_may_be_tracked_while_it_holds_its_lock() -> Outcome {
     let caps = Capabilities::probe();
+    let memory = Arc::new(Mapping::memfd(PageCount::new(PAGES)).unwrap());
+    ARENA.give(&memory);
     for mechanism in DirtyMechanism::ALL {
-        let memory = Arc::new(Mapping::memfd(PageCount::new(PAGES)).unwrap());
-        ARENA.give(&memory);
         let tracker = match Tracker::of(memory.clone()).force(mechanism).start(&caps) {
             Ok(tracker) => std::sync::Mutex::new(tracker),
             Err(why) => {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
 pub(crate) struct PagerThread {
@@ -28,9 +28,14 @@ impl PagerThread {
         handler: Box<dyn PagerHandler>,
     ) -> Result<Self, std::io::Error> {
         let (reader, writer) = std::io::pipe()?;
-        let thread = std::thread::Builder::new()
-            .name("pager".into())
-            .spawn(move || serve(&operations, handler, &reader))?;
+        // A thread allocates while it starts; once it serves, it must not.
+        let serving = Arc::new(Barrier::new(2));
+        let started = serving.clone();
+        let thread = std::thread::Builder::new().name("pager".into()).spawn(move || {
+            started.wait();
+            serve(&operations, handler, &reader);
+        })?;
+        serving.wait();
         Ok(Self { thread: Some(thread), stop: Some(writer.into()) })
     }
 
