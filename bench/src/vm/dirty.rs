@@ -4,7 +4,6 @@ use super::{Goals, Kind, Second};
 use crate::measure::{Options, Rng, alone, time_ns, versus};
 use crate::report::Report;
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
-use peregrine_sys::uffd::{Features, RegisterMode, Uffd};
 use peregrine_vm::{Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Tracker};
 use std::sync::Arc;
 
@@ -18,35 +17,16 @@ fn write_pages(memory: &Mapping, order: &[usize], value: u8) {
     }
 }
 
-/// The floor: one descriptor, one pagemap, two calls.
+/// The floor: the system call in a loop, on the same memory.
 struct Bare {
-    memory: Mapping,
-    _uffd: Uffd,
+    range: PageRange,
     pagemap: Pagemap,
     found: Vec<PageRegion>,
 }
 
 impl Bare {
-    fn new(kind: Kind) -> Self {
-        let memory = kind.make(PageCount::new(PAGES));
-        let features = Features::WP_ASYNC
-            | Features::PAGEFAULT_FLAG_WP
-            | Features::WP_UNPOPULATED
-            | Features::WP_HUGETLBFS_SHMEM;
-        let uffd = Uffd::open(features).expect("userfaultfd");
-        // SAFETY: the memory is this value's.
-        unsafe { uffd.by_ref().register(memory.range(), RegisterMode::WP).expect("register") };
-        uffd.by_ref().write_protect(memory.range(), true).expect("arm");
-        Self {
-            memory,
-            _uffd: uffd,
-            pagemap: Pagemap::open().expect("pagemap"),
-            found: vec![PageRegion::default(); 256],
-        }
-    }
-
     fn take(&mut self) -> usize {
-        let mut rest = self.memory.range();
+        let mut rest = self.range;
         let mut pages = 0;
         while !rest.is_empty() {
             let scanned =
@@ -71,7 +51,11 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             .force(DirtyMechanism::AsyncWriteProtect)
             .start(caps)
             .expect("tracker");
-        let mut bare = Bare::new(kind);
+        let mut bare = Bare {
+            range: memory.range(),
+            pagemap: Pagemap::open().expect("pagemap"),
+            found: vec![PageRegion::default(); 256],
+        };
         let mut value = 0u8;
         let mut rng = Rng(5);
         let mut clean_ns = 0.0;
@@ -96,8 +80,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                     ns
                 },
                 || {
-                    bare_writes
-                        .push(time_ns(|| write_pages(&bare.memory, dirty, 1)) / dirty.len().max(1) as f64);
+                    bare_writes.push(time_ns(|| write_pages(&memory, dirty, 1)) / dirty.len().max(1) as f64);
                     time_ns(|| {
                         std::hint::black_box(bare.take());
                     })
@@ -105,7 +88,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             );
             let case = name(&format!("{percent} % dirty"));
             report.pair(&case, "take of all", "ns", "bare system calls", 1, &pair);
-            goals.layer(&case, pair.ratio());
+            goals.layer(&case, &pair);
             if percent == 0 {
                 clean_ns = pair.ours.median();
                 report.value(
@@ -136,7 +119,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
     }
     report.section("DIRTY, every mechanism, 10 % of the pages of a memfd written in random order; ns");
     for threads in [1, 2] {
-        let _second = (threads == 2).then(Second::start);
+        let second = (threads == 2).then(Second::start);
         for mechanism in DirtyMechanism::ALL {
             let case = format!("DIRTY {mechanism} memfd 10 % {threads}");
             if !options.wants(&case) {
@@ -149,12 +132,19 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             let dirty = &order[..PAGES / 10];
             let mut value = 0;
             let mut take = crate::measure::Samples::default();
-            let writes = alone(options.rounds(30), || {
-                value += 1;
-                let ns = time_ns(|| write_pages(&memory, dirty, value)) / dirty.len() as f64;
-                take.push(time_ns(|| {
+            let take_all = |tracker: &mut Tracker| {
+                time_ns(|| {
                     tracker.take_dirty_each(memory.range(), |_| ()).expect("take");
-                }));
+                })
+            };
+            let writes = alone(options.rounds(30), || {
+                let ns = Second::beside(second.as_ref(), || {
+                    // A sample that has to be repeated begins with clean pages too.
+                    take_all(&mut tracker);
+                    value += 1;
+                    time_ns(|| write_pages(&memory, dirty, value)) / dirty.len() as f64
+                });
+                take.push(take_all(&mut tracker));
                 ns
             });
             report.single(&case, "first write", "ns", dirty.len(), &writes);

@@ -4,7 +4,6 @@ use super::raw::{self, Fill};
 use super::{Goals, Kind, UNITS};
 use crate::measure::{Options, alone, time_ns, versus};
 use crate::report::Report;
-use peregrine_sys::uffd::{Features, RegisterMode, Uffd};
 use peregrine_vm::{
     Capabilities, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection, Region, Trap,
 };
@@ -83,27 +82,10 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             // SAFETY: the trap's operations only.
             let inline = unsafe { Inline::new(handler) };
             let builder = Region::builder(memory.clone()).traps_absent(true).traps_writes(false);
-            let _region = builder.force(Mechanism::Sigbus).inline(inline).build(caps).expect("region");
-            // Bare.
-            let bare_memory = kind.make(PageCount::new(PAGES));
-            let bare_source = Mapping::anonymous(PageCount::new(PAGES)).expect("memory");
-            if fill == Fill::Continue {
-                refill(&bare_memory);
-            }
-            let mut features = Features::SIGBUS;
-            let mut mode = RegisterMode::MISSING;
-            match kind {
-                Kind::Memfd => {
-                    features |= Features::MISSING_SHMEM | Features::MINOR_SHMEM;
-                    mode |= RegisterMode::MINOR;
-                }
-                Kind::Anonymous => features |= Features::MOVE,
-            }
-            let uffd = Uffd::open(features).expect("userfaultfd");
-            // SAFETY: the memory is this function's.
-            unsafe { uffd.by_ref().register(bare_memory.range(), mode).expect("register") };
+            let region = builder.force(Mechanism::Sigbus).inline(inline).build(caps).expect("region");
+            let uffd = region.userfaultfd().expect("it is forced");
             let copy_from = bytes.range().start().as_usize();
-            let move_from = bare_source.range().start().as_usize();
+            let move_from = source.range().start().as_usize();
             let from = if fill == Fill::Move { move_from } else { copy_from };
             let rounds = options.rounds(if unit.get() == 1 { 40 } else { 80 });
             let pair = versus(
@@ -116,16 +98,16 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                     time_ns(|| touch_all(&memory)) / PAGES as f64
                 },
                 || {
-                    empty(&bare_memory, fill);
+                    empty(&memory, fill);
                     if fill == Fill::Move {
-                        refill(&bare_source);
+                        refill(&source);
                     }
-                    raw::aim_fill(&uffd, bare_memory.range(), unit, fill, from);
-                    raw::with_handler(|| time_ns(|| touch_all(&bare_memory)) / PAGES as f64)
+                    raw::aim_fill(uffd, memory.range(), unit, fill, from);
+                    raw::with_handler(|| time_ns(|| touch_all(&memory)) / PAGES as f64)
                 },
             );
             report.pair(&case, "per page", "ns", "bare system calls", PAGES, &pair);
-            goals.layer(&case, pair.ratio());
+            goals.layer(&case, &pair);
         }
     }
     for kind in [Kind::Anonymous, Kind::Memfd] {

@@ -29,7 +29,7 @@ pub fn run_one(arguments: &[String]) {
     } else {
         // The probe is part of both programs, so that it falls out of the difference.
         let _ = Capabilities::probe();
-        let bare = Bare::new(Way::MprotectRead, Kind::Anonymous, PAGES, unit);
+        let bare = Bare::apart(Way::MprotectRead, Kind::Anonymous, PAGES, unit);
         bare.aim();
         raw::IDLE.store(0, Ordering::Relaxed);
         raw::with_handler(|| {

@@ -6,7 +6,8 @@ use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd, UffdRef};
 use peregrine_sys::{guard, mem};
 use peregrine_vm::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use super::{Kind, Way};
 
@@ -106,46 +107,58 @@ pub fn with_handler<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Memory of a kind, protected by bare calls.
+/// Memory protected by bare calls. Where it can it shares memory and descriptor with our side: which frames and page
+/// tables a mapping happens to get makes more difference than any layer.
 pub struct Bare {
-    pub memory: peregrine_vm::Mapping,
+    pub memory: Arc<peregrine_vm::Mapping>,
     uffd: Option<Uffd>,
+    fd: i32,
     way: usize,
     unit: PageCount,
     pager: Option<(std::thread::JoinHandle<()>, std::io::PipeWriter)>,
 }
 
 impl Bare {
-    pub fn new(way: Way, kind: Kind, units: usize, unit: PageCount) -> Self {
-        let memory = kind.make(PageCount::new(units * unit.get()));
-        let number = match way {
+    const fn number(way: Way) -> usize {
+        match way {
             Way::WriteProtect | Way::Pager => WP,
             Way::Guard => GUARD,
             Way::MprotectRead => READ,
             Way::MprotectNone => NONE,
-        };
-        let uffd = matches!(way, Way::WriteProtect | Way::Pager).then(|| {
-            let sigbus = if way == Way::Pager { Features::empty() } else { Features::SIGBUS };
-            let features = sigbus
-                | Features::PAGEFAULT_FLAG_WP
-                | Features::WP_HUGETLBFS_SHMEM
-                | Features::WP_UNPOPULATED;
+        }
+    }
+
+    /// On the memory and through the descriptor of `region`.
+    pub fn beside(
+        way: Way,
+        region: &peregrine_vm::Region,
+        memory: &Arc<peregrine_vm::Mapping>,
+        unit: PageCount,
+    ) -> Self {
+        let fd = region.userfaultfd().map_or(0, |fd| fd.as_raw_fd());
+        Self { memory: memory.clone(), uffd: None, fd, way: Self::number(way), unit, pager: None }
+    }
+
+    /// On memory of its own: a pager's messages go to one reader only, and a program without our layer has no region.
+    pub fn apart(way: Way, kind: Kind, units: usize, unit: PageCount) -> Self {
+        let memory = Arc::new(kind.make(PageCount::new(units * unit.get())));
+        let mut bare = Self { memory, uffd: None, fd: 0, way: Self::number(way), unit, pager: None };
+        if way == Way::Pager {
+            let features =
+                Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM | Features::WP_UNPOPULATED;
             let uffd = Uffd::open(features).expect("userfaultfd");
             // SAFETY: the memory is this value's.
-            unsafe { uffd.by_ref().register(memory.range(), RegisterMode::WP).expect("register") };
-            uffd
-        });
-        let mut bare = Self { memory, uffd, way: number, unit, pager: None };
-        if way == Way::Pager {
+            unsafe { uffd.by_ref().register(bare.memory.range(), RegisterMode::WP).expect("register") };
+            bare.fd = uffd.as_fd().as_raw_fd();
+            bare.uffd = Some(uffd);
             bare.start_pager();
         }
         bare
     }
 
     fn start_pager(&mut self) {
-        use std::os::fd::AsFd;
         let (reader, writer) = std::io::pipe().expect("pipe");
-        let fd = self.fd();
+        let fd = self.fd;
         let (start, unit) = (self.memory.range().start().as_usize(), self.unit);
         let thread = std::thread::spawn(move || {
             // SAFETY: the descriptor is closed after this thread has ended (`drop`).
@@ -183,14 +196,9 @@ impl Bare {
         self.pager = Some((thread, writer));
     }
 
-    fn fd(&self) -> i32 {
-        use std::os::fd::AsFd;
-        self.uffd.as_ref().map_or(0, |u| u.as_fd().as_raw_fd())
-    }
-
     /// Points the handler at this memory.
     pub fn aim(&self) {
-        FD.store(self.fd(), Ordering::Relaxed);
+        FD.store(self.fd, Ordering::Relaxed);
         WAY.store(self.way, Ordering::Relaxed);
         UNIT_BYTES.store(self.unit.bytes(), Ordering::Relaxed);
         START.store(self.memory.range().start().as_usize(), Ordering::Relaxed);
@@ -198,12 +206,12 @@ impl Bare {
 
     pub fn close(&self, range: PageRange) {
         // SAFETY: a part of this value's memory.
-        unsafe { set(self.way, self.fd(), range, closed(self.way)) };
+        unsafe { set(self.way, self.fd, range, closed(self.way)) };
     }
 
     pub fn open(&self, range: PageRange) {
         // SAFETY: a part of this value's memory.
-        unsafe { set(self.way, self.fd(), range, Protection::ReadWrite) };
+        unsafe { set(self.way, self.fd, range, Protection::ReadWrite) };
     }
 }
 
@@ -212,9 +220,6 @@ impl Drop for Bare {
         if let Some((thread, writer)) = self.pager.take() {
             drop(writer);
             let _ = thread.join();
-        }
-        if self.way == READ || self.way == NONE || self.way == GUARD {
-            self.open(self.memory.range());
         }
     }
 }
@@ -229,9 +234,8 @@ pub enum Fill {
 }
 
 /// Points the handler at memory to fill from `source` in units of `unit`.
-pub fn aim_fill(uffd: &Uffd, memory: PageRange, unit: PageCount, fill: Fill, source: usize) {
-    use std::os::fd::AsFd;
-    FD.store(uffd.as_fd().as_raw_fd(), Ordering::Relaxed);
+pub fn aim_fill(uffd: BorrowedFd<'_>, memory: PageRange, unit: PageCount, fill: Fill, source: usize) {
+    FD.store(uffd.as_raw_fd(), Ordering::Relaxed);
     let way = match fill {
         Fill::Copy => FILL_COPY,
         Fill::Zero => FILL_ZERO,

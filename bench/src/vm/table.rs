@@ -180,7 +180,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
     for (unit_name, unit) in UNITS {
         for threads in [1, 2] {
             report.section(&format!("{COUNT} units of {unit_name}, {threads} thread(s) running: ns a unit; baseline: bare system calls"));
-            let _second = (threads == 2).then(Second::start);
+            let second = (threads == 2).then(Second::start);
             for (way, kind) in ways {
                 let cases = Row::ALL.map(|row| {
                     (row, format!("{} {} {} {unit_name} {threads}", row.name(), way.name(), kind.name()))
@@ -189,7 +189,10 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
                     continue;
                 }
                 let ours = Ours::new(way, kind, COUNT, unit, caps);
-                let bare = Bare::new(way, kind, COUNT, unit);
+                let bare = match way {
+                    Way::Pager => Bare::apart(way, kind, COUNT, unit),
+                    _ => Bare::beside(way, &ours.region, &ours.memory, unit),
+                };
                 let order = Rng(0xa11).permutation(COUNT);
                 let ours_side = Side {
                     memory: &ours.memory,
@@ -220,14 +223,16 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
                     });
                     let pair = versus(
                         rounds,
-                        || ours_side.sample(row, &order),
+                        || Second::beside(second.as_ref(), || ours_side.sample(row, &order)),
                         || {
                             bare.aim();
-                            raw::with_handler(|| bare_side.sample(row, &order))
+                            Second::beside(second.as_ref(), || {
+                                raw::with_handler(|| bare_side.sample(row, &order))
+                            })
                         },
                     );
                     report.pair(&case, "per unit", "ns", "bare system calls", COUNT, &pair);
-                    goals.layer(&case, pair.ratio());
+                    goals.layer(&case, &pair);
                     if unit.get() == 1 {
                         let name = format!("{} {} {} {threads}", row.name(), way.name(), kind.name());
                         goals.number(&name, pair.ours.median());

@@ -8,6 +8,7 @@
 use peregrine_base::sync::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
+use std::fmt;
 use std::sync::Once;
 
 /// Stripes of the trap counts: threads on different (alternate) stacks mostly use different cache lines.
@@ -31,8 +32,18 @@ static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
 static MAKE: Once = Once::new();
 
 /// Names one process image; a fork makes another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Generation(u64);
+#[derive(Clone, Copy)]
+pub(crate) struct Generation {
+    /// Kept beside the number, so that a check in a trap touches one cache line of somebody else's.
+    page: &'static ProcessPage,
+    number: u64,
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Generation({})", self.number)
+    }
+}
 
 /// The page, made on first use. Not for trap code, which uses [`page_if_made`].
 pub(crate) fn page() -> &'static ProcessPage {
@@ -68,13 +79,13 @@ pub(crate) fn current() -> Generation {
     let page = page();
     let seen = page.generation.load(Ordering::Acquire);
     if seen != 0 {
-        return Generation(seen);
+        return Generation { page, number: seen };
     }
     // The static is copied by fork, so a child's number differs from every number its ancestors had given out.
     let fresh = NEXT_GENERATION.fetch_add(1, Ordering::AcqRel);
     match page.generation.compare_exchange(0, fresh, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => Generation(fresh),
-        Err(other) => Generation(other),
+        Ok(_) => Generation { page, number: fresh },
+        Err(other) => Generation { page, number: other },
     }
 }
 
@@ -82,7 +93,7 @@ impl Generation {
     /// Whether this process image is the one that `self` was taken in. Trap-safe.
     #[inline]
     pub(crate) fn is_current(self) -> bool {
-        page_if_made().is_some_and(|p| p.generation.load(Ordering::Relaxed) == self.0)
+        self.page.generation.load(Ordering::Relaxed) == self.number
     }
 }
 
@@ -100,6 +111,7 @@ pub struct Forked {
 }
 
 impl Forked {
+    #[inline]
     pub(crate) fn check(generation: Generation, range: PageRange) -> Result<(), Self> {
         if generation.is_current() { Ok(()) } else { Err(Self { range }) }
     }

@@ -10,7 +10,7 @@ use peregrine_sys::mem::{self, Advice};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::{FillMode, Partial, Uffd, UffdRef};
 use peregrine_sys::{guard, io, memfd};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 /// An operation on a region's pages failed.
@@ -105,6 +105,7 @@ impl Operations {
         &self.mapping
     }
 
+    #[inline]
     fn check(&self, asked: PageRange) -> Result<(), RegionError> {
         if asked.start() >= self.range.start() && asked.end() <= self.range.end() {
             Ok(())
@@ -136,6 +137,12 @@ impl Operations {
         }
     }
 
+    /// The userfaultfd underneath, if there is one: for calls that this crate does not offer, and for measuring it. What is
+    /// done through it is between the caller and the kernel.
+    pub fn userfaultfd(&self) -> Option<BorrowedFd<'_>> {
+        self.uffd.as_ref().map(AsFd::as_fd)
+    }
+
     pub(crate) fn uffd_for_pager(&self) -> Option<UffdRef<'_>> {
         self.uffd.as_ref().map(Uffd::by_ref)
     }
@@ -146,6 +153,7 @@ impl Operations {
     ///
     /// # Errors
     /// [`RegionError`]; ranges before the one that failed are done.
+    #[inline]
     pub fn protect(&self, ranges: &[PageRange], access: Protection) -> Result<(), RegionError> {
         let mut pending: Option<PageRange> = None;
         for &range in ranges {
