@@ -6,6 +6,10 @@ pub mod capabilities {
 }
 mod claims;
 pub mod dirty;
+pub mod io {
+    //! System calls as trap code may make them: no `errno`, no allocation.
+    pub use peregrine_sys::io::{complain, read_at, read_at_ptr, write_at_ptr, yield_now};
+}
 mod mapping;
 mod process;
 pub mod region;
