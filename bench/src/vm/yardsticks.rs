@@ -35,7 +35,7 @@ pub fn run(report: &mut Report, options: &Options, _caps: &Capabilities, goals: 
                     // A collector's first question of every word: is it a pointer into the heap?
                     // SAFETY: in the mapping, which is behind no reference.
                     let value = unsafe { start.add(word).read_volatile() };
-                    pointers += usize::from(value >= 0x1000 && value < 0x7fff_ffff_f000);
+                    pointers += usize::from((0x1000..0x7fff_ffff_f000).contains(&value));
                 }
                 black_box(pointers);
             }

@@ -93,6 +93,9 @@ pub unsafe fn protect(addr: usize, len_bytes: usize, prot: u32) -> Result<(), Er
 /// `PROT_NONE` for [`protect`].
 pub const PROT_NONE: u32 = k::PROT_NONE;
 
+/// `PROT_READ | PROT_WRITE` for [`protect`].
+pub const PROT_READ_WRITE: u32 = k::PROT_READ | k::PROT_WRITE;
+
 mod k_errno {
     pub const EEXIST: i32 = linux_raw_sys::errno::EEXIST as i32;
 }

@@ -164,3 +164,10 @@ pub mod number {
     /// First of the real-time signals that libc does not keep for itself.
     pub const RT_BASE: i32 = 40;
 }
+
+/// A descriptor from which the blocked signals in `mask` are read (`signalfd4`), non-blocking and close-on-exec.
+pub fn signalfd(mask: u64) -> Result<i32, Errno> {
+    let flags = (k::O_CLOEXEC | k::O_NONBLOCK) as usize;
+    // SAFETY: the mask lives through the call.
+    check(unsafe { syscall6(k::__NR_signalfd4, usize::MAX, &raw const mask as usize, 8, flags, 0, 0) }).map(|fd| fd as i32)
+}

@@ -130,18 +130,41 @@ impl SlotHeader {
         Ok(())
     }
 
+    /// Takes all guard markers out of this slot in the calling process's page table.
+    ///
+    /// # Errors
+    /// The kernel's.
+    ///
+    /// # Safety
+    /// As [`SlotHeader::install_guards`].
+    pub unsafe fn remove_guards(&self) -> Result<(), Errno> {
+        let base = slot_base(self.index);
+        // SAFETY: makes pages accessible that are this slot's.
+        unsafe {
+            if memory::advise(base, SLOT_BYTES, Advice::GuardRemove).is_err() {
+                memory::protect(base, SLOT_BYTES, memory::PROT_READ_WRITE)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether `addr` lies in a guard of this slot.
     pub fn is_guard(&self, addr: usize) -> bool {
         (self.stack_low - GUARD_BYTES..self.stack_low).contains(&addr)
             || (self.stack_high..self.stack_high + GUARD_BYTES).contains(&addr)
     }
 
-    /// The parts of the slot that hold anything: header to dtv, live stack, used heap. Whole pages.
-    pub fn extents(&self) -> [(usize, usize); 3] {
+    /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
+    /// With `live_only` the stack begins at its saved pointer; below it nothing survives a resume.
+    pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
         let base = slot_base(self.index);
         let low_end = self.stack_low - GUARD_BYTES;
-        // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
-        let live = (self.saved_sp.clamp(self.stack_low, self.stack_high) - 128).max(self.stack_low) & !4095;
+        let live = if live_only && (self.stack_low..self.stack_high).contains(&self.saved_sp) {
+            // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
+            (self.saved_sp - 128).max(self.stack_low) & !4095
+        } else {
+            self.stack_low
+        };
         let heap_end = self.heap.high_water().next_multiple_of(4096);
         [(base, low_end), (live, self.stack_high), (self.heap_base, heap_end)]
     }

@@ -31,7 +31,7 @@ pub unsafe fn build(t: &TemplateHeader, area: usize, index: u32) -> usize {
         for i in 0..t.tls_area_len() / 8 {
             let w = words.add(i).read();
             if maker.contains(&w) {
-                words.add(i).write(w - t.maker_tp + tp);
+                words.add(i).write(w.wrapping_sub(t.maker_tp).wrapping_add(tp));
             }
         }
         if t.dtv_words != 0 {

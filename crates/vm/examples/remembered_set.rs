@@ -13,6 +13,9 @@ const COLLECTIONS: usize = 20;
 /// Stores into old objects between two collections.
 const STORES: usize = 2000;
 
+/// The young objects that each collection found old objects to point to.
+type Roots = Vec<BTreeSet<usize>>;
+
 struct Costs {
     mutator: Duration,
     collector: Duration,
@@ -25,10 +28,7 @@ fn random(state: &mut u64) -> usize {
 }
 
 /// Runs the same mutator with one way of remembering; returns the roots that each collection found, and the costs.
-fn run(
-    mechanism: DirtyMechanism,
-    caps: &Capabilities,
-) -> Result<(Vec<BTreeSet<usize>>, Costs), Box<dyn std::error::Error>> {
+fn run(mechanism: DirtyMechanism, caps: &Capabilities) -> Result<(Roots, Costs), Box<dyn std::error::Error>> {
     let mut old = PrivateMemory::new(OLD)?;
     old.fill(0);
     let mut remembered = Tracker::of_private(&old).force(mechanism).start(caps)?;
@@ -39,7 +39,7 @@ fn run(
         let begun = Instant::now();
         for _ in 0..STORES {
             // Most stores go to few pages, as they do in programs.
-            let page = if random(&mut seed) % 4 == 0 {
+            let page = if random(&mut seed).is_multiple_of(4) {
                 random(&mut seed) % OLD.get()
             } else {
                 random(&mut seed) % 64

@@ -61,7 +61,7 @@ pub unsafe fn switch(save: *mut usize, to: usize) {
 pub unsafe fn first_frame(top: usize, entry: extern "C" fn() -> !) -> usize {
     // At `entry` the stack must look as after a `call`: rsp % 16 == 8, a zero return address and frame pointer
     // for whoever walks the stack.
-    let sp = top - 24;
+    let sp = top - 32;
     // SAFETY: inside the 64 bytes that the caller owns.
     unsafe {
         (sp as *mut usize).write(entry as *const () as usize);

@@ -183,10 +183,10 @@ impl Builder {
             DirtyMechanism::Compare => None,
             _ => {
                 let pager = mechanism == DirtyMechanism::SyncWriteProtectPager;
-                if self.kernel_writes && pager {
-                    if let Some(why) = lack(Capability::UserfaultfdKernelFaults) {
-                        return Some(why);
-                    }
+                if let (true, Some(why)) =
+                    (self.kernel_writes && pager, lack(Capability::UserfaultfdKernelFaults))
+                {
+                    return Some(why);
                 }
                 let wishes = Wishes {
                     inline: Some(!pager),

@@ -213,15 +213,17 @@ impl Operations {
             (Mechanism::Guard, Protection::Read) => {
                 Err(self.not_offered("protect to Read", "use Mechanism::Sigbus or Mprotect"))
             }
-            // SAFETY: the range is the region's, which `self.mapping` keeps; that contents may be lost was said when it was
-            // built; no userfaultfd write-protects it, for the region's claim is exclusive.
-            (Mechanism::Guard, Protection::None) => {
-                retry(|| unsafe { guard::install(range) }).map_err(failed)
-            }
-            // SAFETY: the range is the region's.
-            (Mechanism::Guard, Protection::ReadWrite) => {
-                retry(|| unsafe { guard::remove(range) }).map_err(failed)
-            }
+            (Mechanism::Guard, Protection::None) => retry(|| {
+                // SAFETY: the range is the region's, which `self.mapping` keeps; that contents may be lost was said when it
+                // was built; no userfaultfd write-protects it, for the region's claim is exclusive.
+                unsafe { guard::install(range) }
+            })
+            .map_err(failed),
+            (Mechanism::Guard, Protection::ReadWrite) => retry(|| {
+                // SAFETY: the range is the region's, which `self.mapping` keeps.
+                unsafe { guard::remove(range) }
+            })
+            .map_err(failed),
             (Mechanism::Mprotect, _) if self.states.is_empty() => {
                 // SAFETY: the range is the region's, which `self.mapping` keeps, and whose traps are expected.
                 unsafe { mem::protect(range, access) }.map_err(failed)

@@ -1,0 +1,158 @@
+//! Blobs: messages, arguments and results on their way between threads, in shared memory.
+//!
+//! ```text
+//!  ARENA … │ next │ len │ ends │ end ids (u32 each) │ bytes … │
+//! ```
+//!
+//! A blob is written by one thread before anybody else knows its address, and read by one after it was taken off its
+//! queue; the bytes are copied to the reader's own heap before anything is made of them (S4).
+
+use crate::control::{Arena, imaged, world};
+use core::alloc::Layout;
+use core::ptr::NonNull;
+use peregrine_base::sync::Ordering;
+use peregrine_thread::layout::{ARENA, ARENA_BYTES};
+
+/// The head of a blob.
+#[repr(C)]
+pub struct Blob {
+    /// Next in its queue, 0 for none.
+    pub next: usize,
+    /// Bytes of payload.
+    pub len: usize,
+    /// Channel ends that travel in it.
+    pub ends: usize,
+}
+
+const STEP: usize = 1 << 20;
+
+fn layout(len: usize, ends: usize) -> Option<Layout> {
+    let size = size_of::<Blob>().checked_add(ends.checked_mul(4)?)?.checked_add(len)?;
+    Layout::from_size_align(size, 16).ok()
+}
+
+/// World memory is used up: how much there is.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error(
+    "World memory is used up: {asked} more bytes asked for, {used} of {limit} in use; receive or drop messages, or raise PEREGRINE_MEMORY"
+)]
+pub struct OutOfMemory {
+    /// Bytes asked for.
+    pub asked: usize,
+    /// Bytes in use.
+    pub used: u64,
+    /// The limit.
+    pub limit: u64,
+}
+
+/// Takes `by` bytes from the World's budget.
+pub fn charge(by: usize) -> Result<(), OutOfMemory> {
+    let (used, limit) = (&imaged().memory_used, world().memory_limit.load(Ordering::Relaxed));
+    let before = used.fetch_add(by as u64, Ordering::Relaxed);
+    if before + by as u64 > limit {
+        used.fetch_sub(by as u64, Ordering::Relaxed);
+        return Err(OutOfMemory { asked: by, used: before, limit });
+    }
+    Ok(())
+}
+
+impl Arena {
+    unsafe fn grow(&mut self, layout: Layout) -> Result<(), OutOfMemory> {
+        let now = if self.end == 0 { ARENA } else { self.end };
+        let by = (layout.size() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
+        if now + by > ARENA + ARENA_BYTES {
+            let used = (now - ARENA) as u64;
+            return Err(OutOfMemory { asked: by, used, limit: ARENA_BYTES as u64 });
+        }
+        charge(by)?;
+        // SAFETY: [now, now + by) is reserved for the arena and unused.
+        unsafe {
+            let end = match NonNull::new(self.end as *mut u8) {
+                None => self.talc.claim(now as *mut u8, by),
+                Some(end) => Some(self.talc.extend(end, (now + by) as *mut u8)),
+            };
+            self.end = end.map_or(self.end, |e| e.as_ptr() as usize);
+            imaged().arena_end.store(self.end, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// Writes a blob.
+pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
+    let Some(layout) = layout(bytes.len(), ends.len()) else {
+        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
+    };
+    let at = imaged().arena.with(|arena| {
+        // SAFETY: the size is not zero; the arena is ours while locked.
+        unsafe {
+            if let Some(p) = arena.talc.try_allocate(layout) {
+                return Ok(p.as_ptr() as usize);
+            }
+            arena.grow(layout)?;
+            let again = arena.talc.try_allocate(layout);
+            again.map(|p| p.as_ptr() as usize).ok_or(OutOfMemory {
+                asked: layout.size(),
+                used: (arena.end - ARENA) as u64,
+                limit: ARENA_BYTES as u64,
+            })
+        }
+    })?;
+    // SAFETY: just allocated with this layout; unknown to anybody else.
+    unsafe {
+        (at as *mut Blob).write(Blob { next: 0, len: bytes.len(), ends: ends.len() });
+        let ids = (at + size_of::<Blob>()) as *mut u32;
+        core::ptr::copy_nonoverlapping(ends.as_ptr(), ids, ends.len());
+        core::ptr::copy_nonoverlapping(bytes.as_ptr(), ids.add(ends.len()).cast(), bytes.len());
+    }
+    Ok(at)
+}
+
+/// Copies a blob out and frees it: its bytes and its channel ends.
+///
+/// # Safety
+/// `at` came from [`write`], and the caller took it off its queue.
+pub unsafe fn take(at: usize) -> (Vec<u8>, Vec<u32>) {
+    // SAFETY: the caller owns the blob.
+    unsafe {
+        let Blob { len, ends, .. } = (at as *const Blob).read();
+        let ids = (at + size_of::<Blob>()) as *const u32;
+        let (mut bytes, mut list) = (Vec::with_capacity(len), Vec::with_capacity(ends));
+        core::ptr::copy_nonoverlapping(ids, list.as_mut_ptr(), ends);
+        list.set_len(ends);
+        core::ptr::copy_nonoverlapping(ids.add(ends).cast::<u8>(), bytes.as_mut_ptr(), len);
+        bytes.set_len(len);
+        free(at);
+        (bytes, list)
+    }
+}
+
+/// Frees a blob without reading it; its ends must have been dealt with.
+///
+/// # Safety
+/// As [`take`].
+pub unsafe fn free(at: usize) {
+    // SAFETY: the caller owns the blob, whose head is intact.
+    unsafe {
+        let Blob { len, ends, .. } = (at as *const Blob).read();
+        let Some(layout) = layout(len, ends) else { return };
+        imaged().arena.with(|arena| arena.talc.deallocate(at as *mut u8, layout));
+    }
+}
+
+/// The ends that travel in a blob.
+///
+/// # Safety
+/// As [`take`]; no allocation happens.
+pub unsafe fn ends_of(at: usize) -> &'static [u32] {
+    // SAFETY: the caller owns the blob and keeps it while it uses the slice.
+    unsafe {
+        let n = (*(at as *const Blob)).ends;
+        core::slice::from_raw_parts((at + size_of::<Blob>()) as *const u32, n)
+    }
+}
+
+/// Used part of the arena, from its start. Takes no lock: it is asked for while a dead node may hold it.
+pub fn used_bytes() -> usize {
+    imaged().arena_end.load(Ordering::Acquire).saturating_sub(ARENA)
+}

@@ -1,0 +1,135 @@
+//! Settings of a World: defaults, then the environment, then what the program sets.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a World is to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Node processes. `PEREGRINE_NODES`; default: the number of processors.
+    pub nodes: u32,
+    /// Time between images. `PEREGRINE_IMAGE_INTERVAL` in milliseconds, 0 for none; default 20 ms.
+    pub image_interval: Option<Duration>,
+    /// Time slice of a thread. `PEREGRINE_SLICE` in microseconds; default 2 ms.
+    pub slice: Duration,
+    /// How long an idle node looks for work before it sleeps.
+    pub spin: Duration,
+    /// World memory that threads may use, in bytes. `PEREGRINE_MEMORY` in MiB; default 3/8 of what is available, for an image
+    /// in memory doubles it.
+    pub memory_bytes: u64,
+    /// Directory for durable images. `PEREGRINE_STORE`.
+    pub store: Option<PathBuf>,
+    /// Time between images written to the store. `PEREGRINE_STORE_INTERVAL` in milliseconds; default 200 ms.
+    pub store_interval: Duration,
+    /// A file for what the program writes to standard output; kept exact through deaths. `PEREGRINE_OUTPUT`.
+    pub output: Option<PathBuf>,
+    /// Kill a node with SIGKILL, each time this long after all nodes are up: a test of recovery.
+    pub kill_every: Option<Duration>,
+    /// Stop killing after this many.
+    pub most_kills: u64,
+    /// Move a random thread this often.
+    pub move_every: Option<Duration>,
+    /// Seed of the choices of `kill_every` and `move_every`.
+    pub seed: u64,
+    /// Show a status line on standard error.
+    pub progress: bool,
+    /// Stack of `main`, in bytes. `PEREGRINE_STACK` in KiB; default 8 MiB.
+    pub main_stack_bytes: usize,
+    /// Use the kernel's write tracking if there is any; off: compare. `PEREGRINE_TRACK=0`.
+    pub track: bool,
+}
+
+/// An environment variable that can't be understood.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+#[error("{name}={value} can't be used: {expected}")]
+pub struct ConfigError {
+    /// The variable.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What it should be.
+    pub expected: &'static str,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        Self {
+            nodes: cores.clamp(1, crate::control::MAX_NODES as u32),
+            image_interval: Some(Duration::from_millis(20)),
+            slice: Duration::from_millis(2),
+            spin: Duration::from_micros(20),
+            memory_bytes: available_memory() / 8 * 3,
+            store: None,
+            store_interval: Duration::from_millis(200),
+            output: None,
+            kill_every: None,
+            most_kills: u64::MAX,
+            move_every: None,
+            seed: 1,
+            progress: false,
+            main_stack_bytes: 8 << 20,
+            track: true,
+        }
+    }
+}
+
+impl Config {
+    /// Defaults, changed by the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the variable and what it takes.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let mut c = Self::default();
+        if let Some(n) = number("PEREGRINE_NODES", "a number of nodes from 1 to 64", 1, 64)? {
+            c.nodes = n as u32;
+        }
+        if let Some(ms) = number("PEREGRINE_IMAGE_INTERVAL", "milliseconds between images, 0 for none", 0, 86_400_000)? {
+            c.image_interval = (ms != 0).then(|| Duration::from_millis(ms));
+        }
+        if let Some(us) = number("PEREGRINE_SLICE", "microseconds from 100 to 1000000", 100, 1_000_000)? {
+            c.slice = Duration::from_micros(us);
+        }
+        if let Some(mib) = number("PEREGRINE_MEMORY", "MiB of World memory, at least 16", 16, 1 << 30)? {
+            c.memory_bytes = mib << 20;
+        }
+        if let Some(kib) = number("PEREGRINE_STACK", "KiB of main's stack, 64 to 524288", 64, 524_288)? {
+            c.main_stack_bytes = (kib as usize) << 10;
+        }
+        if let Some(ms) = number("PEREGRINE_KILL_EVERY", "milliseconds between kills", 1, 86_400_000)? {
+            c.kill_every = Some(Duration::from_millis(ms));
+        }
+        if let Some(ms) = number("PEREGRINE_MOVE_EVERY", "milliseconds between forced moves", 1, 86_400_000)? {
+            c.move_every = Some(Duration::from_millis(ms));
+        }
+        if let Some(seed) = number("PEREGRINE_SEED", "a number", 0, u64::MAX)? {
+            c.seed = seed;
+        }
+        if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
+            c.track = t == 1;
+        }
+        if let Some(ms) = number("PEREGRINE_STORE_INTERVAL", "milliseconds between stored images", 0, 86_400_000)? {
+            c.store_interval = Duration::from_millis(ms);
+        }
+        c.output = std::env::var_os("PEREGRINE_OUTPUT").map(PathBuf::from);
+        c.store = std::env::var_os("PEREGRINE_STORE").map(PathBuf::from);
+        Ok(c)
+    }
+}
+
+fn number(name: &'static str, expected: &'static str, least: u64, most: u64) -> Result<Option<u64>, ConfigError> {
+    let Some(value) = std::env::var_os(name) else { return Ok(None) };
+    let value = value.to_string_lossy().into_owned();
+    match value.trim().parse::<u64>() {
+        Ok(n) if (least..=most).contains(&n) => Ok(Some(n)),
+        _ => Err(ConfigError { name, value, expected }),
+    }
+}
+
+fn available_memory() -> u64 {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    kib.map_or(2 << 30, |k| k << 10)
+}

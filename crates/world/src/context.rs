@@ -1,0 +1,113 @@
+//! What a thread can ask of the runtime about itself.
+
+use crate::control::{NONE, imaged, record, request, wait, world};
+use crate::local::Action;
+use crate::sched::{self, in_thread};
+use crate::thread::{self, ThreadId};
+use peregrine_base::sync::Ordering;
+use peregrine_sys::timer::monotonic_ns;
+use peregrine_thread::carrier::carrier;
+use std::time::Duration;
+
+/// Lets other threads of this node run.
+pub fn yield_now() {
+    in_thread(|_| {
+        // SAFETY: in a section.
+        unsafe { sched::reschedule(Action::Requeue) }
+    });
+}
+
+/// Parks the thread for at least `time`; its node runs others meanwhile.
+pub fn sleep(time: Duration) {
+    let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2);
+    sleep_until(monotonic_ns().saturating_add(ns));
+}
+
+/// Parks until the monotonic clock shows `deadline` (ns).
+pub fn sleep_until(deadline: u64) {
+    let deadline = deadline.max(1);
+    in_thread(|_| {
+        while monotonic_ns() < deadline {
+            // SAFETY: in a section. A stray wake-up only makes the loop look again.
+            unsafe { sched::park(deadline, wait::SLEEP, 0) };
+        }
+    });
+}
+
+/// The node that the thread runs on now; it may change at any instruction.
+pub fn node_id() -> u32 {
+    // SAFETY: in a section, on a node.
+    in_thread(|_| unsafe { carrier() }.node).unwrap_or(0)
+}
+
+/// Number of nodes.
+pub fn node_count() -> u32 {
+    world().node_count.load(Ordering::Relaxed)
+}
+
+/// The running thread; `None` outside of any.
+pub fn current() -> Option<ThreadId> {
+    in_thread(|slot| ThreadId { slot, generation: record(slot).generation.load(Ordering::Relaxed) })
+}
+
+/// Why a thread stayed where it was.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+pub enum MoveError {
+    /// No such node.
+    #[error("there is no node {asked}: this World has nodes 0 to {last}")]
+    NoNode {
+        /// The node asked for.
+        asked: u32,
+        /// The highest there is.
+        last: u32,
+    },
+    /// The call came from outside.
+    #[error("not in a Peregrine thread: start the program with #[peregrine::main]")]
+    NoThread,
+}
+
+/// Moves the running thread to `node`; the call returns there.
+///
+/// # Errors
+/// [`MoveError`].
+pub fn migrate_to(node: u32) -> Result<(), MoveError> {
+    let count = node_count();
+    if node >= count {
+        return Err(MoveError::NoNode { asked: node, last: count.saturating_sub(1) });
+    }
+    in_thread(|_| {
+        // SAFETY: in a section, on a node.
+        unsafe {
+            if carrier().node != node {
+                sched::reschedule(Action::Move(node));
+            }
+        }
+    })
+    .ok_or(MoveError::NoThread)
+}
+
+/// Waits until an image has been taken that includes this call: whatever fails after it, the program goes on from here or
+/// later. With a store the image is on disk when the call returns. Returns the image's sequence number.
+pub fn checkpoint() -> u64 {
+    in_thread(|_| {
+        // The first image after this one holds this very wait; `committed` says when it is safe.
+        let from = imaged().sequence.load(Ordering::Acquire);
+        imaged().checkpoints_asked.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let done = world().committed.load(Ordering::Acquire);
+            if done > from {
+                return done;
+            }
+            thread::notify(request::CHECKPOINT);
+            // SAFETY: in a section. The supervisor wakes all that wait so after each commit.
+            unsafe { sched::park(monotonic_ns() + 50_000_000, wait::CHECKPOINT, NONE) };
+        }
+    })
+    .unwrap_or(0)
+}
+
+/// Moves to the next node; `false` if there is no other.
+pub(crate) fn next_node() -> bool {
+    let count = node_count();
+    count > 1 && migrate_to((node_id() + 1) % count).is_ok()
+}

@@ -1,0 +1,505 @@
+//! The World's tables, in shared memory at one address in every process.
+//!
+//! ```text
+//!  CONTROL            World        who supervises, how many nodes, the pause word, NodeShared × MAX_NODES
+//!                                  ── lives as long as the World; not part of an image ──
+//!  CONTROL +  1 GiB   Imaged       free lists, the arena's books, the output's tail     ┐
+//!          +  2 GiB   ThreadRecord × SLOT_COUNT                                         │ part of every image
+//!          +  4 GiB   Channel × MAX_CHANNELS                                            │
+//!          +  6 GiB   End × MAX_ENDS                                                    ┘
+//!          +  8 GiB   the output ring: bytes between `released` and `tail`
+//!          + 10 GiB   one dirty list per node, 64 MiB apart
+//! ```
+//!
+//! Who may write what, and how it is repaired when a node dies, is the table in ARCHITECTURE.md; in short: what is
+//! imaged goes back to the last image, what is not is either a node's own (its replacement starts anew) or
+//! derived from the records.
+
+use crate::lock::Lock;
+use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use peregrine_sys::pagemap::PageRegion;
+use peregrine_thread::layout::{CONTROL, SLOT_COUNT};
+use talc::{DefaultBinning, base::Talc, source::Manual};
+
+const GIB: usize = 1 << 30;
+/// Most nodes of a World.
+pub const MAX_NODES: usize = 64;
+/// Most channels.
+pub const MAX_CHANNELS: usize = 1 << 20;
+/// Most channel ends.
+pub const MAX_ENDS: usize = 1 << 22;
+/// Where the imaged part begins.
+pub const IMAGED: usize = CONTROL + GIB;
+const RECORDS: usize = CONTROL + 2 * GIB;
+const CHANNELS: usize = CONTROL + 4 * GIB;
+const ENDS: usize = CONTROL + 6 * GIB;
+/// The output ring.
+pub const OUTPUT: usize = CONTROL + 8 * GIB;
+/// Its size in bytes, a power of two.
+pub const OUTPUT_BYTES: usize = 4 << 20;
+const DIRTY: usize = CONTROL + 10 * GIB;
+const DIRTY_STRIDE: usize = 64 << 20;
+/// Regions that fit in a node's dirty list.
+pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<PageRegion>();
+/// Bytes of the control memory.
+pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
+
+/// No thread, channel or end.
+pub const NONE: u32 = u32::MAX;
+
+/// What a pause is for.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum PauseKind {
+    Image = 1,
+    Rollback = 2,
+    Rebuild = 3,
+}
+
+/// The part of the control memory that is not imaged.
+#[repr(C)]
+pub struct World {
+    /// Even: run. Odd: every node pauses, reports and waits until the word changes.
+    pub pause: AtomicU32,
+    /// What for: a [`PauseKind`].
+    pub pause_kind: AtomicU32,
+    /// Counts rollbacks, from 1: a node whose queue is of an earlier life fills it anew.
+    pub life: AtomicU32,
+    /// Bumped by a node that has paused or is ready; the supervisor sleeps on it.
+    pub acks: AtomicU32,
+    /// Number of nodes.
+    pub node_count: AtomicU32,
+    /// Why the supervisor should look: bits of [`request`].
+    pub requests: AtomicU32,
+    /// The supervisor's process id.
+    pub supervisor: AtomicU32,
+    /// Bytes of output given to their destination.
+    pub released: AtomicU64,
+    /// Sequence of the newest image.
+    pub committed: AtomicU64,
+    /// World memory that threads may use, in bytes.
+    pub memory_limit: AtomicU64,
+    /// Length of a time slice in ns.
+    pub slice_ns: AtomicU64,
+    /// How long an idle node spins before it sleeps, in ns.
+    pub spin_ns: AtomicU64,
+    /// Whether output is held for commits.
+    pub hold_output: AtomicBool,
+    /// Whether writes are tracked by the kernel (else whole slots are compared).
+    pub track: AtomicBool,
+    /// Which nodes look for work: one bit each.
+    pub hungry: AtomicU64,
+    /// What the processor allows, found by the supervisor: bits as in `node::cpu_flags`.
+    pub cpu: AtomicU64,
+    /// Range of the vDSO.
+    pub vdso: [AtomicUsize; 2],
+    /// Threads that must not run again: generation in the upper half, slot in the lower, plus one.
+    pub doomed: [AtomicU64; 16],
+    /// The nodes.
+    pub nodes: [NodeShared; MAX_NODES],
+}
+
+/// Bits of [`World::requests`].
+pub mod request {
+    /// A thread waits for an image.
+    pub const CHECKPOINT: u32 = 1;
+    /// `main` has ended.
+    pub const MAIN_ENDED: u32 = 2;
+    /// The output ring is filling up.
+    pub const OUTPUT: u32 = 4;
+}
+
+/// What others see of a node.
+#[repr(C, align(128))]
+pub struct NodeShared {
+    /// Process id, 0 if there is none.
+    pub pid: AtomicU32,
+    /// Bumped to wake the node.
+    pub wake: AtomicU32,
+    /// Whether it sleeps or is about to.
+    pub idle: AtomicU32,
+    /// Head of the inbox: a stack of slots linked by `inbox_next`.
+    pub inbox: AtomicU32,
+    /// Value of `pause` that this node has obeyed.
+    pub paused: AtomicU32,
+    /// Slot that runs, or [`NONE`].
+    pub current: AtomicU32,
+    /// Set once the node's process is initialised.
+    pub ready: AtomicU32,
+    /// Runnable threads waiting here.
+    pub queued: AtomicU32,
+    /// Descriptors of this node in the shared table: userfaultfd, pagemap (plus one; 0 for none).
+    pub fds: [AtomicU32; 2],
+    /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
+    pub dirty: AtomicUsize,
+    /// Switches so far.
+    pub switches: AtomicU64,
+    /// Moves that ended here.
+    pub arrivals: AtomicU64,
+    /// Preemptions so far.
+    pub preemptions: AtomicU64,
+    /// Monotonic time at which the running thread was given the node.
+    pub since_ns: AtomicU64,
+    /// Depth of a trace asked for by SIG_TRACE, and its program counters.
+    pub trace_len: AtomicU32,
+    /// Program counters, innermost first.
+    pub trace: [AtomicUsize; 64],
+    /// A crash that the node's handler saw: signal, address, slot + 1.
+    pub crash_signal: AtomicU32,
+    /// Faulting address.
+    pub crash_addr: AtomicUsize,
+    /// Slots that ran, or were prepared, here since the last image: one bit each.
+    pub ran: [AtomicU64; SLOT_COUNT / 64],
+}
+
+impl NodeShared {
+    /// Notes that slot `index` may be written by this node.
+    #[inline(always)]
+    pub fn note_ran(&self, index: u32) {
+        let word = &self.ran[index as usize / 64];
+        let bit = 1 << (index % 64);
+        let old = word.load(Ordering::Relaxed);
+        if old & bit == 0 {
+            // One writer, the node itself; the supervisor reads and clears only while the node is paused or dead.
+            word.store(old | bit, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The part of the control memory that every image holds (with the tables below).
+#[repr(C)]
+pub struct Imaged {
+    /// Threads: free list and high-water mark.
+    pub threads: Lock<FreeList>,
+    /// Channels.
+    pub channels: Lock<FreeList>,
+    /// Ends.
+    pub ends: Lock<FreeList>,
+    /// The arena's allocator.
+    pub arena: Lock<Arena>,
+    /// End of the claimed part, for readers without the lock.
+    pub arena_end: AtomicUsize,
+    /// Output: total bytes written, under its lock.
+    pub output_tail: Lock<u64>,
+    /// World memory given to slots and messages, in bytes.
+    pub memory_used: AtomicU64,
+    /// Sequence of the image that this state belongs to or follows.
+    pub sequence: AtomicU64,
+    /// Counts images that threads asked for.
+    pub checkpoints_asked: AtomicU64,
+    /// Slot of `main`.
+    pub main: AtomicU32,
+    /// Exit code of `main`, plus one; 0 while it runs.
+    pub main_exit: AtomicU32,
+}
+
+/// Indices given back, linked through the entries, and how many were ever used.
+#[repr(C)]
+pub struct FreeList {
+    /// First free entry below `used`, or [`NONE`].
+    pub head: u32,
+    /// Entries from here on were never used.
+    pub used: u32,
+}
+
+/// Allocator of messages.
+#[repr(C)]
+pub struct Arena {
+    /// The books.
+    pub talc: Talc<Manual, DefaultBinning>,
+    /// End of the claimed part, 0 before the first claim.
+    pub end: usize,
+}
+
+/// States of a thread.
+pub mod state {
+    /// The record and slot are free.
+    pub const FREE: u32 = 0;
+    /// May run.
+    pub const RUNNABLE: u32 = 1;
+    /// Runs on `node`.
+    pub const RUNNING: u32 = 2;
+    /// Waits to be woken.
+    pub const PARKED: u32 = 3;
+    /// Waits to be woken, or for `wake_at`.
+    pub const SLEEPING: u32 = 4;
+    /// Has ended; its result waits to be joined.
+    pub const ENDED: u32 = 5;
+}
+
+/// Bits of [`ThreadRecord::mail`].
+pub mod mail {
+    /// Become runnable.
+    pub const WAKE: u32 = 1;
+    /// Changes nodes: `node` is new.
+    pub const ARRIVE: u32 = 2;
+    /// Look at `move_to`.
+    pub const MOVE: u32 = 4;
+    /// Is on some node's inbox.
+    pub const POSTED: u32 = 8;
+}
+
+/// How a thread ended.
+pub mod ending {
+    /// Its function returned; the result is a blob.
+    pub const RETURNED: u32 = 1;
+    /// It panicked; the blob is the message.
+    pub const PANICKED: u32 = 2;
+    /// It brought down every node it ran on.
+    pub const QUARANTINED: u32 = 3;
+}
+
+/// What a thread waits for; for people.
+pub mod wait {
+    /// A message.
+    pub const RECEIVE: u32 = 1;
+    /// Another thread's end.
+    pub const JOIN: u32 = 2;
+    /// Time.
+    pub const SLEEP: u32 = 3;
+    /// An image.
+    pub const CHECKPOINT: u32 = 4;
+    /// Room for output.
+    pub const OUTPUT: u32 = 5;
+}
+
+/// One thread.
+#[repr(C, align(128))]
+pub struct ThreadRecord {
+    /// See [`state`]. Written by the owning node.
+    pub state: AtomicU32,
+    /// The owning node.
+    pub node: AtomicU32,
+    /// See [`mail`].
+    pub mail: AtomicU32,
+    /// Link in an inbox.
+    pub inbox_next: AtomicU32,
+    /// How often this slot was used.
+    pub generation: AtomicU32,
+    /// Link in the free list.
+    pub next_free: u32,
+    /// Where somebody wants it: node, or [`NONE`].
+    pub move_to: AtomicU32,
+    /// Distinguishes the waits of a thread, so that a timer of an old one is not taken for a new one's.
+    pub waits: AtomicU32,
+    /// Deadline while SLEEPING (monotonic ns).
+    pub wake_at: AtomicU64,
+    /// What it waits for: [`wait`], and the channel or thread.
+    pub waiting: AtomicU32,
+    /// See `waiting`.
+    pub waiting_on: AtomicU32,
+    /// Join cell.
+    pub join: Lock<JoinCell>,
+    /// Moves so far.
+    pub moves: AtomicU64,
+    /// Stack bytes.
+    pub stack_bytes: AtomicU64,
+    /// Bytes granted to the slot's heap.
+    pub granted: AtomicU64,
+    /// Name, NUL-padded.
+    pub name: [u8; 48],
+}
+
+/// A thread's end, and who waits for it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct JoinCell {
+    /// [`ending`], 0 while it runs.
+    pub how: u32,
+    /// Slot of the thread that joins, or [`NONE`].
+    pub joiner: u32,
+    /// Nobody will join.
+    pub detached: u32,
+    /// The result, a blob's address, or 0.
+    pub result: usize,
+}
+
+/// A channel: a queue of blobs, one receiver, many senders.
+#[repr(C)]
+pub struct Channel {
+    /// All of it, under one lock.
+    pub state: Lock<ChannelState>,
+}
+
+/// The locked part of a channel.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ChannelState {
+    /// First and last blob, 0 if empty.
+    pub head: usize,
+    /// Last blob.
+    pub tail: usize,
+    /// Number of blobs.
+    pub len: u32,
+    /// Living senders.
+    pub senders: u32,
+    /// Living receivers: 1 or 0.
+    pub receivers: u32,
+    /// Slot of the thread waiting in `recv`, or [`NONE`].
+    pub waiter: u32,
+    /// Link in the free list.
+    pub next_free: u32,
+}
+
+/// An end of a channel, with who holds it: so that a thread taken away by force gives back its ends.
+#[repr(C)]
+pub struct End {
+    /// The channel.
+    pub channel: AtomicU32,
+    /// 0 free, 1 sender, 2 receiver.
+    pub kind: AtomicU32,
+    /// Slot of the holder, or [`NONE`] while it travels in a message.
+    pub holder: AtomicU32,
+    /// Link in the free list.
+    pub next_free: u32,
+}
+
+/// The World of this process.
+///
+/// Sound only where the control memory is mapped: in the supervisor after [`crate::memory::WorldMemory`] was made, and in
+/// nodes.
+#[inline(always)]
+pub fn world() -> &'static World {
+    // SAFETY: mapped for the life of these processes; all fields are atomics (S1).
+    unsafe { &*(CONTROL as *const World) }
+}
+
+/// The imaged head.
+#[inline(always)]
+pub fn imaged() -> &'static Imaged {
+    // SAFETY: as `world`; fields are atomics or behind locks.
+    unsafe { &*(IMAGED as *const Imaged) }
+}
+
+/// Record of slot `index`.
+#[inline(always)]
+pub fn record(index: u32) -> &'static ThreadRecord {
+    debug_assert!((index as usize) < SLOT_COUNT);
+    // SAFETY: as `world`; the index is bounded by the callers, who have it from a table or a live thread.
+    unsafe { &*(RECORDS as *const ThreadRecord).add(index as usize) }
+}
+
+/// Channel `index`.
+#[inline(always)]
+pub fn channel(index: u32) -> &'static Channel {
+    debug_assert!((index as usize) < MAX_CHANNELS);
+    // SAFETY: as `record`.
+    unsafe { &*(CHANNELS as *const Channel).add(index as usize) }
+}
+
+/// End `index`.
+#[inline(always)]
+pub fn end(index: u32) -> &'static End {
+    debug_assert!((index as usize) < MAX_ENDS);
+    // SAFETY: as `record`.
+    unsafe { &*(ENDS as *const End).add(index as usize) }
+}
+
+/// Node `index`.
+#[inline(always)]
+pub fn node(index: u32) -> &'static NodeShared {
+    &world().nodes[index as usize % MAX_NODES]
+}
+
+/// Where node `index` lists what it has written.
+pub fn dirty_list(index: u32) -> *mut PageRegion {
+    (DIRTY + index as usize * DIRTY_STRIDE) as *mut PageRegion
+}
+
+/// The tables that an image holds besides slots and arena: address and used bytes of each.
+pub fn imaged_tables() -> [(usize, usize); 4] {
+    let i = imaged();
+    let (threads, channels, ends) = (i.threads.with(|l| l.used), i.channels.with(|l| l.used), i.ends.with(|l| l.used));
+    [
+        (IMAGED, size_of::<Imaged>()),
+        (RECORDS, threads as usize * size_of::<ThreadRecord>()),
+        (CHANNELS, channels as usize * size_of::<Channel>()),
+        (ENDS, ends as usize * size_of::<End>()),
+    ]
+}
+
+/// Most bytes of the imaged table at `addr`, if there is one.
+pub fn table_bounds(addr: usize) -> Option<usize> {
+    match addr {
+        IMAGED => Some(size_of::<Imaged>()),
+        RECORDS => Some(SLOT_COUNT * size_of::<ThreadRecord>()),
+        CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
+        ENDS => Some(MAX_ENDS * size_of::<End>()),
+        _ => None,
+    }
+}
+
+/// Links entries of a table that were given back. `link` gives the place of the next free index in an entry.
+impl FreeList {
+    /// Takes an entry, below `capacity`.
+    pub fn take(&mut self, capacity: usize, link: impl Fn(u32) -> *mut u32) -> Option<u32> {
+        if self.head != NONE {
+            let i = self.head;
+            // SAFETY: a free entry's link is guarded by the list's lock, which the caller holds.
+            self.head = unsafe { *link(i) };
+            return Some(i);
+        }
+        if (self.used as usize) < capacity {
+            self.used += 1;
+            return Some(self.used - 1);
+        }
+        None
+    }
+
+    /// Gives entry `i` back.
+    pub fn give(&mut self, i: u32, link: impl Fn(u32) -> *mut u32) {
+        // SAFETY: as above.
+        unsafe { *link(i) = self.head };
+        self.head = i;
+    }
+}
+
+/// Place of the free-list link of a thread record.
+pub fn thread_link(i: u32) -> *mut u32 {
+    // SAFETY: only the address is computed; accesses happen under the list's lock.
+    unsafe { &raw mut (*(RECORDS as *mut ThreadRecord).add(i as usize)).next_free }
+}
+
+/// Place of the free-list link of an end.
+pub fn end_link(i: u32) -> *mut u32 {
+    // SAFETY: as above.
+    unsafe { &raw mut (*(ENDS as *mut End).add(i as usize)).next_free }
+}
+
+/// Place of a record's name, written by whoever makes the thread before anybody knows it.
+pub fn name_of(i: u32) -> *mut [u8; 48] {
+    // SAFETY: as above.
+    unsafe { &raw mut (*(RECORDS as *mut ThreadRecord).add(i as usize)).name }
+}
+
+/// Writes the first state of all tables into fresh, zeroed control memory.
+///
+/// # Safety
+/// The memory is mapped and nobody else uses it yet.
+pub unsafe fn initialise(node_count: u32) {
+    let free = || Lock::new(FreeList { head: NONE, used: 0 });
+    // SAFETY: fresh memory of the right size and alignment.
+    unsafe {
+        (IMAGED as *mut Imaged).write(Imaged {
+            threads: free(),
+            channels: free(),
+            ends: free(),
+            arena: Lock::new(Arena { talc: Talc::new(Manual), end: 0 }),
+            arena_end: AtomicUsize::new(0),
+            output_tail: Lock::new(0),
+            memory_used: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
+            checkpoints_asked: AtomicU64::new(0),
+            main: AtomicU32::new(NONE),
+            main_exit: AtomicU32::new(0),
+        });
+    }
+    let w = world();
+    w.node_count.store(node_count, Ordering::Relaxed);
+    w.life.store(1, Ordering::Relaxed);
+    for n in &w.nodes {
+        n.inbox.store(NONE, Ordering::Relaxed);
+        n.current.store(NONE, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,44 @@
+//! One host of Peregrine: a World of threads, and the processes that run them.
+//!
+//! A *supervisor* (the process that was started) forks a *zygote*, the zygote forks *nodes*; nodes run threads, whose slots lie
+//! in memory that all of them map at the same addresses. See ARCHITECTURE.md for the whole picture.
+
+mod arena;
+mod channel;
+mod config;
+mod context;
+mod contract;
+mod control;
+mod dirty;
+mod ends;
+mod error;
+mod local;
+mod lock;
+mod memory;
+mod node;
+mod output;
+mod sched;
+mod shadow;
+mod spawn;
+mod supervisor;
+mod thread;
+mod transit;
+mod zygote;
+
+pub use arena::OutOfMemory;
+pub use channel::{Receiver, RecvError, SendError, Sender, channel};
+pub use config::{Config, ConfigError};
+pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_id, sleep, yield_now};
+pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
+pub use error::{JoinError, SpawnError};
+pub use memory::MemoryError;
+pub use spawn::{Builder, JoinHandle, spawn};
+pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
+pub use supervisor::{
+    DurableError, Ended, OutputError, Resumed, Stats, WorldError, median_ms, percentile_ms, resume, run,
+};
+pub use thread::ThreadId;
+pub use zygote::ZygoteError;
+
+/// A node or a thread has something for the supervisor.
+pub(crate) const SIG_NOTIFY: i32 = peregrine_sys::signal::number::RT_BASE + 4;

@@ -1,0 +1,230 @@
+//! A node: one single-threaded process, forked from the zygote, that runs threads until it is killed.
+
+use crate::control::{NONE, node, record, world};
+use crate::local::{ALTSTACK_BYTES, altstack_base, local, stack_top};
+use crate::{context, dirty, output, sched};
+use peregrine_base::sync::{AtomicU32, Ordering};
+use peregrine_sys::raw::Errno;
+use peregrine_sys::signal::{self, HandlerFlags, SigInfo, Signo, UContext, number};
+use peregrine_sys::{cpu, futex, process, timer};
+use peregrine_thread::carrier::{Carrier, Hooks, carrier};
+use peregrine_thread::layout::{CARRIER, slot_index_of};
+use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::{arch, statics};
+
+/// Becomes node `index`. Never returns.
+///
+/// # Safety
+/// In a fresh child of the zygote; the World's memory is mapped.
+pub unsafe fn become_node(index: u32) -> ! {
+    process::die_with_parent();
+    if process::parent_pid() as u32 != world().supervisor.load(Ordering::Relaxed) {
+        process::exit_now(0);
+    }
+    let fast_fs = cpu_flag(0);
+    // SAFETY: the carrier's page is this process's own copy; nothing runs here yet.
+    unsafe {
+        (CARRIER as *mut Carrier).write(Carrier {
+            depth: AtomicU32::new(1),
+            pending: AtomicU32::new(0),
+            current: AtomicU32::new(NONE),
+            window_owner: AtomicU32::new(NONE),
+            node: index,
+            fast_fs,
+            wide_compare: cpu_flag(1),
+            window_pristine: false,
+            scheduler_sp: 0,
+            process_fs: cpu::thread_pointer(),
+            vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
+            on_preempt: sched::on_preempt,
+            hooks: Hooks {
+                sleep_until: context::sleep_until,
+                yield_now: context::yield_now,
+                output: output::write,
+                grant,
+                next_node: context::next_node,
+                node_count: context::node_count,
+            },
+            user: [0; 8],
+        });
+        statics::forget(carrier());
+        local().clear();
+        let l = local();
+        l.tick = timer::Timer::new(preempt::SIG_TICK).ok();
+        l.ticking = false;
+        if install_handlers().is_err() || l.tick.is_none() {
+            process::write_all(2, b"peregrine: a node cannot install its timer or signal handlers\n");
+            process::exit_now(70);
+        }
+        signal::set_mask(0);
+    }
+    if world().track.load(Ordering::Relaxed) && !dirty::start(index) {
+        world().track.store(false, Ordering::Relaxed);
+    }
+    let me = node(index);
+    me.pid.store(process::pid() as u32, Ordering::Relaxed);
+    // Release: the supervisor sees the descriptors and the pid.
+    me.ready.store(1, Ordering::Release);
+    world().acks.fetch_add(1, Ordering::Release);
+    let _ = futex::wake(&world().acks, 1);
+    // SAFETY: the zygote's stack frames are not needed any more.
+    unsafe { arch::jump_to(stack_top(), sched::scheduler) }
+}
+
+fn cpu_flag(bit: u64) -> bool {
+    world().cpu.load(Ordering::Relaxed) >> bit & 1 != 0
+}
+
+/// What this processor and kernel allow, as bits for [`World`](crate::control::World)`::cpu`.
+pub fn cpu_flags() -> u64 {
+    cpu::has_fsgsbase() as u64 | (std::is_x86_feature_detected!("avx2") as u64) << 1
+}
+
+fn grant(bytes: usize) -> bool {
+    if crate::arena::charge(bytes).is_err() {
+        return false;
+    }
+    sched::in_thread(|slot| record(slot).granted.fetch_add(bytes as u64, Ordering::Relaxed));
+    true
+}
+
+extern "C" fn ignore(_: Signo, _: *mut SigInfo, _: *mut UContext) {}
+
+/// Makes the terminal's signals harmless here: the supervisor acts on them. A handler, not SIG_IGN: programs that the
+/// thread starts must have the default again.
+pub fn shield_from_terminal() {
+    for signo in [number::INT, number::QUIT, number::HUP, number::TERM] {
+        // SAFETY: does nothing.
+        let _ = unsafe { signal::install(signo, ignore, HandlerFlags::RESTART_NODEFER) };
+    }
+}
+
+unsafe fn install_handlers() -> Result<(), Errno> {
+    shield_from_terminal();
+    // SAFETY: this node's own memory; handlers as documented on each.
+    unsafe {
+        signal::set_altstack(altstack_base(), ALTSTACK_BYTES)?;
+        preempt::install()?;
+        preempt::install_on_altstack(SIG_RESET, on_reset)?;
+        preempt::install_on_altstack(SIG_TRACE, on_trace)?;
+        preempt::install_on_altstack(number::SEGV, on_fault)?;
+        preempt::install_on_altstack(number::BUS, on_fault)
+    }
+}
+
+/// Drops everything and starts over: all that this process holds is about to be replaced or rebuilt.
+extern "C" fn on_reset(_: Signo, _: *mut SigInfo, _: *mut UContext) {
+    // SAFETY: the alternate stack is left for good; no frame below is returned to.
+    unsafe { arch::jump_to(stack_top(), sched::scheduler) }
+}
+
+/// Says what crashed, then lets the kernel do what it would have done.
+extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext) {
+    // SAFETY: the kernel's own structures; S3: this allocates nothing and locks nothing.
+    unsafe {
+        let addr = (*info).addr;
+        let me = node(carrier().node);
+        let current = me.current.load(Ordering::Relaxed);
+        let mut line = Line::new();
+        line.text("peregrine: ");
+        if current == NONE {
+            line.text("a node crashed in the runtime itself");
+        } else {
+            let header = &*SlotHeader::of(current);
+            line.text("thread ").number(current as usize).text(" '");
+            let name = &*crate::control::name_of(current);
+            line.bytes(&name[..name.iter().position(|b| *b == 0).unwrap_or(0)]);
+            if slot_index_of(addr) == Some(current) && header.is_guard(addr) {
+                line.text("' has overflowed its stack of ").number(header.stack_high - header.stack_low);
+                line.text(" bytes; give it more with Builder::stack_size");
+            } else {
+                line.text(if signo == number::BUS { "' crashed with SIGBUS" } else { "' crashed with SIGSEGV" });
+            }
+        }
+        line.text(" (address ").hex(addr).text(", at ").hex((*context).ip()).text(")\n");
+        process::write_all(2, line.as_bytes());
+        me.crash_addr.store(addr, Ordering::Relaxed);
+        me.crash_signal.store(signo as u32, Ordering::Relaxed);
+        let _ = signal::set_default(signo);
+    }
+}
+
+/// Leaves the program counters of what runs in the node's record.
+extern "C" fn on_trace(_: Signo, _: *mut SigInfo, context: *mut UContext) {
+    // SAFETY: on a node; the walk reads frames of this process only.
+    unsafe {
+        let me = node(carrier().node);
+        let mut walk = Walk { n: 0, to: &me.trace };
+        me.trace[0].store((*context).ip(), Ordering::Relaxed);
+        _Unwind_Backtrace(step, (&raw mut walk).cast());
+        me.trace_len.store(walk.n as u32, Ordering::Release);
+        world().acks.fetch_add(1, Ordering::Release);
+        let _ = futex::wake(&world().acks, 1);
+    }
+}
+
+#[repr(C)]
+struct Walk<'a> {
+    n: usize,
+    to: &'a [peregrine_base::sync::AtomicUsize; 64],
+}
+
+unsafe extern "C" {
+    fn _Unwind_Backtrace(f: extern "C" fn(*mut u8, *mut Walk<'_>) -> i32, arg: *mut Walk<'_>) -> i32;
+    fn _Unwind_GetIP(context: *mut u8) -> usize;
+}
+
+extern "C" fn step(context: *mut u8, walk: *mut Walk<'_>) -> i32 {
+    // SAFETY: called by the unwinder with its context and our pointer.
+    unsafe {
+        let w = &mut *walk;
+        if w.n == w.to.len() {
+            return 5;
+        }
+        w.to[w.n].store(_Unwind_GetIP(context), Ordering::Relaxed);
+        w.n += 1;
+    }
+    0
+}
+
+/// A line of text without allocation.
+struct Line {
+    bytes: [u8; 256],
+    len: usize,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self { bytes: [0; 256], len: 0 }
+    }
+    fn bytes(&mut self, more: &[u8]) -> &mut Self {
+        let n = more.len().min(self.bytes.len() - self.len);
+        self.bytes[self.len..self.len + n].copy_from_slice(&more[..n]);
+        self.len += n;
+        self
+    }
+    fn text(&mut self, more: &str) -> &mut Self {
+        self.bytes(more.as_bytes())
+    }
+    fn digits(&mut self, mut n: usize, base: usize) -> &mut Self {
+        let (mut buf, mut i) = ([0u8; 20], 20);
+        loop {
+            i -= 1;
+            buf[i] = b"0123456789abcdef"[n % base];
+            n /= base;
+            if n == 0 {
+                return self.bytes(&buf[i..]);
+            }
+        }
+    }
+    fn number(&mut self, n: usize) -> &mut Self {
+        self.digits(n, 10)
+    }
+    fn hex(&mut self, n: usize) -> &mut Self {
+        self.text("0x").digits(n, 16)
+    }
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}

@@ -1,0 +1,550 @@
+//! The scheduler of a node: who runs next, and what happens to who ran.
+//!
+//! ```text
+//!   thread A ──park, yield──▶ direct switch ──▶ thread B        nothing special is pending (the fast path)
+//!       │
+//!       └──move, end, pause, or nobody runnable──▶ scheduler's own stack ──▶ thread B, or idle
+//! ```
+//!
+//! **One owner.** A thread belongs to one node at a time: the one in `record.node`. Only the owner touches its queue
+//! entry, its timers and its state; everybody else *posts*: sets bits in `record.mail` and, if it was not posted yet, pushes
+//! it on the owner's inbox. The owner drains the inbox when it schedules and at each tick. A post that finds the thread
+//! gone is forwarded. So no run queue is shared and no context is resumed before it was saved: the owner that drains is
+//! the very node that saved it.
+//!
+//! **A move** hands over ownership: the old owner saves the context and the statics, writes `record.node`, and posts
+//! ARRIVE to the new one.
+//!
+//! *Between two threads*: no static, no thread-local, no allocation, no panic.
+
+use crate::control::{NONE, NodeShared, PauseKind, World, imaged, mail, node, record, state, world};
+use crate::local::{Action, Local, local};
+use peregrine_base::sync::{Ordering, fence, spin_loop};
+use peregrine_sys::{futex, timer::monotonic_ns};
+use peregrine_thread::carrier::{Carrier, Pending, RuntimeSection, carrier};
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::template::template;
+use peregrine_thread::{arch, statics};
+
+/// Posts `bits` to the thread in `slot`.
+pub fn post(slot: u32, bits: u32) {
+    let r = record(slot);
+    // AcqRel: pairs with the swap in `take_mail`; who drains sees what we did before we posted.
+    let before = r.mail.fetch_or(bits | mail::POSTED, Ordering::AcqRel);
+    if before & mail::POSTED == 0 {
+        push_inbox(r.node.load(Ordering::Acquire), slot);
+    }
+}
+
+fn push_inbox(to: u32, slot: u32) {
+    let n = node(to);
+    let r = record(slot);
+    let mut head = n.inbox.load(Ordering::Relaxed);
+    loop {
+        r.inbox_next.store(head, Ordering::Relaxed);
+        // Release: pairs with the acquire swap in `drain`.
+        match n.inbox.compare_exchange_weak(head, slot, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => head = now,
+        }
+    }
+    nudge(to);
+}
+
+/// Wakes node `to` if it sleeps.
+pub fn nudge(to: u32) {
+    let n = node(to);
+    // Pairs with the fence in `idle`: either we see `idle`, or it sees what we posted.
+    fence(Ordering::SeqCst);
+    if n.idle.load(Ordering::Relaxed) != 0 {
+        n.wake.fetch_add(1, Ordering::Relaxed);
+        let _ = futex::wake(&n.wake, 1);
+    }
+}
+
+/// Takes what is in the inbox and acts on it. Oldest first.
+fn drain(c: &mut Carrier, l: &mut Local) {
+    let me = node(c.node);
+    if me.inbox.load(Ordering::Relaxed) == NONE {
+        return;
+    }
+    let mut stack = me.inbox.swap(NONE, Ordering::Acquire);
+    let mut ordered = NONE;
+    while stack != NONE {
+        let next = record(stack).inbox_next.load(Ordering::Relaxed);
+        record(stack).inbox_next.store(ordered, Ordering::Relaxed);
+        ordered = stack;
+        stack = next;
+    }
+    while ordered != NONE {
+        let slot = ordered;
+        ordered = record(slot).inbox_next.load(Ordering::Relaxed);
+        take_mail(c, l, slot);
+    }
+}
+
+fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
+    let r = record(slot);
+    let bits = r.mail.swap(0, Ordering::AcqRel);
+    if r.node.load(Ordering::Acquire) != c.node {
+        return post(slot, bits & !mail::POSTED);
+    }
+    let mut now = r.state.load(Ordering::Relaxed);
+    if bits & mail::ARRIVE != 0 {
+        node(c.node).arrivals.fetch_add(1, Ordering::Relaxed);
+        match now {
+            state::RUNNABLE => l.push(slot),
+            state::SLEEPING => {
+                l.add_timer(r.wake_at.load(Ordering::Relaxed), slot, r.waits.load(Ordering::Relaxed));
+            }
+            _ => {}
+        }
+    }
+    if bits & mail::WAKE != 0 {
+        if now == state::PARKED || now == state::SLEEPING {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            l.push(slot);
+            now = state::RUNNABLE;
+        } else {
+            // It is awake: the wake-up is kept for its next wait.
+            r.mail.fetch_or(mail::WAKE, Ordering::AcqRel);
+        }
+    }
+    if bits & mail::MOVE != 0 {
+        let to = r.move_to.load(Ordering::Acquire);
+        if to == NONE || to == c.node {
+            r.move_to.store(NONE, Ordering::Release);
+        } else if now == state::PARKED || now == state::SLEEPING {
+            send(c, slot, to);
+        } else if now == state::RUNNABLE && l.remove(slot) {
+            send(c, slot, to);
+        }
+        // A running one is sent when it next comes through `reschedule`.
+    }
+}
+
+/// Gives a suspended thread of this node to node `to`.
+fn send(c: &mut Carrier, slot: u32, to: u32) {
+    let r = record(slot);
+    // SAFETY: the thread is suspended and ours.
+    unsafe { statics::evict(c, template(), slot) };
+    r.move_to.store(NONE, Ordering::Relaxed);
+    r.moves.fetch_add(1, Ordering::Relaxed);
+    // Release: the new owner, which acquires through the inbox, sees context and statics.
+    r.node.store(to, Ordering::Release);
+    post(slot, mail::ARRIVE);
+}
+
+/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler.
+fn service(c: &mut Carrier, l: &mut Local) {
+    drain(c, l);
+    if let Some(first) = l.next_deadline() {
+        let now = monotonic_ns();
+        if first <= now {
+            while let Some(due) = l.due(now) {
+                if let Some(slot) = due {
+                    record(slot).state.store(state::RUNNABLE, Ordering::Relaxed);
+                    l.push(slot);
+                }
+            }
+        }
+    }
+    let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
+    if hungry != 0 && l.queued() > 0 {
+        donate(c, l, hungry.trailing_zeros());
+    }
+    node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
+}
+
+#[cold]
+fn donate(c: &mut Carrier, l: &mut Local, to: u32) {
+    // Whoever resets the bit gives.
+    let bit = 1 << to;
+    if world().hungry.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        && let Some(slot) = l.pop_last()
+    {
+        send(c, slot, to);
+    }
+}
+
+/// Switches away from the running thread, which has set its own state.
+///
+/// # Safety
+/// In a runtime section of the running thread. `action` tells what becomes of it.
+#[inline]
+pub unsafe fn reschedule(action: Action) {
+    // SAFETY: on a node, in a runtime section.
+    unsafe {
+        let (c, l) = (carrier(), local());
+        let me = c.current.load(Ordering::Relaxed);
+        let shared = node(c.node);
+        if matches!(action, Action::Requeue | Action::Parked) && quiet(c, shared) {
+            match l.first() {
+                None if action == Action::Requeue => return,
+                Some(next) if ready_here(l, next) => {
+                    l.pop();
+                    if action == Action::Requeue {
+                        record(me).state.store(state::RUNNABLE, Ordering::Relaxed);
+                        l.push(me);
+                    }
+                    if next == me {
+                        record(me).state.store(state::RUNNING, Ordering::Relaxed);
+                        return;
+                    }
+                    enter(c, next);
+                    arch::switch(&raw mut (*SlotHeader::of(me)).saved_sp, (*SlotHeader::of(next)).saved_sp);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        (l.action, l.previous) = (action, me);
+        arch::switch(&raw mut (*SlotHeader::of(me)).saved_sp, c.scheduler_sp);
+    }
+}
+
+/// Whether nothing but the queue needs a look.
+#[inline(always)]
+fn quiet(c: &Carrier, shared: &NodeShared) -> bool {
+    shared.inbox.load(Ordering::Relaxed) == NONE
+        && c.pending.load(Ordering::Relaxed) == 0
+        && world().pause.load(Ordering::Relaxed) & 1 == 0
+}
+
+/// Whether `slot` can be entered at once: its guards are up and nobody wants it elsewhere.
+#[inline(always)]
+fn ready_here(l: &mut Local, slot: u32) -> bool {
+    *l.guards_of(slot) != 0
+}
+
+/// Makes `slot` the running thread in all respects but the registers.
+///
+/// # Safety
+/// The thread is runnable, ours, and its context is about to be switched to.
+#[inline]
+unsafe fn enter(c: &mut Carrier, slot: u32) {
+    let shared = node(c.node);
+    shared.note_ran(slot);
+    record(slot).state.store(state::RUNNING, Ordering::Relaxed);
+    shared.current.store(slot, Ordering::Relaxed);
+    c.current.store(slot, Ordering::Relaxed);
+    shared.switches.store(shared.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    // SAFETY: on this node, between two threads.
+    unsafe {
+        statics::bring(c, template(), slot);
+        peregrine_sys::cpu::set_fs_base((*SlotHeader::of(slot)).fs_base, c.fast_fs);
+    }
+}
+
+/// Acts on a tick, a pause or a post, on the running thread's stack.
+pub fn on_preempt(why: u32) {
+    // SAFETY: called in a section that `preempt` opened.
+    unsafe {
+        let (c, l) = (carrier(), local());
+        if world().pause.load(Ordering::Acquire) & 1 != 0 {
+            return reschedule(Action::RequeueFront);
+        }
+        let me = c.current.load(Ordering::Relaxed);
+        service(c, l);
+        let to = record(me).move_to.load(Ordering::Acquire);
+        if to != NONE && to != c.node {
+            return reschedule(Action::Move(to));
+        }
+        if why & Pending::TICK != 0 && l.queued() != 0 {
+            let n = node(c.node);
+            n.preemptions.store(n.preemptions.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            reschedule(Action::Requeue);
+        }
+    }
+}
+
+/// Entry of the scheduler, on its own stack: at the start of a node, and after a reset.
+pub extern "C" fn scheduler() -> ! {
+    // SAFETY: on a node; whatever ran before has been dropped.
+    unsafe {
+        let c = carrier();
+        c.depth.store(1, Ordering::Relaxed);
+        c.current.store(NONE, Ordering::Relaxed);
+        statics::forget(c);
+        node(c.node).current.store(NONE, Ordering::Relaxed);
+        peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs);
+        local().clear();
+        loop {
+            step(carrier(), local());
+        }
+    }
+}
+
+/// Fills queue and timers from the records. Only in a pause: a thread that another node already runs could arrive here
+/// meanwhile and be queued twice.
+fn rebuild(c: &mut Carrier, l: &mut Local) {
+    l.clear();
+    let used = imaged().threads.with(|t| t.used);
+    for slot in 0..used {
+        let r = record(slot);
+        if r.node.load(Ordering::Relaxed) != c.node {
+            continue;
+        }
+        match r.state.load(Ordering::Relaxed) {
+            state::RUNNABLE => l.push(slot),
+            state::SLEEPING => {
+                l.add_timer(r.wake_at.load(Ordering::Relaxed), slot, r.waits.load(Ordering::Relaxed));
+            }
+            _ => {}
+        }
+    }
+}
+
+unsafe fn step(c: &mut Carrier, l: &mut Local) {
+    settle(c, l);
+    c.pending.store(0, Ordering::Relaxed);
+    let w = world();
+    let word = w.pause.load(Ordering::Acquire);
+    if word & 1 != 0 {
+        // SAFETY: no thread runs here.
+        return unsafe { pause(c, l, w, word) };
+    }
+    service(c, l);
+    let Some(next) = l.pop() else { return idle(c, l, w) };
+    let to = record(next).move_to.load(Ordering::Acquire);
+    if to != NONE && to != c.node {
+        return send(c, next, to);
+    }
+    // SAFETY: `next` is runnable and ours; its slot is mapped.
+    unsafe {
+        if !raise_guards(l, next) {
+            peregrine_sys::process::write_all(2, b"peregrine: cannot install guard pages: too many mappings\n");
+            peregrine_sys::process::exit_now(70);
+        }
+        start_ticking(c, l);
+        enter(c, next);
+        arch::switch(&raw mut c.scheduler_sp, (*SlotHeader::of(next)).saved_sp);
+    }
+}
+
+/// Puts up the guards of a slot in this process's page table, once for each geometry.
+///
+/// # Safety
+/// The slot is prepared and suspended.
+unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
+    // SAFETY: a prepared slot's header is intact.
+    let header = unsafe { &*SlotHeader::of(slot) };
+    let pages = ((header.stack_high - header.stack_low) / 4096) as u32;
+    let known = l.guards_of(slot);
+    if *known == pages {
+        return true;
+    }
+    // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection
+    // with them: a guard over a write-protected page would hang in the kernel.
+    unsafe {
+        if *known != 0 {
+            crate::dirty::unprotect_slot(slot);
+            if header.remove_guards().is_err() {
+                return false;
+            }
+        }
+        if header.install_guards().is_err() {
+            return false;
+        }
+    }
+    *known = pages;
+    true
+}
+
+/// Deals with the thread that has just switched to the scheduler.
+fn settle(c: &mut Carrier, l: &mut Local) {
+    let (action, slot) = (l.action, l.previous);
+    (l.action, l.previous) = (Action::None, NONE);
+    if action == Action::None {
+        return;
+    }
+    c.current.store(NONE, Ordering::Relaxed);
+    node(c.node).current.store(NONE, Ordering::Relaxed);
+    let r = record(slot);
+    match action {
+        Action::None | Action::Parked => {}
+        Action::Requeue | Action::RequeueFront => {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            if action == Action::Requeue { l.push(slot) } else { l.push_front(slot) }
+        }
+        Action::Move(to) => {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            send(c, slot, to);
+        }
+        Action::Ended => {
+            c.window_owner.store(NONE, Ordering::Relaxed);
+            c.window_pristine = false;
+            // The FS base still points into the slot that is about to go.
+            // SAFETY: the scheduler uses no thread-local.
+            unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
+            crate::thread::bury(slot);
+        }
+    }
+}
+
+fn start_ticking(_: &mut Carrier, l: &mut Local) {
+    if !l.ticking
+        && let Some(t) = l.tick
+    {
+        let slice = world().slice_ns.load(Ordering::Relaxed);
+        t.arm(slice, slice);
+        l.ticking = true;
+    }
+}
+
+fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
+    let me = node(c.node);
+    let seen = me.wake.load(Ordering::Relaxed);
+    let something = || {
+        me.inbox.load(Ordering::Relaxed) != NONE
+            || w.pause.load(Ordering::Relaxed) & 1 != 0
+            || c.pending.load(Ordering::Relaxed) != 0
+    };
+    w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
+    wait_for_work(c, l, w, me, seen, something);
+    w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
+}
+
+fn wait_for_work(c: &Carrier, l: &mut Local, w: &World, me: &NodeShared, seen: u32, something: impl Fn() -> bool) {
+    let _ = c;
+    let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
+    loop {
+        for _ in 0..50 {
+            if something() {
+                return;
+            }
+            spin_loop();
+        }
+        let now = monotonic_ns();
+        if l.next_deadline().is_some_and(|d| d <= now) {
+            return;
+        }
+        if now >= spin_until {
+            break;
+        }
+    }
+    if l.ticking
+        && let Some(t) = l.tick
+    {
+        t.arm(0, 0);
+        l.ticking = false;
+    }
+    me.idle.store(1, Ordering::Relaxed);
+    // Pairs with the fence in `nudge`.
+    fence(Ordering::SeqCst);
+    if !something() {
+        let timeout = l.next_deadline().map(|d| d.saturating_sub(monotonic_ns()).max(1));
+        futex::wait(&me.wake, seen, timeout);
+    }
+    me.idle.store(0, Ordering::Relaxed);
+}
+
+/// Obeys a pause: saves the window, reports what was written, and waits.
+///
+/// # Safety
+/// No thread runs on this node.
+unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
+    let me = node(c.node);
+    // SAFETY: as promised.
+    unsafe { statics::save(c, template()) };
+    let life = w.life.load(Ordering::Acquire);
+    if l.life != life && w.pause_kind.load(Ordering::Acquire) != PauseKind::Rollback as u32 {
+        statics::forget(c);
+        rebuild(c, l);
+        l.life = life;
+    }
+    if me.paused.load(Ordering::Relaxed) != word {
+        crate::dirty::report(c.node);
+        // Release: the supervisor, which acquires, sees statics and the report.
+        me.paused.store(word, Ordering::Release);
+        w.acks.fetch_add(1, Ordering::Release);
+        let _ = futex::wake(&w.acks, 1);
+    }
+    while w.pause.load(Ordering::Acquire) == word {
+        futex::wait(&w.pause, word, None);
+    }
+}
+
+/// Parks the running thread until it is woken, or until `deadline` (ns; 0: none). A wake-up that came before counts.
+/// Returns whether it was woken.
+///
+/// # Safety
+/// In a runtime section of the running thread.
+pub unsafe fn park(deadline: u64, reason: u32, on: u32) -> bool {
+    // SAFETY: as promised.
+    unsafe {
+        let c = carrier();
+        let me = c.current.load(Ordering::Relaxed);
+        let r = record(me);
+        if take_wake(r) {
+            return true;
+        }
+        r.waiting.store(reason, Ordering::Relaxed);
+        r.waiting_on.store(on, Ordering::Relaxed);
+        let wait = r.waits.load(Ordering::Relaxed).wrapping_add(1);
+        r.waits.store(wait, Ordering::Relaxed);
+        if deadline != 0 {
+            r.wake_at.store(deadline, Ordering::Relaxed);
+            r.state.store(state::SLEEPING, Ordering::Relaxed);
+            local().add_timer(deadline, me, wait);
+        } else {
+            r.state.store(state::PARKED, Ordering::Relaxed);
+        }
+        reschedule(Action::Parked);
+        r.waiting.store(0, Ordering::Relaxed);
+        deadline == 0 || monotonic_ns() < deadline
+    }
+}
+
+/// Takes a wake-up that was kept for later.
+fn take_wake(r: &crate::control::ThreadRecord) -> bool {
+    r.mail.load(Ordering::Relaxed) & mail::WAKE != 0
+        && r.mail.fetch_and(!mail::WAKE, Ordering::AcqRel) & mail::WAKE != 0
+}
+
+/// Wakes the thread in `slot`, wherever it is.
+///
+/// # Safety
+/// In a runtime section, or in the supervisor while the nodes are paused or running.
+pub unsafe fn wake(slot: u32) {
+    let r = record(slot);
+    // SAFETY: on a node or in the supervisor; only a node has a thread pointer in a slot or runs a scheduler.
+    if peregrine_thread::carrier::current_slot().is_some() {
+        // SAFETY: a thread runs, so this is a node.
+        let (c, l) = unsafe { (carrier(), local()) };
+        if r.node.load(Ordering::Acquire) == c.node {
+            // Ours: no detour through the inbox.
+            let now = r.state.load(Ordering::Relaxed);
+            if now == state::PARKED || now == state::SLEEPING {
+                r.state.store(state::RUNNABLE, Ordering::Relaxed);
+                l.push(slot);
+                return;
+            }
+        }
+    }
+    post(slot, mail::WAKE);
+}
+
+/// Lets a new thread of this node run, on node `on`.
+///
+/// # Safety
+/// In a section; the thread was just created here.
+pub unsafe fn launch(slot: u32, on: u32) {
+    // SAFETY: on a node.
+    let (c, l) = unsafe { (carrier(), local()) };
+    if on == c.node {
+        l.push(slot);
+    } else {
+        record(slot).node.store(on, Ordering::Release);
+        post(slot, mail::ARRIVE);
+    }
+}
+
+/// Runs `f` in a runtime section, if a Peregrine thread runs; tells its slot.
+#[inline]
+pub fn in_thread<R>(f: impl FnOnce(u32) -> R) -> Option<R> {
+    let slot = peregrine_thread::carrier::current_slot()?;
+    // SAFETY: a thread runs.
+    let _section = unsafe { RuntimeSection::enter() };
+    Some(f(slot))
+}

@@ -1,0 +1,402 @@
+//! The last image, in memory: a second copy of every live page, and of the tables.
+//!
+//! ```text
+//!   World     slots │ arena │ tables        what the nodes change
+//!                │ commit: pages written since the last image ▼        ▲ rollback: the same pages, the other way
+//!   shadow    slots │ arena │ tables        what they all go back to    (mapped by the supervisor alone)
+//! ```
+//!
+//! Both run while every node is paused, so the supervisor has the memory to itself. What was written is the union of the
+//! nodes' reports; a node that died took its report with it, so every slot it ran is compared as a whole. Neither
+//! direction can be half done for an observer: if the supervisor dies, so does the World, and a store keeps its own copy.
+
+use crate::control::{IMAGED, Imaged, NONE, imaged, imaged_tables, record, state};
+use crate::memory::{MemoryError, map_memfd};
+use peregrine_base::sync::Ordering;
+use peregrine_sys::memory::{Advice, advise};
+use peregrine_sys::pagemap::PageRegion;
+use peregrine_thread::layout::{
+    ARENA, ARENA_BYTES, SLOT_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES, slot_base, slot_index_of,
+};
+use peregrine_thread::slot::SlotHeader;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+
+/// Where the slots' copies lie.
+const SHADOW: usize = SLOTS + SLOTS_BYTES;
+/// Where the arena's copy lies.
+const SHADOW_ARENA: usize = 0x0b00_0000_0000;
+const PAGE: usize = 4096;
+
+/// Address of the copy of `addr`.
+pub fn twin(addr: usize) -> usize {
+    if slot_index_of(addr).is_some() { addr + (SHADOW - SLOTS) } else { addr - ARENA + SHADOW_ARENA }
+}
+
+/// What changed since the last image.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Ranges that some node reported as written.
+    pub ranges: Vec<(usize, usize)>,
+    /// Slots to compare as a whole.
+    pub whole: BTreeSet<u32>,
+    /// Compare the whole arena.
+    pub whole_arena: bool,
+}
+
+impl Changes {
+    /// Adds a node's report.
+    pub fn add_report(&mut self, regions: &[PageRegion]) {
+        self.ranges.extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
+    }
+
+    /// Adds all that a node may have written that cannot report.
+    pub fn add_unknown(&mut self, ran: impl Iterator<Item = u32>) {
+        self.whole.extend(ran);
+        self.whole_arena = true;
+    }
+}
+
+/// The copy.
+#[derive(Debug)]
+pub struct Shadow {
+    _fds: Vec<OwnedFd>,
+    /// Bytes of the tables: address and contents.
+    tables: Vec<(usize, Vec<u8>)>,
+    /// Used bytes of the arena.
+    arena_used: usize,
+    /// Generation of the thread whose pages each slot's copy holds.
+    live: BTreeMap<u32, u32>,
+    /// Position of the output that belongs to the image.
+    pub output_tail: u64,
+    /// Pages copied by commits since they were last taken, for whoever writes them elsewhere; `None`: nobody does.
+    unsaved: Option<BTreeSet<usize>>,
+    /// Slots whose copy was punched since, as `(slot, generation)`.
+    ended: Vec<(u32, u32)>,
+}
+
+/// What has no copy elsewhere yet.
+#[derive(Debug, Default)]
+pub struct Unsaved {
+    /// Addresses of pages, in the World.
+    pub pages: BTreeSet<usize>,
+    /// Threads that ended, as `(slot, generation)`.
+    pub ended: Vec<(u32, u32)>,
+}
+
+/// The part of an image that is not pages.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct TableImage {
+    /// Tables: address and bytes.
+    pub tables: Vec<(usize, Vec<u8>)>,
+    /// Used bytes of the arena.
+    pub arena_used: usize,
+    /// Live threads: slot and generation.
+    pub live: BTreeMap<u32, u32>,
+    /// Position of the output.
+    pub output_tail: u64,
+}
+
+/// What a commit or rollback moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Pages copied.
+    pub pages: u64,
+    /// Pages compared.
+    pub compared: u64,
+}
+
+impl Shadow {
+    /// Maps an empty copy. In the supervisor, after the zygote was forked.
+    pub fn new() -> Result<Self, MemoryError> {
+        let fds = vec![
+            map_memfd("the image of the slots", c"peregrine-image", SHADOW, SLOTS_BYTES)?,
+            map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, ARENA_BYTES)?,
+        ];
+        Ok(Self { _fds: fds, tables: Vec::new(), arena_used: 0, live: BTreeMap::new(), output_tail: 0, unsaved: None, ended: Vec::new() })
+    }
+
+    /// Makes the World's present state the image.
+    ///
+    /// # Safety
+    /// Every node is paused, and `changes` holds all that was written since the last commit.
+    pub unsafe fn commit(&mut self, changes: &Changes) -> Moved {
+        let mut moved = Moved::default();
+        let used = imaged().threads.with(|l| l.used);
+        let live_now = |slot: u32| {
+            let r = record(slot);
+            let alive = slot < used && !matches!(r.state.load(Ordering::Relaxed), state::FREE | state::ENDED);
+            alive.then(|| r.generation.load(Ordering::Relaxed))
+        };
+        // Threads that ended, and slots that another thread has now: their old pages go.
+        let gone: Vec<u32> = self.live.iter().filter(|(s, g)| live_now(**s) != Some(**g)).map(|(s, _)| *s).collect();
+        for slot in gone {
+            if let Some(generation) = self.live.remove(&slot)
+                && self.unsaved.is_some()
+            {
+                self.ended.push((slot, generation));
+            }
+            punch(twin(slot_base(slot)));
+            let (low, high) = (slot_base(slot), slot_base(slot) + SLOT_BYTES);
+            if let Some(unsaved) = &mut self.unsaved {
+                unsaved.retain(|page| !(low..high).contains(page));
+            }
+        }
+        for slot in 0..used {
+            if let Some(generation) = live_now(slot) {
+                self.live.insert(slot, generation);
+            }
+        }
+        // SAFETY (of all copies): World and shadow are mapped here, and paused nodes write neither.
+        unsafe {
+            for &(start, end) in &changes.ranges {
+                match slot_index_of(start) {
+                    Some(slot) if !self.live.contains_key(&slot) => {}
+                    _ => {
+                        if let Some(unsaved) = &mut self.unsaved {
+                            unsaved.extend((start..end).step_by(PAGE));
+                        }
+                        moved.pages += copy(start, twin(start), end - start);
+                    }
+                }
+            }
+            for slot in changes.whole.iter().filter(|s| self.live.contains_key(s)) {
+                for (start, end) in (*SlotHeader::of(*slot)).extents(true) {
+                    compare_and_copy(start, twin(start), end - start, &mut moved, self.unsaved.as_mut());
+                }
+            }
+            self.arena_used = crate::arena::used_bytes();
+            if changes.whole_arena {
+                compare_and_copy(ARENA, SHADOW_ARENA, self.arena_used, &mut moved, self.unsaved.as_mut());
+            }
+            self.tables.clear();
+            for (addr, len) in imaged_tables() {
+                self.tables.push((addr, core::slice::from_raw_parts(addr as *const u8, len).to_vec()));
+            }
+        }
+        self.output_tail = imaged().output_tail.with(|t| *t);
+        moved
+    }
+
+    /// Makes the image the World's state again.
+    ///
+    /// # Safety
+    /// Every living node is paused and has dropped what it ran; `changes` holds all that was written since the commit.
+    pub unsafe fn roll_back(&mut self, changes: &Changes) -> Moved {
+        let mut moved = Moved::default();
+        // The tables may be torn by the node that died: they are read with suspicion (S4).
+        // SAFETY: mapped; a plain word of a table that nobody writes now.
+        let used_now = unsafe { (*(IMAGED as *const TornImaged)).threads_used }.min(SLOT_COUNT as u32);
+        let used_then = self.threads_used();
+        let now: Vec<(u32, u32)> = (0..used_now.max(used_then))
+            .map(|s| (record(s).state.load(Ordering::Relaxed), record(s).generation.load(Ordering::Relaxed)))
+            .collect();
+        // SAFETY (of all copies): as in `commit`.
+        unsafe {
+            for (slot, (state_now, generation_now)) in now.iter().enumerate() {
+                let slot = slot as u32;
+                let alive_now = !matches!(*state_now, state::FREE | state::ENDED);
+                match self.live.get(&slot) {
+                    Some(g) if alive_now && g == generation_now && !changes.whole.contains(&slot) => {}
+                    Some(_) => {
+                        if !alive_now || self.live[&slot] != *generation_now {
+                            punch(slot_base(slot));
+                        }
+                        // The copy's own header tells its extents; the World's may be torn.
+                        for (start, end) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
+                            compare_and_copy(twin(start), start, end - start, &mut moved, None);
+                        }
+                    }
+                    None if alive_now || *state_now == state::ENDED => punch(slot_base(slot)),
+                    None => {}
+                }
+            }
+            for &(start, end) in &changes.ranges {
+                match slot_index_of(start) {
+                    Some(slot) => {
+                        let Some(_) = self.live.get(&slot) else { continue };
+                        for (low, high) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
+                            let (from, to) = (start.max(low), end.min(high));
+                            if from < to {
+                                moved.pages += copy(twin(from), from, to - from);
+                            }
+                        }
+                    }
+                    None => {
+                        let to = end.min(ARENA + self.arena_used);
+                        if start < to {
+                            moved.pages += copy(twin(start), start, to - start);
+                        }
+                    }
+                }
+            }
+            if changes.whole_arena {
+                compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
+            }
+            for (addr, bytes) in &self.tables {
+                core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
+            }
+        }
+        settle_mail();
+        moved
+    }
+
+    /// From now on, notes what is copied for somebody who writes it elsewhere.
+    pub fn note_unsaved(&mut self) {
+        self.unsaved.get_or_insert_default();
+    }
+
+    /// Takes what was noted.
+    pub fn take_unsaved(&mut self) -> Unsaved {
+        let pages = self.unsaved.as_mut().map(std::mem::take).unwrap_or_default();
+        Unsaved { pages, ended: std::mem::take(&mut self.ended) }
+    }
+
+    /// Puts back what could not be written.
+    pub fn put_back_unsaved(&mut self, mut unsaved: Unsaved) {
+        if let Some(mine) = &mut self.unsaved {
+            mine.append(&mut unsaved.pages);
+            unsaved.ended.append(&mut self.ended);
+            self.ended = unsaved.ended;
+        }
+    }
+
+    /// Live threads of the image: slot and generation.
+    pub fn live(&self) -> &BTreeMap<u32, u32> {
+        &self.live
+    }
+
+    /// All pages of the image that belong to `slot`: ranges of World addresses.
+    pub fn extents_of(&self, slot: u32) -> [(usize, usize); 3] {
+        // SAFETY: the copy of a live slot begins with an intact header; nobody writes the shadow but this supervisor.
+        unsafe { (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) }
+    }
+
+    /// The arena's part of the image.
+    pub fn arena_extent(&self) -> (usize, usize) {
+        (ARENA, ARENA + self.arena_used)
+    }
+
+    /// A page of the image, by its World address.
+    ///
+    /// # Safety
+    /// `page` lies in one of the extents, and no commit runs while the reference lives.
+    pub unsafe fn page(&self, page: usize) -> &[u8; PAGE] {
+        // SAFETY: as promised; S1: only this supervisor writes the shadow.
+        unsafe { &*(twin(page) as *const [u8; PAGE]) }
+    }
+
+    /// The part of the image that is not pages.
+    pub fn tables(&self) -> TableImage {
+        TableImage {
+            tables: self.tables.clone(),
+            arena_used: self.arena_used,
+            live: self.live.clone(),
+            output_tail: self.output_tail,
+        }
+    }
+
+    /// Makes an image read from elsewhere this one: pages first, by [`Shadow::set_page`], then this.
+    ///
+    /// # Errors
+    /// The name of what does not fit this World.
+    pub fn adopt(&mut self, image: TableImage) -> Result<(), &'static str> {
+        let fits = |(addr, bytes): &(usize, Vec<u8>)| {
+            crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
+        };
+        if image.tables.len() != 4 || !image.tables.iter().all(fits) {
+            return Err("tables");
+        }
+        if image.arena_used > ARENA_BYTES || image.live.keys().any(|s| *s as usize >= SLOT_COUNT) {
+            return Err("extents");
+        }
+        (self.tables, self.arena_used, self.live) = (image.tables, image.arena_used, image.live);
+        self.output_tail = image.output_tail;
+        Ok(())
+    }
+
+    /// Puts a page into the image; `false` if there is no such page in a World.
+    pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
+        let inside = page % PAGE == 0
+            && (slot_index_of(page).is_some() || (ARENA..ARENA + ARENA_BYTES).contains(&page));
+        if inside {
+            // SAFETY: inside the shadow, which only this supervisor writes.
+            unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
+        }
+        inside
+    }
+
+    fn threads_used(&self) -> u32 {
+        let Some((_, bytes)) = self.tables.first() else { return 0 };
+        let at = core::mem::offset_of!(TornImaged, threads_used);
+        u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or([0; 4]))
+    }
+}
+
+/// The head of [`Imaged`], read without its locks.
+#[repr(C)]
+struct TornImaged {
+    lock: u32,
+    threads_head: u32,
+    threads_used: u32,
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(Imaged, threads) == 0);
+    assert!(core::mem::offset_of!(TornImaged, threads_used) == 8);
+};
+
+/// Posts were under way when the image was taken; the inboxes they lay in are gone, so they take effect now.
+fn settle_mail() {
+    use crate::control::{mail, wait};
+    let used = imaged().threads.with(|l| l.used);
+    for slot in 0..used {
+        let r = record(slot);
+        let bits = r.mail.swap(0, Ordering::Relaxed);
+        let waits = matches!(r.state.load(Ordering::Relaxed), state::PARKED | state::SLEEPING);
+        if waits && (bits & mail::WAKE != 0 || r.waiting.load(Ordering::Relaxed) == wait::CHECKPOINT) {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+        } else if bits & mail::WAKE != 0 {
+            r.mail.store(mail::WAKE, Ordering::Relaxed);
+        }
+        r.move_to.store(NONE, Ordering::Relaxed);
+        if r.state.load(Ordering::Relaxed) == state::RUNNING {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+        }
+    }
+}
+
+fn punch(slot_start: usize) {
+    // SAFETY: the slot's thread, if any, is dead or about to be replaced as a whole.
+    let _ = unsafe { advise(slot_start, SLOT_BYTES, Advice::Remove) };
+}
+
+unsafe fn copy(from: usize, to: usize, len: usize) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len) };
+    (len / PAGE) as u64
+}
+
+unsafe fn compare_and_copy(
+    from: usize,
+    to: usize,
+    len: usize,
+    moved: &mut Moved,
+    mut copied: Option<&mut BTreeSet<usize>>,
+) {
+    for off in (0..len).step_by(PAGE) {
+        let n = PAGE.min(len - off);
+        // SAFETY: the caller's; S1: these slices live for the comparison only, while nobody writes.
+        unsafe {
+            let a = core::slice::from_raw_parts((from + off) as *const u8, n);
+            let b = core::slice::from_raw_parts((to + off) as *const u8, n);
+            moved.compared += 1;
+            if a != b {
+                moved.pages += copy(from + off, to + off, n);
+                if let Some(copied) = &mut copied {
+                    copied.insert(from + off);
+                }
+            }
+        }
+    }
+}

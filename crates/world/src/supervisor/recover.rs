@@ -1,0 +1,208 @@
+//! Recovery: a node died, so every thread, channel and join cell goes back to the last image.
+
+use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
+use crate::control::{NONE, PauseKind, ending, imaged, node, record, state, world};
+use crate::{arena, ends, thread};
+use peregrine_base::sync::Ordering;
+use peregrine_sys::rustix;
+use peregrine_sys::signal::{self, number};
+use peregrine_sys::timer::monotonic_ns;
+use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
+use std::time::Duration;
+
+/// Crashes after which a thread is taken away.
+const MOST_CRASHES: u32 = 3;
+
+impl Supervisor {
+    /// Takes note of nodes that have died; an exit code if the program ended itself with `exit`.
+    pub(super) fn bury_dead(&mut self) -> Result<Option<i32>, WorldError> {
+        for i in 0..self.nodes.len() {
+            if self.nodes[i].is_none() || !self.is_dead(i) {
+                continue;
+            }
+            let dead = self.nodes[i].take().expect("checked above");
+            let status = reap(dead.pid);
+            let n = node(i as u32);
+            let current = n.current.load(Ordering::Relaxed);
+            let exited = status.and_then(WaitStatus::exit_status);
+            if let Some(code) = exited
+                && current != NONE
+            {
+                // std::process::exit: the program's end. What it wrote goes out with it.
+                let tail = imaged().output_tail.with(|t| *t);
+                self.outlet.commit(tail);
+                return Ok(Some(code));
+            }
+            let signo = status.and_then(WaitStatus::terminating_signal).unwrap_or(0);
+            self.stats.deaths += 1;
+            if n.ready.load(Ordering::Acquire) == 0 {
+                self.failed_starts += 1;
+                if self.failed_starts > 20 {
+                    let last = exited.map_or(format!("signal {signo}"), |c| format!("exit code {c}"));
+                    return Err(WorldError::CannotStart { deaths: self.failed_starts, last });
+                }
+            }
+            if current != NONE && is_crash(signo) {
+                self.blame(current, signo);
+            }
+            for fd in &n.fds {
+                let fd = fd.swap(0, Ordering::Relaxed);
+                if fd != 0 {
+                    self.zygote.close(fd as i32 - 1)?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn blame(&mut self, slot: u32, signo: i32) {
+        let r = record(slot);
+        let id = (slot, r.generation.load(Ordering::Relaxed));
+        let count = self.crashes.entry(id).or_default();
+        *count += 1;
+        let name = thread::name(slot);
+        let what = signal_name(signo);
+        self.stats.crashes += 1;
+        if *count >= MOST_CRASHES {
+            let why = format!("it crashed {count} nodes, the last with {what}");
+            eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}");
+            self.quarantine.push((id.0, id.1, why));
+        } else {
+            eprintln!("peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image");
+        }
+    }
+
+    /// Forks a process for each node that has none.
+    pub(super) fn fork_missing(&mut self) -> Result<(), WorldError> {
+        for i in 0..self.nodes.len() {
+            if self.nodes[i].is_some() {
+                continue;
+            }
+            let n = node(i as u32);
+            n.inbox.store(NONE, Ordering::Relaxed);
+            n.current.store(NONE, Ordering::Relaxed);
+            n.idle.store(0, Ordering::Relaxed);
+            n.ready.store(0, Ordering::Relaxed);
+            n.paused.store(0, Ordering::Relaxed);
+            n.dirty.store(0, Ordering::Relaxed);
+            n.crash_signal.store(0, Ordering::Relaxed);
+            let pid = self.zygote.fork_node(i as u32)?;
+            let pidfd = Pid::from_raw(pid)
+                .ok_or(rustix::io::Errno::SRCH)
+                .and_then(|p| pidfd_open(p, PidfdFlags::empty()))
+                .map_err(kernel("pidfd_open on a node"))?;
+            self.nodes[i] = Some(NodeProcess { pid, pidfd });
+        }
+        Ok(())
+    }
+
+    /// Rolls the World back and goes on.
+    pub(super) fn recover(&mut self) -> Result<(), WorldError> {
+        let begun = monotonic_ns();
+        let lost_since = self.last_image_ns;
+        loop {
+            // Whoever does not come is stuck in the kernel or stopped: it is killed and replaced like the dead.
+            if !self.pause(PauseKind::Rollback, Duration::from_millis(1000)) {
+                self.bury_dead()?;
+                let late: Vec<i32> = self
+                    .unpaused()
+                    .into_iter()
+                    .filter_map(|i| self.nodes[i as usize].as_ref().map(|n| n.pid))
+                    .collect();
+                for pid in late {
+                    let _ = signal::kill(pid, number::KILL);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                self.bury_dead()?;
+                self.keep_unknown();
+                continue;
+            }
+            break;
+        }
+        self.collect_reports();
+        // SAFETY: every living node is paused and has dropped what it ran.
+        let moved = unsafe { self.shadow.roll_back(&self.changes) };
+        self.changes = Default::default();
+        for i in 0..self.nodes.len() as u32 {
+            node(i).inbox.store(NONE, Ordering::Relaxed);
+        }
+        world().hungry.store(0, Ordering::Relaxed);
+        self.carry_out_quarantine();
+        let restored = monotonic_ns();
+        // All nodes fill their queues before any of them runs.
+        world().life.fetch_add(1, Ordering::Release);
+        loop {
+            self.fork_missing()?;
+            if self.pause(PauseKind::Rebuild, Duration::from_secs(5)) {
+                break;
+            }
+            self.bury_dead()?;
+        }
+        self.collect_reports();
+        self.wake_checkpointers();
+        self.resume();
+        let now = monotonic_ns();
+        self.failed_starts = 0;
+        self.stats.rollback(moved, restored - begun, now - begun, begun.saturating_sub(lost_since));
+        if self.stats.kills < self.config.most_kills {
+            self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
+        }
+        Ok(())
+    }
+
+    /// Notes what nodes that died meanwhile had run.
+    fn keep_unknown(&mut self) {
+        for i in 0..self.nodes.len() {
+            if self.nodes[i].is_none() {
+                let ran = super::take_ran(i as u32);
+                self.changes.add_unknown(ran.into_iter());
+            }
+        }
+    }
+
+    fn carry_out_quarantine(&mut self) {
+        for (slot, generation, why) in std::mem::take(&mut self.quarantine) {
+            let r = record(slot);
+            let known = slot < super::imaged_used()
+                && r.generation.load(Ordering::Relaxed) == generation
+                && !matches!(r.state.load(Ordering::Relaxed), state::FREE | state::ENDED);
+            self.stats.quarantined += 1;
+            if !known {
+                // It was made after the image: it must not run when it is made again.
+                doom(slot, generation);
+                continue;
+            }
+            self.changes.whole_arena = true;
+            let result = arena::write(why.as_bytes(), &[]).unwrap_or(0);
+            // SAFETY: nodes are paused.
+            unsafe { thread::finish(slot, ending::QUARANTINED, result) };
+            ends::release_all_of(slot);
+            thread::bury(slot);
+        }
+    }
+}
+
+fn doom(slot: u32, generation: u32) {
+    let id = (u64::from(generation) << 32 | u64::from(slot)) + 1;
+    if let Some(place) = world().doomed.iter().find(|p| p.load(Ordering::Relaxed) == 0) {
+        place.store(id, Ordering::Release);
+    }
+}
+
+/// Whether the signal is of the thread's own making.
+fn is_crash(signo: i32) -> bool {
+    [number::SEGV, number::BUS, number::ILL, number::FPE, number::ABRT, number::TRAP].contains(&signo)
+}
+
+fn signal_name(signo: i32) -> String {
+    let name = match signo {
+        number::SEGV => "SIGSEGV",
+        number::BUS => "SIGBUS",
+        number::ILL => "SIGILL",
+        number::FPE => "SIGFPE",
+        number::ABRT => "SIGABRT",
+        number::TRAP => "SIGTRAP",
+        _ => return format!("signal {signo}"),
+    };
+    name.to_owned()
+}

@@ -1,0 +1,132 @@
+//! What happened in a World, and what it cost.
+
+use crate::control::NodeShared;
+use crate::shadow::Moved;
+use peregrine_base::sync::Ordering;
+use peregrine_sys::timer::monotonic_ns;
+use std::io::{IsTerminal, Write};
+
+/// Counts and costs of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// When it began (monotonic ns).
+    pub started_ns: u64,
+    /// How long it ran.
+    pub ran_ns: u64,
+    /// Nodes killed on purpose.
+    pub kills: u64,
+    /// Kills that hit a running thread.
+    pub kills_hit: u64,
+    /// Node processes that died, for whatever reason.
+    pub deaths: u64,
+    /// Deaths that a thread caused.
+    pub crashes: u64,
+    /// Threads taken away.
+    pub quarantined: u64,
+    /// Moves asked for by the supervisor.
+    pub moves_asked: u64,
+    /// Moves that took place.
+    pub moves: u64,
+    /// Switches between threads.
+    pub switches: u64,
+    /// Preemptions.
+    pub preemptions: u64,
+    /// Images taken.
+    pub images: u64,
+    /// Images given up because a node did not pause.
+    pub images_given_up: u64,
+    /// Nodes that did not pause last time.
+    pub blocked_nodes: Vec<u32>,
+    /// Pages copied by images.
+    pub image_pages: u64,
+    /// Pause of each image, ns.
+    pub pause_ns: Vec<u64>,
+    /// Copying part of each image, ns.
+    pub copy_ns: Vec<u64>,
+    /// Images written to the store.
+    pub saves: u64,
+    /// Attempts that failed.
+    pub saves_failed: u64,
+    /// Bytes written to the store.
+    pub saved_bytes: u64,
+    /// Time each took, ns.
+    pub save_ns: Vec<u64>,
+    /// Rollbacks.
+    pub rollbacks: u64,
+    /// From the discovery of a death until all nodes ran again, ns each.
+    pub recovery_ns: Vec<u64>,
+    /// The part of it that restored memory, ns each.
+    pub restore_ns: Vec<u64>,
+    /// Time between the image gone back to and the death, ns each.
+    pub distance_ns: Vec<u64>,
+    /// Pages restored.
+    pub restored_pages: u64,
+    shown: bool,
+}
+
+impl Stats {
+    pub(super) fn new() -> Self {
+        Self { started_ns: monotonic_ns(), ..Self::default() }
+    }
+
+    pub(super) fn image(&mut self, moved: Moved, ns: u64) {
+        self.images += 1;
+        self.image_pages += moved.pages;
+        self.copy_ns.push(ns);
+    }
+
+    pub(super) fn saved(&mut self, bytes: u64, ns: u64) {
+        self.saves += 1;
+        self.saved_bytes += bytes;
+        self.save_ns.push(ns);
+    }
+
+    pub(super) fn rollback(&mut self, moved: Moved, restore_ns: u64, total_ns: u64, distance_ns: u64) {
+        self.rollbacks += 1;
+        self.restored_pages += moved.pages;
+        self.restore_ns.push(restore_ns);
+        self.recovery_ns.push(total_ns);
+        self.distance_ns.push(distance_ns);
+    }
+
+    pub(super) fn end<'a>(&mut self, nodes: impl Iterator<Item = &'a NodeShared>) {
+        self.ran_ns = monotonic_ns() - self.started_ns;
+        for n in nodes {
+            self.moves += n.arrivals.load(Ordering::Relaxed);
+            self.switches += n.switches.load(Ordering::Relaxed);
+            self.preemptions += n.preemptions.load(Ordering::Relaxed);
+        }
+        if self.shown {
+            let _ = std::io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+
+    /// One line on a terminal.
+    pub(super) fn show_status(&mut self) {
+        let err = std::io::stderr();
+        if !err.is_terminal() {
+            return;
+        }
+        self.shown = true;
+        let secs = (monotonic_ns() - self.started_ns) as f64 / 1e9;
+        let moves: u64 = crate::control::world().nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum();
+        let _ = write!(
+            err.lock(),
+            "\r\x1b[K{secs:6.1} s  images {}  moves {moves}  kills {} ({} on a running thread)  rollbacks {}",
+            self.images, self.kills, self.kills_hit, self.rollbacks
+        );
+    }
+}
+
+/// Median of a list of nanoseconds, as milliseconds.
+pub fn median_ms(list: &[u64]) -> f64 {
+    percentile_ms(list, 50)
+}
+
+/// A percentile of a list of nanoseconds, as milliseconds.
+pub fn percentile_ms(list: &[u64], percent: usize) -> f64 {
+    let mut sorted = list.to_vec();
+    sorted.sort_unstable();
+    let at = (sorted.len().saturating_sub(1)) * percent / 100;
+    sorted.get(at).copied().unwrap_or(0) as f64 / 1e6
+}

@@ -1,0 +1,356 @@
+//! Threads from birth to burial: spawn, run, end, join.
+
+use crate::arena;
+use crate::control::{
+    JoinCell, NONE, ending, imaged, name_of, node, record, state, thread_link, wait, world,
+};
+use crate::ends;
+use crate::error::{JoinError, SpawnError};
+use crate::local::Action;
+use crate::lock::Lock;
+use crate::sched;
+use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, compiler_fence};
+use peregrine_sys::memory::{Advice, advise};
+use peregrine_thread::carrier::carrier;
+use peregrine_thread::layout::{SLOT_BYTES, SLOT_COUNT, slot_base};
+use peregrine_thread::slot::{self, SlotHeader};
+use peregrine_thread::template::template;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Names a thread for as long as the World lives: slot and how often that slot had been used.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+pub struct ThreadId {
+    /// The slot.
+    pub slot: u32,
+    /// The use of that slot.
+    pub generation: u32,
+}
+
+impl std::fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.generation == 1 { write!(f, "{}", self.slot) } else { write!(f, "{}.{}", self.slot, self.generation) }
+    }
+}
+
+/// What a thread runs: gets the function's address and the argument's bytes, gives the result's. The second list is the
+/// channel ends that travel in each.
+pub type Body = fn(usize, Vec<u8>, Vec<u32>) -> Result<(Vec<u8>, Vec<u32>), String>;
+
+/// What a new thread is to be.
+pub struct Start<'a> {
+    /// Runs first and last.
+    pub body: Body,
+    /// Passed to `body`.
+    pub function: usize,
+    /// Passed to `body`.
+    pub argument: &'a [u8],
+    /// Channel ends in `argument`.
+    pub ends: &'a [u32],
+    /// Stack size in bytes.
+    pub stack_bytes: usize,
+    /// Name, at most 47 bytes are kept.
+    pub name: &'a str,
+}
+
+/// Functions run at the start of each thread, before its body: `#[peregrine::init]`.
+pub type Init = fn();
+
+/// Makes a thread; it starts on node `on`.
+///
+/// # Safety
+/// In a runtime section, or in the supervisor before the nodes run. `start.body` accepts the argument.
+pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError> {
+    let stack_bytes = slot::check_stack_size(start.stack_bytes)?;
+    let t = unsafe { template() };
+    let fixed = stack_bytes / 8 + t.copy_len() + 8192;
+    arena::charge(fixed)?;
+    let argument = arena::write(start.argument, start.ends)?;
+    let Some(slot) = imaged().threads.with(|l| l.take(SLOT_COUNT, thread_link)) else {
+        return Err(SpawnError::TooMany { most: SLOT_COUNT });
+    };
+    let r = record(slot);
+    // SAFETY: the slot is ours: it was just taken off the free list. Its pages are zero (punched at burial).
+    unsafe {
+        if peregrine_thread::carrier::current_slot().is_some() {
+            node(carrier().node).note_ran(slot);
+        }
+        SlotHeader::prepare(slot, t, stack_bytes, first);
+        (*SlotHeader::of(slot)).entry = [start.body as usize, start.function, argument, 0];
+        let mut name = [0u8; 48];
+        let mut n = start.name.len().min(47);
+        while !start.name.is_char_boundary(n) {
+            n -= 1;
+        }
+        name[..n].copy_from_slice(&start.name.as_bytes()[..n]);
+        *name_of(slot) = name;
+    }
+    let generation = r.generation.load(Ordering::Relaxed) + 1;
+    r.generation.store(generation, Ordering::Relaxed);
+    r.join.with(|j| *j = JoinCell { how: 0, joiner: NONE, detached: 0, result: 0 });
+    r.move_to.store(NONE, Ordering::Relaxed);
+    r.stack_bytes.store(stack_bytes as u64, Ordering::Relaxed);
+    r.granted.store(fixed as u64, Ordering::Relaxed);
+    for zero in [&r.moves, &r.wake_at] {
+        zero.store(0, Ordering::Relaxed);
+    }
+    for zero in [&r.waits, &r.waiting, &r.mail] {
+        zero.store(0, Ordering::Relaxed);
+    }
+    r.node.store(on, Ordering::Relaxed);
+    r.state.store(state::RUNNABLE, Ordering::Release);
+    Ok(ThreadId { slot, generation })
+}
+
+/// First function on a new thread's stack.
+extern "C" fn first() -> ! {
+    // SAFETY: the scheduler entered this thread; its runtime section ends here.
+    let (body, function, argument) = unsafe {
+        let slot = carrier().current.load(Ordering::Relaxed);
+        if is_doomed(slot) {
+            let why = b"it crashed every node it ran on, each time it was started";
+            finish(slot, ending::QUARANTINED, arena::write(why, &[]).unwrap_or(0));
+            sched::reschedule(Action::Ended);
+        }
+        let [body, function, argument, _] = (*SlotHeader::of(slot)).entry;
+        compiler_fence(Ordering::SeqCst);
+        carrier().depth.store(0, Ordering::Relaxed);
+        (core::mem::transmute::<usize, Body>(body), function, argument)
+    };
+    let ended = run(body, function, argument);
+    end(ended)
+}
+
+/// Whether this thread crashed every node before an image held it.
+fn is_doomed(slot: u32) -> bool {
+    let generation = record(slot).generation.load(Ordering::Relaxed);
+    let id = (u64::from(generation) << 32 | u64::from(slot)) + 1;
+    world().doomed.iter().any(|d| d.load(Ordering::Relaxed) == id)
+}
+
+/// Runs the thread's code to its end, destructors of thread-locals included.
+#[inline(never)]
+fn run(body: Body, function: usize, argument: usize) -> (u32, Vec<u8>, Vec<u32>) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        for init in inits() {
+            init();
+        }
+        // SAFETY: the argument was written for this thread.
+        let (bytes, ends) = sched::in_thread(|slot| unsafe {
+            let taken = arena::take(argument);
+            ends::adopt(&taken.1, slot);
+            taken
+        })
+        .expect("a thread runs");
+        body(function, bytes, ends)
+    }));
+    let ended = match outcome {
+        Ok(Ok((bytes, ends))) => (ending::RETURNED, bytes, ends),
+        Ok(Err(message)) => (ending::PANICKED, message.into_bytes(), Vec::new()),
+        Err(panic) => (ending::PANICKED, panic_text(&*panic).into_bytes(), Vec::new()),
+    };
+    use std::io::Write;
+    let _ = std::io::stdout().flush();
+    // SAFETY: last of the thread's own code; a panic in a destructor aborts, as in std.
+    unsafe { peregrine_thread::interpose::run_destructors() };
+    ended
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+fn end((how, bytes, ends): (u32, Vec<u8>, Vec<u32>)) -> ! {
+    // A result that finds no room becomes a panic with a shorter message.
+    let written = sched::in_thread(|_| arena::write(&bytes, &ends));
+    let (how, result) = match written {
+        Some(Ok(at)) => (how, at),
+        _ => (ending::PANICKED, 0),
+    };
+    drop((bytes, ends));
+    // SAFETY: a thread runs; it is never resumed after this.
+    unsafe {
+        core::mem::forget(peregrine_thread::carrier::RuntimeSection::enter());
+        let c = carrier();
+        c.depth.store(c.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let slot = c.current.load(Ordering::Relaxed);
+        finish(slot, how, result);
+        sched::reschedule(Action::Ended);
+    }
+    unreachable!("an ended thread is not resumed")
+}
+
+/// Publishes how a thread ended and wakes who waits for it.
+///
+/// # Safety
+/// In a runtime section or the supervisor; called once a thread.
+pub unsafe fn finish(slot: u32, how: u32, result: usize) {
+    let joiner = record(slot).join.with(|j| {
+        (j.how, j.result) = (how, result);
+        j.joiner
+    });
+    if imaged().main.load(Ordering::Relaxed) == slot {
+        let code = exit_code(how, result);
+        imaged().main_exit.store(code + 1, Ordering::Release);
+        notify(crate::control::request::MAIN_ENDED);
+    }
+    if joiner != NONE {
+        // SAFETY: as promised.
+        unsafe { sched::wake(joiner) };
+    }
+}
+
+fn exit_code(how: u32, result: usize) -> u32 {
+    if how != ending::RETURNED {
+        return 101;
+    }
+    // SAFETY: `main`'s body leaves its exit code as the first byte of the result.
+    unsafe {
+        let blob = result as *const arena::Blob;
+        if (*blob).len == 0 { 0 } else { *((result + size_of::<arena::Blob>()) as *const u8) as u32 }
+    }
+}
+
+/// Tells the supervisor to look at `bits`.
+pub fn notify(bits: u32) {
+    let w = world();
+    w.requests.fetch_or(bits, Ordering::AcqRel);
+    let pid = w.supervisor.load(Ordering::Relaxed) as i32;
+    let _ = peregrine_sys::signal::kill(pid, crate::SIG_NOTIFY);
+}
+
+/// Frees the slot of an ended thread; its record stays until it is joined.
+pub fn bury(slot: u32) {
+    let r = record(slot);
+    // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
+    unsafe {
+        let high = (*SlotHeader::of(slot)).heap.high_water().next_multiple_of(4096);
+        let base = slot_base(slot);
+        let _ = advise(base, (high - base).min(SLOT_BYTES), Advice::Remove);
+    }
+    imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    let gone = r.join.with(|j| {
+        r.state.store(state::ENDED, Ordering::Release);
+        j.detached != 0
+    });
+    if gone {
+        drop_result(slot);
+        release(slot);
+    } else {
+        let joiner = r.join.with(|j| j.joiner);
+        if joiner != NONE {
+            // The joiner may have looked before the state was ENDED.
+            // SAFETY: the scheduler runs.
+            unsafe { sched::wake(joiner) };
+        }
+    }
+}
+
+fn drop_result(slot: u32) {
+    let result = record(slot).join.with(|j| core::mem::replace(&mut j.result, 0));
+    if result != 0 {
+        ends::release_blob(result);
+    }
+}
+
+/// Gives record and slot back.
+fn release(slot: u32) {
+    record(slot).state.store(state::FREE, Ordering::Release);
+    imaged().threads.with(|l| l.give(slot, thread_link));
+}
+
+/// Waits until the thread has ended and takes its result. `Err` if it panicked or was quarantined.
+pub fn join(id: ThreadId) -> Result<(Vec<u8>, Vec<u32>), JoinError> {
+    let taken = sched::in_thread(|me| {
+        let r = record(id.slot);
+        loop {
+            let ended = r.join.with(|j| {
+                if j.how != 0 && r.state.load(Ordering::Acquire) == state::ENDED {
+                    return Some(*j);
+                }
+                j.joiner = me;
+                None
+            });
+            if let Some(j) = ended {
+                let blob = if j.result == 0 {
+                    (Vec::new(), Vec::new())
+                } else {
+                    // SAFETY: the result is ours: the record is freed here and only here.
+                    unsafe { arena::take(j.result) }
+                };
+                ends::adopt(&blob.1, me);
+                let name = name(id.slot);
+                release(id.slot);
+                return (j.how, blob, name);
+            }
+            // SAFETY: in a section.
+            unsafe { sched::park(0, wait::JOIN, id.slot) };
+        }
+    });
+    let (how, blob, name) = taken.ok_or(JoinError::NoThread)?;
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    match how {
+        ending::RETURNED => Ok(blob),
+        ending::QUARANTINED => Err(JoinError::Quarantined { thread: id.slot, name, why: text(&blob.0) }),
+        _ => Err(JoinError::Panicked { thread: id.slot, name, message: text(&blob.0) }),
+    }
+}
+
+/// Lets a thread go: its result is dropped when it ends.
+pub fn detach(id: ThreadId) {
+    sched::in_thread(|_| {
+        let r = record(id.slot);
+        let ended = r.join.with(|j| {
+            j.detached = 1;
+            r.state.load(Ordering::Acquire) == state::ENDED
+        });
+        if ended {
+            drop_result(id.slot);
+            release(id.slot);
+        }
+    });
+}
+
+/// Whether the thread has ended.
+pub fn is_finished(id: ThreadId) -> bool {
+    record(id.slot).join.with(|j| j.how != 0)
+}
+
+/// Name of the thread in `slot`.
+pub fn name(slot: u32) -> String {
+    // SAFETY: written before the thread was known.
+    let bytes = unsafe { *name_of(slot) };
+    let n = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..n]).into_owned()
+}
+
+/// The program's `#[peregrine::init]` functions: their addresses lie in a section of their own.
+pub fn inits() -> impl Iterator<Item = Init> {
+    unsafe extern "C" {
+        #[link_name = "__start_peregrine_init"]
+        static START: [usize; 0];
+        #[link_name = "__stop_peregrine_init"]
+        static STOP: [usize; 0];
+    }
+    #[used]
+    #[unsafe(link_section = "peregrine_init")]
+    static NOTHING: usize = 0;
+    // SAFETY: the linker defines both ends of the section, which holds function addresses and zeroes only.
+    let list = unsafe {
+        let (start, stop) = ((&raw const START).cast::<usize>(), (&raw const STOP).cast::<usize>());
+        core::slice::from_raw_parts(start, stop.offset_from(start) as usize)
+    };
+    // SAFETY: a non-zero entry is a `fn()` put there by the attribute.
+    list.iter().filter(|a| **a != 0).map(|a| unsafe { core::mem::transmute::<usize, Init>(*a) })
+}
+
+const _: fn() = || {
+    // Locks and atomics in shared memory must be plain words.
+    fn plain<T: Sync>() {}
+    plain::<Lock<JoinCell>>();
+    plain::<(AtomicU32, AtomicU64)>();
+};

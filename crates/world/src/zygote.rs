@@ -1,0 +1,126 @@
+//! The zygote: a single-threaded copy of the program, made before anything ran, from which nodes are forked.
+//!
+//! Nodes share its descriptor table (`CLONE_FILES`): a file that a thread opened on one node is open on all, and stays so when
+//! that node is killed. They are children of the supervisor (`CLONE_PARENT`), which learns of their death by itself.
+
+use crate::node;
+use peregrine_sys::process::{self, ForkFlags, Forked};
+use peregrine_sys::raw::Errno;
+use peregrine_sys::rustix;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+const FORK: u32 = 1;
+const CLOSE: u32 = 2;
+
+/// The supervisor's handle on the zygote.
+#[derive(Debug)]
+pub struct Zygote {
+    socket: OwnedFd,
+    /// Its process id.
+    pub pid: i32,
+}
+
+/// Why a node was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ZygoteError {
+    /// The zygote could not be forked.
+    #[error("cannot fork: {0}; is the limit on processes reached (ulimit -u)?")]
+    Fork(Errno),
+    /// The zygote does not answer.
+    #[error("the zygote process is gone ({0}): nodes can't be replaced any more")]
+    Gone(std::io::Error),
+}
+
+impl Zygote {
+    /// Forks the zygote.
+    ///
+    /// # Safety
+    /// The process is single-threaded, and the World's memory is mapped and initialised.
+    pub unsafe fn fork() -> Result<Self, ZygoteError> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| ZygoteError::Fork(Errno(e.raw_os_error())))?;
+        // SAFETY: single-threaded, as promised.
+        match unsafe { process::fork_with(ForkFlags::default()) }.map_err(ZygoteError::Fork)? {
+            Forked::Parent(pid) => Ok(Self { socket: ours, pid }),
+            Forked::Child => {
+                // High numbers stay out of the way of programs that count on low ones.
+                let fd = rustix::io::fcntl_dupfd_cloexec(&theirs, 500).map_or(theirs.as_raw_fd(), |fd| {
+                    let raw = fd.as_raw_fd();
+                    core::mem::forget(fd);
+                    raw
+                });
+                drop((ours, theirs));
+                serve(fd)
+            }
+        }
+    }
+
+    fn ask(&self, op: u32, arg: u32) -> Result<i32, ZygoteError> {
+        use rustix::net::{RecvFlags, SendFlags, recv, send};
+        let gone = |e: rustix::io::Errno| ZygoteError::Gone(e.into());
+        let message: [u32; 2] = [op, arg];
+        let bytes: Vec<u8> = message.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        send(&self.socket, &bytes, SendFlags::NOSIGNAL).map_err(gone)?;
+        let mut answer = [0u8; 4];
+        loop {
+            match recv(&self.socket, &mut answer[..], RecvFlags::empty()) {
+                Ok((4, _)) => return Ok(i32::from_ne_bytes(answer)),
+                Ok(_) => return Err(ZygoteError::Gone(std::io::ErrorKind::UnexpectedEof.into())),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(gone(e)),
+            }
+        }
+    }
+
+    /// Forks node `index`; its process id.
+    pub fn fork_node(&self, index: u32) -> Result<i32, ZygoteError> {
+        match self.ask(FORK, index)? {
+            pid if pid > 0 => Ok(pid),
+            e => Err(ZygoteError::Fork(Errno(-e))),
+        }
+    }
+
+    /// Closes a descriptor that a dead node left in the shared table.
+    pub fn close(&self, fd: RawFd) -> Result<(), ZygoteError> {
+        self.ask(CLOSE, fd as u32).map(drop)
+    }
+}
+
+fn serve(fd: RawFd) -> ! {
+    process::die_with_parent();
+    node::shield_from_terminal();
+    loop {
+        // SAFETY: the socket is open for this process's life.
+        let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        let mut message = [0u8; 8];
+        let n = match rustix::net::recv(socket, &mut message[..], rustix::net::RecvFlags::empty()) {
+            Ok((n, _)) => n,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => 0,
+        };
+        if n != 8 {
+            process::exit_now(0);
+        }
+        let op = u32::from_ne_bytes([message[0], message[1], message[2], message[3]]);
+        let arg = u32::from_ne_bytes([message[4], message[5], message[6], message[7]]);
+        let answer: i32 = match op {
+            FORK => {
+                let flags = ForkFlags { share_files: true, sibling: true };
+                // SAFETY: the zygote has one thread; the child never returns from `become_node`.
+                match unsafe { process::fork_with(flags) } {
+                    Ok(Forked::Child) => unsafe { node::become_node(arg) },
+                    Ok(Forked::Parent(pid)) => pid,
+                    Err(e) => -e.0,
+                }
+            }
+            _ => {
+                // SAFETY: the supervisor names descriptors of a dead node only.
+                unsafe { rustix::io::close(arg as RawFd) };
+                0
+            }
+        };
+        let _ = rustix::net::send(socket, &answer.to_ne_bytes(), rustix::net::SendFlags::NOSIGNAL);
+    }
+}
