@@ -32,7 +32,7 @@ use peregrine_thread::preempt::SIG_STOP;
 use peregrine_thread::template::{self, TemplateError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
-pub use stats::Stats;
+pub use stats::{Stats, median_ms, percentile_ms};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -83,6 +83,8 @@ pub struct Ended {
     pub stats: Stats,
     /// The signal that stopped it, if one did.
     pub stopped_by: Option<i32>,
+    /// What `main` left: its exit code, then its value as postcard has it. Empty if it did not return.
+    pub result: Vec<u8>,
 }
 
 /// A node's process, seen from here.
@@ -226,7 +228,7 @@ impl Supervisor {
                 continue;
             }
             self.act(asked)?;
-            self.outlet.flush_some();
+            self.show_output();
         }
     }
 
@@ -253,6 +255,14 @@ impl Supervisor {
             self.status_due = Some(now + 100_000_000);
         }
         Ok(())
+    }
+
+    /// Writes out what may go out, without mixing it with the status line.
+    fn show_output(&mut self) {
+        if self.outlet.is_stuck() {
+            self.stats.hide_status();
+            self.outlet.flush_some();
+        }
     }
 
     fn next_due(&self) -> Option<u64> {
@@ -413,7 +423,8 @@ impl Supervisor {
         self.wake_checkpointers();
         self.resume();
         self.stats.pause_ns.push(monotonic_ns() - begun);
-        self.outlet.flush_some();
+        self.stats.blocked_nodes.clear();
+        self.show_output();
         Ok(())
     }
 
@@ -495,6 +506,8 @@ impl Supervisor {
             if signal::kill(n.pid, number::KILL).is_ok() {
                 self.stats.kills += 1;
                 self.stats.kills_hit += hit as u64;
+                let counts = [self.stats.kills, self.stats.kills_hit];
+                world().kills.iter().zip(counts).for_each(|(a, n)| a.store(n, Ordering::Relaxed));
             }
         }
     }
@@ -519,18 +532,18 @@ impl Supervisor {
     fn stop(mut self, signo: i32) -> Ended {
         self.kill_all();
         self.collect_stats();
-        Ended { code: 128 + signo, stats: self.stats, stopped_by: Some(signo) }
+        Ended { code: 128 + signo, stats: self.stats, stopped_by: Some(signo), result: Vec::new() }
     }
 
     fn finish(mut self, code: i32) -> Ended {
         self.kill_all();
         self.outlet.flush_all();
         self.collect_stats();
-        Ended { code, stats: self.stats, stopped_by: None }
+        Ended { code, stats: self.stats, stopped_by: None, result: thread::result_of_main() }
     }
 
     fn collect_stats(&mut self) {
-        self.stats.end(world().nodes.iter().take(self.nodes.len()));
+        self.stats.end(world().nodes.iter().take(self.config.nodes as usize));
     }
 
     fn kill_all(&mut self) {
