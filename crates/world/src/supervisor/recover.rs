@@ -127,10 +127,12 @@ impl Supervisor {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
         world().hungry.store(0, Ordering::Relaxed);
-        self.carry_out_quarantine();
         let restored = monotonic_ns();
         // All nodes fill their queues before any of them runs.
         world().life.fetch_add(1, Ordering::Release);
+        self.fork_missing()?;
+        // After the inboxes were emptied: it may wake others.
+        self.carry_out_quarantine();
         loop {
             self.fork_missing()?;
             if self.pause(PauseKind::Rebuild, Duration::from_secs(5)) {
