@@ -147,8 +147,9 @@ fn send(c: &mut Carrier, slot: u32, to: u32) {
     post(slot, mail::ARRIVE);
 }
 
-/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler.
-fn service(c: &mut Carrier, l: &mut Local) {
+/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler, which keeps the
+/// first `own` threads of the queue: one that is about to run here anyway is not sent away.
+fn service(c: &mut Carrier, l: &mut Local, own: usize) {
     drain(c, l);
     if let Some(first) = l.next_deadline() {
         let now = monotonic_ns();
@@ -162,7 +163,7 @@ fn service(c: &mut Carrier, l: &mut Local) {
         }
     }
     let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
-    if hungry != 0 && l.queued() > 0 {
+    if hungry != 0 && l.queued() > own {
         donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
@@ -257,7 +258,7 @@ pub fn on_preempt(why: u32) {
             return reschedule(Action::RequeueFront);
         }
         let me = c.current.load(Ordering::Relaxed);
-        service(c, l);
+        service(c, l, 0);
         let to = record(me).move_to.load(Ordering::Acquire);
         if to != NONE && to != c.node {
             return reschedule(Action::Move(to));
@@ -316,7 +317,7 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         // SAFETY: no thread runs here.
         return unsafe { pause(c, l, w, word) };
     }
-    service(c, l);
+    service(c, l, 1);
     let Some(next) = l.pop() else { return idle(c, l, w) };
     let to = record(next).move_to.load(Ordering::Acquire);
     if to != NONE && to != c.node {
