@@ -101,8 +101,11 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
         let report = as_report(s, runs, demand, verified, trouble.as_deref());
         serde_json::to_writer(&mut out, &report).map_err(Into::into).and_then(|()| writeln!(out))
     } else if quiet {
-        let verdict = if verified { "VERIFICATION SUCCESSFUL" } else { "VERIFICATION FAILED" };
-        writeln!(out, "{verdict}")
+        match &solved {
+            None => Ok(()),
+            Some(_) if verified => writeln!(out, "VERIFICATION SUCCESSFUL"),
+            Some(_) => writeln!(out, "VERIFICATION FAILED"),
+        }
     } else {
         print(&mut out, s, Some(runs.len()))
     };

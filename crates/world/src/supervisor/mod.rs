@@ -686,8 +686,13 @@ impl Supervisor {
         self.outlet.flush_all();
         self.note_released();
         self.collect_stats();
-        let result = thread::result_of_main();
-        Ended { code, stats: self.stats, stopped_by: None, resumed: self.resumed, result }
+        Ended {
+            code,
+            stats: self.stats,
+            stopped_by: None,
+            resumed: self.resumed,
+            result: thread::result_of_main(),
+        }
     }
 
     fn collect_stats(&mut self) {
