@@ -140,14 +140,16 @@ fn send(c: &mut Carrier, slot: u32, to: u32) {
     r.move_to.store(NONE, Ordering::Relaxed);
     r.moves.fetch_add(1, Ordering::Relaxed);
     r.sent_at.store(monotonic_ns(), Ordering::Relaxed);
+    // Before the node: whoever sees that the thread is its own sees too that it has not been taken up yet (`wake`).
+    r.mail.fetch_or(mail::ARRIVE, Ordering::AcqRel);
     // Release: the new owner, which acquires through the inbox, sees context and statics.
     r.node.store(to, Ordering::Release);
     post(slot, mail::ARRIVE);
 }
 
-/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler. `keep` threads are not given
-/// away: one if none runs here, or two idle nodes would hand a thread to and fro instead of running it.
-fn service(c: &mut Carrier, l: &mut Local, keep: usize) {
+/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler, which keeps the
+/// first `own` threads of the queue: one that is about to run here anyway is not sent away.
+fn service(c: &mut Carrier, l: &mut Local, own: usize) {
     drain(c, l);
     if let Some(first) = l.next_deadline() {
         let now = monotonic_ns();
@@ -161,7 +163,7 @@ fn service(c: &mut Carrier, l: &mut Local, keep: usize) {
         }
     }
     let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
-    if hungry != 0 && l.queued() > keep {
+    if hungry != 0 && l.queued() > own {
         donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
@@ -526,8 +528,9 @@ pub unsafe fn wake(slot: u32) {
     if peregrine_thread::carrier::current_slot().is_some() {
         // SAFETY: a thread runs, so this is a node.
         let (c, l) = unsafe { (carrier(), local()) };
-        if r.node.load(Ordering::Acquire) == c.node && r.mail.load(Ordering::Acquire) & mail::POSTED == 0 {
-            // Ours, and not on its way here (its arrival would queue it once more): no detour through the inbox.
+        if r.node.load(Ordering::Acquire) == c.node && r.mail.load(Ordering::Acquire) & mail::ARRIVE == 0 {
+            // Ours: no detour through the inbox. One that is still arriving would be queued a second time when it is
+            // taken up, and later run here while it runs elsewhere.
             let now = r.state.load(Ordering::Relaxed);
             if now == state::PARKED || now == state::SLEEPING {
                 r.state.store(state::RUNNABLE, Ordering::Relaxed);

@@ -116,6 +116,11 @@ impl Shadow {
         Ok(Self { _fds: fds, tables: Vec::new(), arena_used: 0, live: BTreeMap::new(), output_tail: 0, unsaved: None, ended: Vec::new() })
     }
 
+    /// Whether the image holds this thread.
+    pub fn holds(&self, slot: u32, generation: u32) -> bool {
+        self.live.get(&slot) == Some(&generation)
+    }
+
     /// Makes the World's present state the image.
     ///
     /// # Safety
@@ -331,6 +336,12 @@ impl Shadow {
         let at = core::mem::offset_of!(TornImaged, threads_used);
         u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or([0; 4]))
     }
+}
+
+/// How many slots were ever used, read without the lock that a dead node may hold.
+pub fn threads_used_now() -> u32 {
+    // SAFETY: mapped; a plain word that nodes may write meanwhile, read at once and bounded before use (S1).
+    unsafe { (&raw const (*(IMAGED as *const TornImaged)).threads_used).read_volatile() }.min(SLOT_COUNT as u32)
 }
 
 /// The head of [`Imaged`], read without its locks.

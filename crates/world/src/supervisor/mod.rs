@@ -14,6 +14,7 @@
 //! It is single-threaded and sleeps in one `poll`. It never executes a thread's code, and touches the World only while all
 //! nodes are paused or dead, but for posting moves.
 
+mod control_socket;
 mod durable;
 mod outlet;
 mod recover;
@@ -141,6 +142,7 @@ struct Supervisor {
     resumed: Option<Resumed>,
     failed_starts: u32,
     strings_len: usize,
+    control: control_socket::ControlSocket,
 }
 
 /// Runs `main` in a World of its own until it ends.
@@ -261,6 +263,8 @@ impl Supervisor {
             resumed: None,
             strings_len,
             failed_starts: 0,
+            // After the zygote was forked: nodes do not inherit it.
+            control: control_socket::ControlSocket::open(),
         })
     }
 
@@ -297,7 +301,7 @@ impl Supervisor {
             if self.nodes.iter().any(Option::is_none) {
                 self.recover()?;
             }
-            let asked = world().requests.swap(0, Ordering::AcqRel);
+            let asked = world().requests.swap(0, Ordering::AcqRel) | self.serve_control();
             if asked & request::MAIN_ENDED != 0 || imaged().main_exit.load(Ordering::Acquire) != 0 {
                 if let Some(code) = self.try_finish()? {
                     return Ok(self.finish(code));
@@ -343,7 +347,7 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<u64> {
         let retry = self.outlet.is_stuck().then(|| monotonic_ns() + 5_000_000);
-        [self.image_due, self.kill_due, self.move_due, self.status_due, retry].into_iter().flatten().min()
+        [self.image_due, self.kill_due, self.move_due, self.status_due, self.control.due(), retry].into_iter().flatten().min()
     }
 
     /// Sleeps until something happens; a signal that ends the World, if one came.
@@ -352,6 +356,7 @@ impl Supervisor {
             .map(|ns| rustix::time::Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(self.nodes.iter().flatten().map(|n| PollFd::new(&n.pidfd, PollFlags::IN)));
+        fds.extend(self.control.poll_fds());
         match poll(&mut fds, ts.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(kernel("poll")(e)),
@@ -582,7 +587,7 @@ impl Supervisor {
         if imaged().checkpoints_asked.load(Ordering::Relaxed) == 0 {
             return;
         }
-        for slot in 0..imaged().threads.with(|l| l.used) {
+        for slot in 0..imaged_used() {
             if record(slot).waiting.load(Ordering::Relaxed) == control::wait::CHECKPOINT {
                 // SAFETY: nodes are paused; the post is seen when they go on.
                 unsafe { crate::sched::wake(slot) };
@@ -622,8 +627,16 @@ impl Supervisor {
         self.stats.moves_asked += 1;
     }
 
+    /// Kills a node: mostly one that runs a thread, for that is the harder case.
     fn kill_one(&mut self) {
-        let i = (self.next_random() % self.nodes.len() as u64) as usize;
+        let runs = |i: usize| node(i as u32).current.load(Ordering::Relaxed) != NONE;
+        let mut i = (self.next_random() % self.nodes.len() as u64) as usize;
+        if self.next_random() % 4 != 0 {
+            let begun = monotonic_ns();
+            while !runs(i) && monotonic_ns() - begun < 200_000 {
+                i = (i + 1) % self.nodes.len();
+            }
+        }
         if let Some(n) = &self.nodes[i] {
             let hit = node(i as u32).current.load(Ordering::Relaxed) != NONE;
             if signal::kill(n.pid, number::KILL).is_ok() {
@@ -710,8 +723,8 @@ fn reap(pid: i32) -> Option<rustix::process::WaitStatus> {
 }
 
 fn imaged_used() -> u32 {
-    // Read without the lock: only a hint.
-    imaged().threads.with(|l| l.used)
+    // Without the lock: a node that was killed may hold it, and it is the supervisor that would have to notice.
+    crate::shadow::threads_used_now()
 }
 
 /// Slots that node `i` ran since it was last asked.
