@@ -101,6 +101,30 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
         TAKEN = Some(take());
         START = (argc as usize, argv as usize, envp as usize);
     }
+    for run in starters() {
+        run();
+    }
+}
+
+/// Functions that take over the process before `main`, when the template has been taken: `#[peregrine::test]` enters a test
+/// here, in a process that has one thread and nothing of the test harness in it. Their addresses lie in a section of their own.
+fn starters() -> impl Iterator<Item = fn()> {
+    unsafe extern "C" {
+        #[link_name = "__start_peregrine_start"]
+        static START: [usize; 0];
+        #[link_name = "__stop_peregrine_start"]
+        static STOP: [usize; 0];
+    }
+    #[used]
+    #[unsafe(link_section = "peregrine_start")]
+    static NOTHING: usize = 0;
+    // SAFETY: the linker defines both ends of the section, which holds function addresses and zeroes only.
+    let list = unsafe {
+        let (start, stop) = ((&raw const START).cast::<usize>(), (&raw const STOP).cast::<usize>());
+        core::slice::from_raw_parts(start, stop.offset_from(start) as usize)
+    };
+    // SAFETY: a non-zero entry is a `fn()` put there by the attribute.
+    list.iter().filter(|a| **a != 0).map(|a| unsafe { core::mem::transmute::<usize, fn()>(*a) })
 }
 
 /// `(argc, argv, envp)` as the loader passed them to this process.

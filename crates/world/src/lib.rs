@@ -31,7 +31,7 @@ pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_i
 pub use error::{JoinError, SpawnError};
 pub use memory::MemoryError;
 pub use spawn::{Builder, JoinHandle, spawn};
-pub use supervisor::{Ended, Stats, WorldError, run};
+pub use supervisor::{Ended, Stats, WorldError, median_ms, run};
 pub use thread::ThreadId;
 pub use zygote::ZygoteError;
 

@@ -32,7 +32,7 @@ use peregrine_thread::preempt::SIG_STOP;
 use peregrine_thread::template::{self, TemplateError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
-pub use stats::Stats;
+pub use stats::{Stats, median_ms};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
