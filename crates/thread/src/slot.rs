@@ -47,6 +47,8 @@ pub struct SlotHeader {
     pub heap: SlotHeap,
     /// Thread-local destructors still to run, newest first (`interpose::atexit`).
     pub destructors: usize,
+    /// Mappings that the thread made (`interpose::mmap`): the newest of a list.
+    pub mappings: usize,
     /// For the crate that schedules: entry point and argument.
     pub entry: [usize; 4],
 }
@@ -85,7 +87,9 @@ impl SlotHeader {
     pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
         let base = slot_base(index);
         let statics = base + 4096;
-        let tls = (statics + t.statics_len).next_multiple_of(64);
+        // The thread pointer keeps its place within a page, so that every alignment up to a page holds in the copy.
+        let earliest = statics + t.statics_len + t.tls_len;
+        let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & 4095) - t.tls_len;
         let stack_low = (tls + t.tls_area_len()).next_multiple_of(4096) + GUARD_BYTES;
         let stack_high = stack_low + stack_bytes;
         let heap_base = stack_high + GUARD_BYTES;
@@ -104,6 +108,7 @@ impl SlotHeader {
                 heap_base,
                 heap: SlotHeap::new(heap_base, base + SLOT_BYTES),
                 destructors: 0,
+                mappings: 0,
                 entry: [0; 4],
             });
         }

@@ -65,8 +65,14 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     let t = unsafe { template() };
     let fixed = stack_bytes / 8 + t.copy_len() + 8192;
     arena::charge(fixed)?;
-    let argument = arena::write(start.argument, start.ends)?;
+    let give_back = || imaged().memory_used.fetch_sub(fixed as u64, Ordering::Relaxed);
+    let argument = arena::write(start.argument, start.ends).inspect_err(|_| {
+        give_back();
+    })?;
     let Some(slot) = imaged().threads.with(|l| l.take(SLOT_COUNT, thread_link)) else {
+        give_back();
+        // SAFETY: just written, unknown to anybody else. The ends stay the caller's.
+        unsafe { arena::free(argument) };
         return Err(SpawnError::TooMany { most: SLOT_COUNT });
     };
     let r = record(slot);

@@ -666,8 +666,10 @@ impl Supervisor {
             let _ = signal::kill(n.pid, number::KILL);
         }
         let _ = signal::kill(self.zygote.pid, number::KILL);
-        for n in self.nodes.drain(..).flatten() {
-            reap(n.pid);
+        for n in &mut self.nodes {
+            if let Some(n) = n.take() {
+                reap(n.pid);
+            }
         }
         reap(self.zygote.pid);
     }
