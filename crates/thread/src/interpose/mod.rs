@@ -25,6 +25,14 @@ mod sleep;
 
 pub use atexit::run_destructors;
 
+/// Has shared libraries set up in this process, before nodes are forked from it, what they set up at first use.
+///
+/// Their data is the process's, so a thread that made use of it on one node finds it bare on another: the unwinder aborts if a
+/// thread comes to a node, in the middle of a panic, where none has ever panicked.
+pub fn warm_up() {
+    let _ = std::panic::catch_unwind(|| std::panic::resume_unwind(Box::new(())));
+}
+
 unsafe extern "C" {
     fn __errno_location() -> *mut i32;
 }

@@ -230,6 +230,7 @@ impl Supervisor {
         // Nodes begin paused, so that the first image holds the World before anything ran.
         w.pause_kind.store(PauseKind::Image as u32, Ordering::Relaxed);
         w.pause.store(1, Ordering::Release);
+        peregrine_thread::interpose::warm_up();
         // SAFETY: one thread, checked above.
         let zygote = unsafe { Zygote::fork() }?;
         let shadow = Shadow::new()?;
