@@ -157,18 +157,53 @@ impl SlotHeader {
             || (self.stack_high..self.stack_high + GUARD_BYTES).contains(&addr)
     }
 
+    /// The extents of slot `index`, whose thread may be starting, running or ending on another node at this moment: `None` if
+    /// the header makes no sense, for then there is no thread. (No reference is made: S1.)
+    pub fn extents_of_foreign(index: u32, live_only: bool) -> Option<[(usize, usize); 3]> {
+        let (base, end) = (slot_base(index), slot_base(index) + SLOT_BYTES);
+        let h = Self::of(index);
+        // SAFETY: plain words of mapped memory, each checked before it is used.
+        let (own, low, high, heap, water, sp) = unsafe {
+            (
+                (&raw const (*h).index).read_volatile(),
+                (&raw const (*h).stack_low).read_volatile(),
+                (&raw const (*h).stack_high).read_volatile(),
+                (&raw const (*h).heap_base).read_volatile(),
+                SlotHeap::high_water_of_foreign(&raw const (*h).heap),
+                (&raw const (*h).saved_sp).read_volatile(),
+            )
+        };
+        let sound = own == index
+            && base + GUARD_BYTES < low
+            && low < high
+            && high.saturating_add(GUARD_BYTES) == heap
+            && heap <= water
+            && water <= end;
+        sound.then(|| Self::parts(base, low, high, heap, water, sp, live_only))
+    }
+
     /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
     /// With `live_only` the stack begins at its saved pointer; below it nothing survives a resume.
     pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
-        let base = slot_base(self.index);
-        let low_end = self.stack_low - GUARD_BYTES;
-        let live = if live_only && (self.stack_low..self.stack_high).contains(&self.saved_sp) {
+        let (low, high, heap, water) = (self.stack_low, self.stack_high, self.heap_base, self.heap.high_water());
+        Self::parts(slot_base(self.index), low, high, heap, water, self.saved_sp, live_only)
+    }
+
+    fn parts(
+        base: usize,
+        low: usize,
+        high: usize,
+        heap: usize,
+        water: usize,
+        sp: usize,
+        live_only: bool,
+    ) -> [(usize, usize); 3] {
+        let live = if live_only && (low..high).contains(&sp) {
             // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
-            (self.saved_sp - 128).max(self.stack_low) & !4095
+            (sp - 128).max(low) & !4095
         } else {
-            self.stack_low
+            low
         };
-        let heap_end = self.heap.high_water().next_multiple_of(4096);
-        [(base, low_end), (live, self.stack_high), (self.heap_base, heap_end)]
+        [(base, low - GUARD_BYTES), (live, high), (heap, water.next_multiple_of(4096))]
     }
 }

@@ -91,8 +91,8 @@ fn add_to_report(index: u32) {
                 // Its pages have been punched out, its header with them.
                 continue;
             }
-            // SAFETY: a live thread's header is intact.
-            for (start, end) in unsafe { &*SlotHeader::of(slot) }.extents(live_only) {
+            // Its thread may be on another node that has not paused yet, and may be ending there: then there is nothing to tell.
+            for (start, end) in SlotHeader::extents_of_foreign(slot, live_only).into_iter().flatten() {
                 complete &= scan(pagemap, index, &mut found, start, end);
             }
         }

@@ -358,6 +358,9 @@ fn settle(c: &mut Carrier, l: &mut Local) {
     if action == Action::None {
         return;
     }
+    // The FS base still points into a slot that may run elsewhere in a moment, or be gone.
+    // SAFETY: the scheduler runs on the process's own thread-locals.
+    unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
     c.current.store(NONE, Ordering::Relaxed);
     node(c.node).current.store(NONE, Ordering::Relaxed);
     let r = record(slot);
@@ -374,9 +377,6 @@ fn settle(c: &mut Carrier, l: &mut Local) {
         Action::Ended => {
             c.window_owner.store(NONE, Ordering::Relaxed);
             c.window_pristine = false;
-            // The FS base still points into the slot that is about to go.
-            // SAFETY: the scheduler uses no thread-local.
-            unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
             crate::thread::bury(slot);
         }
     }
