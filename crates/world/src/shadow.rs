@@ -347,7 +347,7 @@ const _: () = {
 };
 
 /// Posts were under way when the image was taken; the inboxes they lay in are gone, so they take effect now.
-fn settle_mail() {
+pub fn settle_mail() {
     use crate::control::{mail, wait};
     let used = imaged().threads.with(|l| l.used);
     for slot in 0..used {

@@ -128,6 +128,11 @@ impl Supervisor {
         }
         world().hungry.store(0, Ordering::Relaxed);
         self.carry_out_quarantine();
+        // It woke those who waited for them: the posts must not lie in an inbox that a new node starts with empty.
+        crate::shadow::settle_mail();
+        for i in 0..self.nodes.len() as u32 {
+            node(i).inbox.store(NONE, Ordering::Relaxed);
+        }
         let restored = monotonic_ns();
         // All nodes fill their queues before any of them runs.
         world().life.fetch_add(1, Ordering::Release);
