@@ -40,7 +40,11 @@ pub unsafe fn save(c: &mut Carrier, t: &TemplateHeader) {
             (*slot).statics_private = true;
         }
         c.window_pristine = false;
-        core::ptr::copy_nonoverlapping(t.statics_start as *const u8, (*slot).statics as *mut u8, t.statics_len);
+        core::ptr::copy_nonoverlapping(
+            t.statics_start as *const u8,
+            (*slot).statics as *mut u8,
+            t.statics_len,
+        );
     }
 }
 
@@ -58,7 +62,11 @@ pub unsafe fn bring(c: &mut Carrier, t: &TemplateHeader, index: u32) {
         save(c, t);
         let slot = SlotHeader::of(index);
         if (*slot).statics_private {
-            core::ptr::copy_nonoverlapping((*slot).statics as *const u8, t.statics_start as *mut u8, t.statics_len);
+            core::ptr::copy_nonoverlapping(
+                (*slot).statics as *const u8,
+                t.statics_start as *mut u8,
+                t.statics_len,
+            );
             c.window_pristine = false;
         } else if !c.window_pristine {
             core::ptr::copy_nonoverlapping(t.bytes as *const u8, t.statics_start as *mut u8, t.statics_len);
@@ -100,7 +108,10 @@ unsafe fn equal_wide(a: usize, b: usize, len: usize) -> bool {
         // SAFETY: inside both ranges; unaligned loads.
         let differ = unsafe {
             let load = |p: usize, o: usize| _mm256_loadu_si256((p + off + o) as *const __m256i);
-            _mm256_or_si256(_mm256_xor_si256(load(a, 0), load(b, 0)), _mm256_xor_si256(load(a, 32), load(b, 32)))
+            _mm256_or_si256(
+                _mm256_xor_si256(load(a, 0), load(b, 0)),
+                _mm256_xor_si256(load(a, 32), load(b, 32)),
+            )
         };
         if _mm256_testz_si256(differ, differ) == 0 {
             return false;

@@ -79,10 +79,14 @@ pub unsafe fn template() -> &'static TemplateHeader {
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 pub enum TemplateError {
     /// The constructor found something it does not know.
-    #[error("cannot tell this program's private data apart: {0}; build with the GNU C library (glibc) 2.34 or later")]
+    #[error(
+        "cannot tell this program's private data apart: {0}; build with the GNU C library (glibc) 2.34 or later"
+    )]
     Unknown(&'static str),
     /// The constructor never ran.
-    #[error("the start-up hook did not run; link the peregrine-thread crate into the executable itself, not into a shared object")]
+    #[error(
+        "the start-up hook did not run; link the peregrine-thread crate into the executable itself, not into a shared object"
+    )]
     NoConstructor,
 }
 
@@ -182,7 +186,10 @@ struct Phdr {
 }
 
 unsafe extern "C" {
-    fn dl_iterate_phdr(f: extern "C" fn(*const DlPhdrInfo, usize, *mut c_void) -> c_int, data: *mut c_void) -> c_int;
+    fn dl_iterate_phdr(
+        f: extern "C" fn(*const DlPhdrInfo, usize, *mut c_void) -> c_int,
+        data: *mut c_void,
+    ) -> c_int;
 }
 
 #[derive(Default)]
@@ -238,7 +245,8 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     }
     let tp = thread_pointer();
     let tls_len = (tp - seen.tls_low.min(tp)).next_multiple_of(64);
-    let pthread_len = libc_facts::sizeof_pthread().ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
+    let pthread_len =
+        libc_facts::sizeof_pthread().ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
     if !(512..16384).contains(&pthread_len) {
         return Err(TemplateError::Unknown("implausible size of libc's struct pthread"));
     }

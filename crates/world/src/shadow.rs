@@ -233,6 +233,12 @@ impl Shadow {
             if changes.whole_arena {
                 compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
             }
+            // Entries that were first used after the image hold what they did before: nothing. (Locks that the dead held, too.)
+            for ((addr, bytes), now) in self.tables.iter().zip(tables_now()) {
+                if now > bytes.len() {
+                    core::ptr::write_bytes((addr + bytes.len()) as *mut u8, 0, now - bytes.len());
+                }
+            }
             for (addr, bytes) in &self.tables {
                 core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
             }
@@ -331,6 +337,21 @@ impl Shadow {
         let at = core::mem::offset_of!(TornImaged, threads_used);
         u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or([0; 4]))
     }
+}
+
+/// Bytes that each of [`imaged_tables`] has in use, read without the locks, which the dead may hold; never more than there
+/// are.
+fn tables_now() -> [usize; 4] {
+    use crate::control::{Channel, End, MAX_CHANNELS, MAX_ENDS, ThreadRecord};
+    let i = imaged();
+    // SAFETY: plain words of mapped memory that nobody writes now; bounded before use (S4).
+    let used = |list: *const crate::control::FreeList| unsafe { (&raw const (*list).used).read_volatile() } as usize;
+    [
+        size_of::<Imaged>(),
+        used(i.threads.as_ptr()).min(SLOT_COUNT) * size_of::<ThreadRecord>(),
+        used(i.channels.as_ptr()).min(MAX_CHANNELS) * size_of::<Channel>(),
+        used(i.ends.as_ptr()).min(MAX_ENDS) * size_of::<End>(),
+    ]
 }
 
 /// The head of [`Imaged`], read without its locks.

@@ -97,7 +97,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     r.move_to.store(NONE, Ordering::Relaxed);
     r.stack_bytes.store(stack_bytes as u64, Ordering::Relaxed);
     r.granted.store(fixed as u64, Ordering::Relaxed);
-    for zero in [&r.moves, &r.wake_at] {
+    for zero in [&r.moves, &r.wake_at, &r.sent_at] {
         zero.store(0, Ordering::Relaxed);
     }
     for zero in [&r.waits, &r.waiting, &r.mail] {
@@ -129,9 +129,18 @@ extern "C" fn first() -> ! {
 
 /// Whether this thread crashed every node before an image held it.
 fn is_doomed(slot: u32) -> bool {
-    let generation = record(slot).generation.load(Ordering::Relaxed);
-    let id = (u64::from(generation) << 32 | u64::from(slot)) + 1;
+    let id = identity(slot);
     world().doomed.iter().any(|d| d.load(Ordering::Relaxed) == id)
+}
+
+/// What tells a thread from the one that is made in its place after a rollback: slot and generation alone may then belong to
+/// another, so its function and name count as well (FNV-1a; never 0).
+pub fn identity(slot: u32) -> u64 {
+    // SAFETY: a thread's header and name are written before it is known, and not changed.
+    let (function, name) = unsafe { ((&raw const (*SlotHeader::of(slot)).entry).read()[1], name_of(slot).read()) };
+    let place = [u64::from(slot), u64::from(record(slot).generation.load(Ordering::Relaxed)), function as u64];
+    let bytes = place.iter().flat_map(|w| w.to_ne_bytes()).chain(name);
+    bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) | 1
 }
 
 /// Runs the thread's code to its end, destructors of thread-locals included.
@@ -219,6 +228,20 @@ fn exit_code(how: u32, result: usize) -> u32 {
         let blob = result as *const arena::Blob;
         if (*blob).len == 0 { 0 } else { *((result + size_of::<arena::Blob>()) as *const u8) as u32 }
     }
+}
+
+/// The bytes that `main` left when it returned; empty if it did not. For the supervisor, once no node runs.
+pub fn result_of_main() -> Vec<u8> {
+    let main = imaged().main.load(Ordering::Relaxed);
+    if imaged().main_exit.load(Ordering::Acquire) == 0 || record(main).state.load(Ordering::Acquire) != state::ENDED {
+        return Vec::new();
+    }
+    let cell = record(main).join.with(|j| *j);
+    if cell.how != ending::RETURNED || cell.result == 0 {
+        return Vec::new();
+    }
+    // SAFETY: nobody joins `main`, so its result is the supervisor's to take; no node runs that could allocate.
+    unsafe { arena::take(cell.result).0 }
 }
 
 /// Tells the supervisor to look at `bits`.

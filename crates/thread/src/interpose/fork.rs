@@ -65,7 +65,12 @@ unsafe extern "C" fn pthread_create(
 }
 
 #[cfg(not(target_feature = "crt-static"))]
-unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *const c_void, arg: *mut c_void) -> i32 {
+unsafe fn real_pthread_create(
+    out: *mut c_void,
+    attr: *const c_void,
+    start: *const c_void,
+    arg: *mut c_void,
+) -> i32 {
     type Create = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> i32;
     // SAFETY: libc has this function, of this type.
     unsafe {
@@ -77,7 +82,12 @@ unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *con
 }
 
 #[cfg(target_feature = "crt-static")]
-unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *const c_void, arg: *mut c_void) -> i32 {
+unsafe fn real_pthread_create(
+    out: *mut c_void,
+    attr: *const c_void,
+    start: *const c_void,
+    arg: *mut c_void,
+) -> i32 {
     unsafe extern "C" {
         fn __pthread_create(o: *mut c_void, a: *const c_void, s: *const c_void, x: *mut c_void) -> i32;
     }
@@ -125,7 +135,15 @@ unsafe extern "C" fn wait4(pid: i32, status: *mut i32, options: i32, usage: *mut
         let options = options | more;
         // SAFETY: C's contract.
         unsafe {
-            syscall6(k::__NR_wait4, pid as isize as usize, status as usize, options as usize, usage as usize, 0, 0)
+            syscall6(
+                k::__NR_wait4,
+                pid as isize as usize,
+                status as usize,
+                options as usize,
+                usage as usize,
+                0,
+                0,
+            )
         }
     }) as i32
 }

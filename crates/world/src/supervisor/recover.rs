@@ -66,7 +66,7 @@ impl Supervisor {
         if *count >= MOST_CRASHES {
             let why = format!("it crashed {count} nodes, the last with {what}");
             eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}");
-            self.quarantine.push((id.0, id.1, why));
+            self.quarantine.push((id.0, id.1, thread::identity(slot), why));
         } else {
             eprintln!("peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image");
         }
@@ -148,6 +148,7 @@ impl Supervisor {
         self.resume();
         let now = monotonic_ns();
         self.failed_starts = 0;
+        world().rollbacks.store(self.stats.rollbacks + 1, Ordering::Relaxed);
         self.stats.rollback(moved, restored - begun, now - begun, begun.saturating_sub(lost_since));
         if self.stats.kills < self.config.most_kills {
             self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
@@ -166,7 +167,7 @@ impl Supervisor {
     }
 
     fn carry_out_quarantine(&mut self) {
-        for (slot, generation, why) in std::mem::take(&mut self.quarantine) {
+        for (slot, generation, identity, why) in std::mem::take(&mut self.quarantine) {
             let r = record(slot);
             let known = slot < super::imaged_used()
                 && r.generation.load(Ordering::Relaxed) == generation
@@ -174,7 +175,7 @@ impl Supervisor {
             self.stats.quarantined += 1;
             if !known {
                 // It was made after the image: it must not run when it is made again.
-                doom(slot, generation);
+                doom(identity);
                 continue;
             }
             self.changes.whole_arena = true;
@@ -187,8 +188,7 @@ impl Supervisor {
     }
 }
 
-fn doom(slot: u32, generation: u32) {
-    let id = (u64::from(generation) << 32 | u64::from(slot)) + 1;
+fn doom(id: u64) {
     if let Some(place) = world().doomed.iter().find(|p| p.load(Ordering::Relaxed) == 0) {
         place.store(id, Ordering::Release);
     }
