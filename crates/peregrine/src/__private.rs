@@ -13,7 +13,8 @@ pub fn main<T: Termination>(entry: fn() -> T) -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    let ended = if std::env::var_os("PEREGRINE_RESUME").is_some() { resume(config) } else { run(config, entry) };
+    let ended =
+        if std::env::var_os("PEREGRINE_RESUME").is_some() { resume(config) } else { run(config, entry) };
     match ended {
         Ok(ended) => ExitCode::from(ended.code as u8),
         Err(e) => {

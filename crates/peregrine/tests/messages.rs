@@ -1,6 +1,8 @@
 //! Channels and joins, alone and while nodes are killed at random times.
 
-use peregrine::{Builder, Receiver, RecvError, SendError, Sender, channel, node_count, sleep, spawn, yield_now};
+use peregrine::{
+    Builder, Receiver, RecvError, SendError, Sender, channel, node_count, sleep, spawn, yield_now,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -38,7 +40,11 @@ fn exactly_once(senders: u32, each: u64) {
     let handles: Vec<_> = (1..=senders)
         .map(|from| {
             let node = from % node_count();
-            Builder::new().name(format!("sender {from}")).node(node).spawn(sends, (from, each, tx.clone())).unwrap()
+            Builder::new()
+                .name(format!("sender {from}"))
+                .node(node)
+                .spawn(sends, (from, each, tx.clone()))
+                .unwrap()
         })
         .collect();
     drop(tx);
@@ -287,7 +293,11 @@ fn a_detached_thread_runs_on_and_its_slot_is_used_again() {
         assert_eq!(rx.recv(), Ok(i));
     }
     let h = spawn(|_: ()| (), ());
-    assert!(h.thread().slot < 100, "slots of ended threads are not used again: this is slot {}", h.thread().slot);
+    assert!(
+        h.thread().slot < 100,
+        "slots of ended threads are not used again: this is slot {}",
+        h.thread().slot
+    );
 }
 
 fn half_done((tx, rx): (Sender<u32>, Receiver<u32>)) -> u32 {

@@ -1,7 +1,8 @@
 //! What goes wrong, goes wrong as promised: it is named, it stays where it is, and the others go on.
 
 use peregrine::{
-    Builder, JoinError, Receiver, RecvError, Sender, channel, checkpoint, migrate_to, node_count, node_id, sleep, spawn,
+    Builder, JoinError, Receiver, RecvError, Sender, channel, checkpoint, migrate_to, node_count, node_id,
+    sleep, spawn,
 };
 use std::time::{Duration, Instant};
 
@@ -124,7 +125,10 @@ fn panics_while_unwinding() {
 fn a_panic_while_unwinding_aborts_its_thread_only() {
     let outcome = panics_while_unwinding().run();
     assert!(outcome.success(), "{outcome}");
-    assert!(outcome.stderr.contains("'worse' is quarantined: it crashed 3 nodes, the last with SIGABRT"), "{outcome}");
+    assert!(
+        outcome.stderr.contains("'worse' is quarantined: it crashed 3 nodes, the last with SIGABRT"),
+        "{outcome}"
+    );
 }
 
 #[peregrine::test(nodes = 2)]
@@ -152,7 +156,10 @@ fn what_was_first_used_after_the_image_is_free_again_after_a_rollback() {
             .enumerate()
             .map(|(i, (tx, _))| {
                 let node = i as u32 % node_count();
-                Builder::new().node(node).spawn(|(tx, i): (Sender<u32>, u32)| tx.send(&i).unwrap(), (tx.clone(), i as u32)).unwrap()
+                Builder::new()
+                    .node(node)
+                    .spawn(|(tx, i): (Sender<u32>, u32)| tx.send(&i).unwrap(), (tx.clone(), i as u32))
+                    .unwrap()
             })
             .collect();
         for (i, (_, rx)) in ends.iter().enumerate() {
@@ -238,7 +245,12 @@ fn forks() {
 fn fork_and_os_threads_are_refused_with_an_error_and_a_remedy() {
     let outcome = forks().run();
     assert!(outcome.success(), "{outcome}");
-    assert!(outcome.stderr.contains("fork was called in a Peregrine thread and refused: use std::process::Command"), "{outcome}");
+    assert!(
+        outcome
+            .stderr
+            .contains("fork was called in a Peregrine thread and refused: use std::process::Command"),
+        "{outcome}"
+    );
     assert!(outcome.stderr.contains("use peregrine::spawn"), "{outcome}");
 }
 
@@ -306,7 +318,9 @@ fn a_thread_blocked_in_a_system_call_lets_its_neighbours_run() {
     let h = spawn(
         |fd: i32| {
             // SAFETY: the opener keeps it open until this thread is joined.
-            let mut reads = std::mem::ManuallyDrop::new(unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+            let mut reads = std::mem::ManuallyDrop::new(unsafe {
+                <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd)
+            });
             let mut b = [0u8; 5];
             reads.read_exact(&mut b).unwrap();
             String::from_utf8_lossy(&b).into_owned()
@@ -447,7 +461,10 @@ fn a_stopped_node_goes_on_when_it_is_continued() {
                 let me = unsafe { getpid() };
                 let me_text = me.to_string();
                 let mut helper = std::process::Command::new("sh")
-                    .args(["-c", &format!("sleep 0.05; kill -STOP {me_text}; sleep 0.3; kill -CONT {me_text}")])
+                    .args([
+                        "-c",
+                        &format!("sleep 0.05; kill -STOP {me_text}; sleep 0.3; kill -CONT {me_text}"),
+                    ])
                     .spawn()
                     .unwrap();
                 let n = spins(600);
@@ -478,7 +495,10 @@ fn thirty_deaths_leak_no_process_and_no_descriptor() {
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let held = || std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap().count();
     let children = || {
-        std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap().split_whitespace().count()
+        std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))
+            .unwrap()
+            .split_whitespace()
+            .count()
     };
     let marks = std::env::temp_dir().join(format!("peregrine-dies-{supervisor}"));
     std::fs::create_dir_all(&marks).unwrap();

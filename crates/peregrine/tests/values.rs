@@ -54,7 +54,8 @@ fn collections_trait_objects_and_reference_counts_move() {
     let tree: BTreeMap<u32, Vec<u8>> = (0..300).map(|i| (i, vec![i as u8; i as usize])).collect();
     let shared = Rc::new(RefCell::new(vec![1u8]));
     let weak = Rc::downgrade(&shared);
-    let shapes: Vec<Box<dyn Shape>> = vec![Box::new(Square(2.0)), Box::new(Circle { r: 1.0, name: "c".into() })];
+    let shapes: Vec<Box<dyn Shape>> =
+        vec![Box::new(Square(2.0)), Box::new(Circle { r: 1.0, name: "c".into() })];
     let mut count = 1;
     hops(|| {
         assert_eq!(numbers.iter().sum::<u64>(), 5000 * 4999 / 2);
@@ -222,7 +223,10 @@ fn panics_with_a_backtrace() {
 fn a_panic_prints_its_backtrace() {
     let outcome = panics_with_a_backtrace().run_with(&[("RUST_BACKTRACE", "1")]);
     assert_eq!(outcome.code, Some(101), "{outcome}");
-    assert!(outcome.stderr.contains("after a move") && outcome.stderr.contains("panics_with_a_backtrace"), "{outcome}");
+    assert!(
+        outcome.stderr.contains("after a move") && outcome.stderr.contains("panics_with_a_backtrace"),
+        "{outcome}"
+    );
 }
 
 #[peregrine::test(nodes = 2, move_every_ms = 1)]
@@ -316,7 +320,10 @@ fn programs_are_started_and_waited_for_across_moves() {
     use std::process::{Command, Stdio};
     for i in 0..4 {
         let out = Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]).output().unwrap();
-        assert_eq!((out.status.code(), &out.stdout[..], &out.stderr[..]), (Some(3), &b"out\n"[..], &b"err\n"[..]));
+        assert_eq!(
+            (out.status.code(), &out.stdout[..], &out.stderr[..]),
+            (Some(3), &b"out\n"[..], &b"err\n"[..])
+        );
         let mut child = Command::new("sleep").arg("0.03").spawn().unwrap();
         hop();
         assert!(child.wait().unwrap().success(), "round {i}");
@@ -357,7 +364,8 @@ fn files_stay_open_across_moves() {
     file.read_to_string(&mut text).unwrap();
     assert!(text.starts_with("0\nline 1\n") && text.ends_with("line 49\n"), "{text}");
     assert_eq!(std::fs::metadata(&path).unwrap().len(), text.len() as u64 + 5);
-    let found = std::fs::read_dir(std::env::temp_dir()).unwrap().filter_map(Result::ok).any(|e| e.path() == path);
+    let found =
+        std::fs::read_dir(std::env::temp_dir()).unwrap().filter_map(Result::ok).any(|e| e.path() == path);
     assert!(found);
     std::fs::remove_file(&path).unwrap();
 }
@@ -418,7 +426,10 @@ fn everything(seed: u64, pause: impl Fn(u64)) -> u64 {
         f = (f * 1.000_1 + (r % 7) as f64).sin() + 2.0;
         TABLE.lock().unwrap().push(format!("{i}"));
         PLAIN.set(PLAIN.get().wrapping_mul(31).wrapping_add(r));
-        let caught = std::panic::catch_unwind(|| if r % 5 == 0 { std::panic::resume_unwind(Box::new(r)) } else { r + 1 });
+        let caught =
+            std::panic::catch_unwind(
+                || if r % 5 == 0 { std::panic::resume_unwind(Box::new(r)) } else { r + 1 },
+            );
         sum = sum.wrapping_add(caught.unwrap_or_else(|p| *p.downcast::<u64>().unwrap()));
         sum = list.iter().fold(sum, |s, g| g(s));
         for _ in 0..20 {
@@ -467,7 +478,14 @@ fn ten_thousand_moves_change_no_result() {
     storm(20, 8);
 }
 
-#[peregrine::test(nodes = 3, move_every_ms = 1, kill_every_ms = 30, slice_us = 300, least_kills = 5, timeout_s = 300)]
+#[peregrine::test(
+    nodes = 3,
+    move_every_ms = 1,
+    kill_every_ms = 30,
+    slice_us = 300,
+    least_kills = 5,
+    timeout_s = 300
+)]
 fn kills_in_a_storm_of_moves_change_no_result() {
     storm(3, 6);
     checkpoint();
@@ -478,7 +496,14 @@ fn eight_nodes_on_few_processors_work() {
     storm(1, 8);
 }
 
-#[peregrine::test(nodes = 3, move_every_ms = 1, kill_every_ms = 30, track = 0, least_kills = 2, timeout_s = 300)]
+#[peregrine::test(
+    nodes = 3,
+    move_every_ms = 1,
+    kill_every_ms = 30,
+    track = 0,
+    least_kills = 2,
+    timeout_s = 300
+)]
 fn without_the_kernels_write_tracking_everything_is_compared() {
     storm(1, 4);
 }
@@ -486,7 +511,8 @@ fn without_the_kernels_write_tracking_everything_is_compared() {
 #[peregrine::test(nodes = 2, kill_every_ms = 150, image_interval_ms = 0, least_kills = 1)]
 fn without_an_image_interval_a_killed_node_takes_the_program_back_to_its_start() {
     // A file is not rolled back: it tells the second life from the first.
-    let mark = std::env::temp_dir().join(format!("peregrine-second-life-{}", std::os::unix::process::parent_id()));
+    let mark =
+        std::env::temp_dir().join(format!("peregrine-second-life-{}", std::os::unix::process::parent_id()));
     if !mark.exists() {
         std::fs::write(&mark, b"").unwrap();
         let h = spawn(left_alone, 5);

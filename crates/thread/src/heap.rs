@@ -132,7 +132,9 @@ fn map_process_heap() -> Option<()> {
     let mut bytes = PROCESS_HEAP_BYTES;
     while let Err(e) = memory::map_fixed(PROCESS_HEAP, bytes, Backing::PrivateAnonymous) {
         // SAFETY: something is mapped there, and nothing but this heap may be.
-        if e == peregrine_sys::raw::Errno::EEXIST && unsafe { (*(PROCESS_HEAP as *const ProcessHeap)).magic } == MAGIC {
+        if e == peregrine_sys::raw::Errno::EEXIST
+            && unsafe { (*(PROCESS_HEAP as *const ProcessHeap)).magic } == MAGIC
+        {
             // On a node: inherited from the zygote, which the statics in the window know nothing of.
             MAPPED.store(2, Ordering::Release);
             return Some(());
@@ -146,8 +148,11 @@ fn map_process_heap() -> Option<()> {
     let first = (PROCESS_HEAP + size_of::<ProcessHeap>()).next_multiple_of(64);
     // SAFETY: just mapped, seen by nobody else before MAPPED becomes 2.
     unsafe {
-        (PROCESS_HEAP as *mut ProcessHeap)
-            .write(ProcessHeap { magic: MAGIC, lock: AtomicU32::new(1), heap: SlotHeap::new(first, PROCESS_HEAP + bytes) });
+        (PROCESS_HEAP as *mut ProcessHeap).write(ProcessHeap {
+            magic: MAGIC,
+            lock: AtomicU32::new(1),
+            heap: SlotHeap::new(first, PROCESS_HEAP + bytes),
+        });
     }
     MAPPED.store(2, Ordering::Release);
     Some(())

@@ -187,7 +187,8 @@ impl SlotHeader {
     /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
     /// With `live_only` the stack begins at its saved pointer; below it nothing survives a resume.
     pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
-        let (low, high, heap, water) = (self.stack_low, self.stack_high, self.heap_base, self.heap.high_water());
+        let (low, high, heap, water) =
+            (self.stack_low, self.stack_high, self.heap_base, self.heap.high_water());
         Self::parts(slot_base(self.index), low, high, heap, water, self.saved_sp, live_only)
     }
 

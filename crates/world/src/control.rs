@@ -418,7 +418,8 @@ pub fn dirty_list(index: u32) -> *mut PageRegion {
 /// The tables that an image holds besides slots and arena: address and used bytes of each.
 pub fn imaged_tables() -> [(usize, usize); 4] {
     let i = imaged();
-    let (threads, channels, ends) = (i.threads.with(|l| l.used), i.channels.with(|l| l.used), i.ends.with(|l| l.used));
+    let (threads, channels, ends) =
+        (i.threads.with(|l| l.used), i.channels.with(|l| l.used), i.ends.with(|l| l.used));
     [
         (IMAGED, size_of::<Imaged>()),
         (RECORDS, threads as usize * size_of::<ThreadRecord>()),

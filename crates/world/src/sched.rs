@@ -323,7 +323,10 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     // SAFETY: `next` is runnable and ours; its slot is mapped.
     unsafe {
         if !raise_guards(l, next) {
-            peregrine_sys::process::write_all(2, b"peregrine: cannot install guard pages: too many mappings\n");
+            peregrine_sys::process::write_all(
+                2,
+                b"peregrine: cannot install guard pages: too many mappings\n",
+            );
             peregrine_sys::process::exit_now(70);
         }
         start_ticking(c, l);
@@ -415,7 +418,14 @@ fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
 }
 
-fn wait_for_work(c: &Carrier, l: &mut Local, w: &World, me: &NodeShared, seen: u32, something: impl Fn() -> bool) {
+fn wait_for_work(
+    c: &Carrier,
+    l: &mut Local,
+    w: &World,
+    me: &NodeShared,
+    seen: u32,
+    something: impl Fn() -> bool,
+) {
     let _ = c;
     let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
     loop {

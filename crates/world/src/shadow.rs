@@ -47,7 +47,8 @@ pub struct Changes {
 impl Changes {
     /// Adds a node's report.
     pub fn add_report(&mut self, regions: &[PageRegion]) {
-        self.ranges.extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
+        self.ranges
+            .extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
     }
 
     /// Adds all that a node may have written that cannot report.
@@ -113,7 +114,15 @@ impl Shadow {
             map_memfd("the image of the slots", c"peregrine-image", SHADOW, SLOTS_BYTES)?,
             map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, ARENA_BYTES)?,
         ];
-        Ok(Self { _fds: fds, tables: Vec::new(), arena_used: 0, live: BTreeMap::new(), output_tail: 0, unsaved: None, ended: Vec::new() })
+        Ok(Self {
+            _fds: fds,
+            tables: Vec::new(),
+            arena_used: 0,
+            live: BTreeMap::new(),
+            output_tail: 0,
+            unsaved: None,
+            ended: Vec::new(),
+        })
     }
 
     /// Makes the World's present state the image.
@@ -129,7 +138,8 @@ impl Shadow {
             alive.then(|| r.generation.load(Ordering::Relaxed))
         };
         // Threads that ended, and slots that another thread has now: their old pages go.
-        let gone: Vec<u32> = self.live.iter().filter(|(s, g)| live_now(**s) != Some(**g)).map(|(s, _)| *s).collect();
+        let gone: Vec<u32> =
+            self.live.iter().filter(|(s, g)| live_now(**s) != Some(**g)).map(|(s, _)| *s).collect();
         for slot in gone {
             if let Some(generation) = self.live.remove(&slot)
                 && self.unsaved.is_some()
@@ -345,7 +355,8 @@ fn tables_now() -> [usize; 4] {
     use crate::control::{Channel, End, MAX_CHANNELS, MAX_ENDS, ThreadRecord};
     let i = imaged();
     // SAFETY: plain words of mapped memory that nobody writes now; bounded before use (S4).
-    let used = |list: *const crate::control::FreeList| unsafe { (&raw const (*list).used).read_volatile() } as usize;
+    let used =
+        |list: *const crate::control::FreeList| unsafe { (&raw const (*list).used).read_volatile() } as usize;
     [
         size_of::<Imaged>(),
         used(i.threads.as_ptr()).min(SLOT_COUNT) * size_of::<ThreadRecord>(),

@@ -109,12 +109,17 @@ impl Builder {
 }
 
 /// What a thread made by [`spawn`] runs.
-pub(crate) fn body<A, R>(function: usize, bytes: Vec<u8>, ends: Vec<u32>) -> Result<(Vec<u8>, Vec<u32>), String>
+pub(crate) fn body<A, R>(
+    function: usize,
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+) -> Result<(Vec<u8>, Vec<u32>), String>
 where
     A: DeserializeOwned,
     R: Serialize,
 {
-    let argument: A = transit::unpack(&bytes, ends).map_err(|e| format!("the argument can't be deserialised: {e}"))?;
+    let argument: A =
+        transit::unpack(&bytes, ends).map_err(|e| format!("the argument can't be deserialised: {e}"))?;
     drop(bytes);
     // SAFETY: `function` is the address of a `fn(A) -> R`, cast in `spawn` for this very `body::<A, R>`.
     let entry = unsafe { core::mem::transmute::<usize, fn(A) -> R>(function) };

@@ -29,7 +29,11 @@ pub struct ThreadId {
 
 impl std::fmt::Display for ThreadId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.generation == 1 { write!(f, "{}", self.slot) } else { write!(f, "{}.{}", self.slot, self.generation) }
+        if self.generation == 1 {
+            write!(f, "{}", self.slot)
+        } else {
+            write!(f, "{}.{}", self.slot, self.generation)
+        }
     }
 }
 
@@ -137,8 +141,10 @@ fn is_doomed(slot: u32) -> bool {
 /// another, so its function and name count as well (FNV-1a; never 0).
 pub fn identity(slot: u32) -> u64 {
     // SAFETY: a thread's header and name are written before it is known, and not changed.
-    let (function, name) = unsafe { ((&raw const (*SlotHeader::of(slot)).entry).read()[1], name_of(slot).read()) };
-    let place = [u64::from(slot), u64::from(record(slot).generation.load(Ordering::Relaxed)), function as u64];
+    let (function, name) =
+        unsafe { ((&raw const (*SlotHeader::of(slot)).entry).read()[1], name_of(slot).read()) };
+    let place =
+        [u64::from(slot), u64::from(record(slot).generation.load(Ordering::Relaxed)), function as u64];
     let bytes = place.iter().flat_map(|w| w.to_ne_bytes()).chain(name);
     bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) | 1
 }
@@ -233,7 +239,9 @@ fn exit_code(how: u32, result: usize) -> u32 {
 /// The bytes that `main` left when it returned; empty if it did not. For the supervisor, once no node runs.
 pub fn result_of_main() -> Vec<u8> {
     let main = imaged().main.load(Ordering::Relaxed);
-    if imaged().main_exit.load(Ordering::Acquire) == 0 || record(main).state.load(Ordering::Acquire) != state::ENDED {
+    if imaged().main_exit.load(Ordering::Acquire) == 0
+        || record(main).state.load(Ordering::Acquire) != state::ENDED
+    {
         return Vec::new();
     }
     let cell = record(main).join.with(|j| *j);

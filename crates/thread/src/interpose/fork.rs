@@ -163,7 +163,15 @@ unsafe extern "C" fn waitid(kind: i32, id: u32, info: *mut c_void, options: i32)
         own = [0; 16];
         // SAFETY: `own` is as large as a siginfo_t; C's contract for `info`.
         unsafe {
-            let r = syscall6(k::__NR_waitid, kind as usize, id as usize, own.as_mut_ptr() as usize, options as usize, 0, 0);
+            let r = syscall6(
+                k::__NR_waitid,
+                kind as usize,
+                id as usize,
+                own.as_mut_ptr() as usize,
+                options as usize,
+                0,
+                0,
+            );
             let pid = (own[1] >> 32) as u32;
             if r != 0 {
                 return r;

@@ -68,7 +68,9 @@ impl Supervisor {
             eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}");
             self.quarantine.push((id.0, id.1, thread::identity(slot), why));
         } else {
-            eprintln!("peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image");
+            eprintln!(
+                "peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image"
+            );
         }
     }
 
