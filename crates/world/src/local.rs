@@ -225,6 +225,11 @@ impl Local {
 impl Timer {
     fn lasts(&self) -> bool {
         let r = record(self.slot);
-        r.state.load(Ordering::Relaxed) == state::SLEEPING && r.waits.load(Ordering::Relaxed) == self.wait
+        // One that moved away sleeps on elsewhere, with a timer there.
+        // SAFETY: on a node.
+        let here = unsafe { peregrine_thread::carrier::carrier() }.node;
+        r.node.load(Ordering::Relaxed) == here
+            && r.state.load(Ordering::Relaxed) == state::SLEEPING
+            && r.waits.load(Ordering::Relaxed) == self.wait
     }
 }

@@ -1,6 +1,6 @@
 //! A node: one single-threaded process, forked from the zygote, that runs threads until it is killed.
 
-use crate::control::{NONE, node, record, world};
+use crate::control::{NONE, PauseKind, node, record, world};
 use crate::local::{ALTSTACK_BYTES, altstack_base, local, stack_top};
 use crate::{context, dirty, output, sched};
 use peregrine_base::sync::{AtomicU32, Ordering};
@@ -113,8 +113,15 @@ unsafe fn install_handlers() -> Result<(), Errno> {
     }
 }
 
-/// Drops everything and starts over: all that this process holds is about to be replaced or rebuilt.
+/// Drops everything and starts over: all that this process holds is about to be replaced or rebuilt. A reset that comes late,
+/// when the rollback it was for is over, must not drop what runs now.
 extern "C" fn on_reset(_: Signo, _: *mut SigInfo, _: *mut UContext) {
+    let w = world();
+    let rolling_back = w.pause.load(Ordering::Acquire) & 1 != 0
+        && w.pause_kind.load(Ordering::Relaxed) == PauseKind::Rollback as u32;
+    if !rolling_back {
+        return;
+    }
     // SAFETY: the alternate stack is left for good; no frame below is returned to.
     unsafe { arch::jump_to(stack_top(), sched::scheduler) }
 }

@@ -145,8 +145,9 @@ fn send(c: &mut Carrier, slot: u32, to: u32) {
     post(slot, mail::ARRIVE);
 }
 
-/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler.
-fn service(c: &mut Carrier, l: &mut Local) {
+/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler. `keep` threads are not given
+/// away: one if none runs here, or two idle nodes would hand a thread to and fro instead of running it.
+fn service(c: &mut Carrier, l: &mut Local, keep: usize) {
     drain(c, l);
     if let Some(first) = l.next_deadline() {
         let now = monotonic_ns();
@@ -160,7 +161,7 @@ fn service(c: &mut Carrier, l: &mut Local) {
         }
     }
     let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
-    if hungry != 0 && l.queued() > 0 {
+    if hungry != 0 && l.queued() > keep {
         donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
@@ -255,7 +256,7 @@ pub fn on_preempt(why: u32) {
             return reschedule(Action::RequeueFront);
         }
         let me = c.current.load(Ordering::Relaxed);
-        service(c, l);
+        service(c, l, 0);
         let to = record(me).move_to.load(Ordering::Acquire);
         if to != NONE && to != c.node {
             return reschedule(Action::Move(to));
@@ -314,7 +315,7 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         // SAFETY: no thread runs here.
         return unsafe { pause(c, l, w, word) };
     }
-    service(c, l);
+    service(c, l, 1);
     let Some(next) = l.pop() else { return idle(c, l, w) };
     let to = record(next).move_to.load(Ordering::Acquire);
     if to != NONE && to != c.node {
@@ -467,13 +468,16 @@ unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
     let me = node(c.node);
     // SAFETY: as promised.
     unsafe { statics::save(c, template()) };
+    let rolling_back = w.pause_kind.load(Ordering::Acquire) == PauseKind::Rollback as u32;
     let life = w.life.load(Ordering::Acquire);
-    if l.life != life && w.pause_kind.load(Ordering::Acquire) != PauseKind::Rollback as u32 {
+    if l.life != life && !rolling_back {
         statics::forget(c);
         rebuild(c, l);
         l.life = life;
     }
-    if me.paused.load(Ordering::Relaxed) != word {
+    // Whoever holds anything of the life that ends waits for its reset (which empties `life`) before it answers.
+    let answer = !rolling_back || l.life == 0;
+    if answer && me.paused.load(Ordering::Relaxed) != word {
         crate::dirty::report(c.node);
         // Release: the supervisor, which acquires, sees statics and the report.
         me.paused.store(word, Ordering::Release);
@@ -532,8 +536,8 @@ pub unsafe fn wake(slot: u32) {
     if peregrine_thread::carrier::current_slot().is_some() {
         // SAFETY: a thread runs, so this is a node.
         let (c, l) = unsafe { (carrier(), local()) };
-        if r.node.load(Ordering::Acquire) == c.node {
-            // Ours: no detour through the inbox.
+        if r.node.load(Ordering::Acquire) == c.node && r.mail.load(Ordering::Acquire) & mail::POSTED == 0 {
+            // Ours, and not on its way here (its arrival would queue it once more): no detour through the inbox.
             let now = r.state.load(Ordering::Relaxed);
             if now == state::PARKED || now == state::SLEEPING {
                 r.state.store(state::RUNNABLE, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use crate::arena;
 use crate::control::{
-    JoinCell, NONE, ending, imaged, name_of, node, record, state, thread_link, wait, world,
+    JoinCell, NONE, ending, imaged, mail, name_of, node, record, state, thread_link, wait, world,
 };
 use crate::ends;
 use crate::error::{JoinError, SpawnError};
@@ -104,9 +104,11 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     for zero in [&r.moves, &r.wake_at, &r.sent_at] {
         zero.store(0, Ordering::Relaxed);
     }
-    for zero in [&r.waits, &r.waiting, &r.mail] {
+    for zero in [&r.waits, &r.waiting] {
         zero.store(0, Ordering::Relaxed);
     }
+    // A post to the slot's last thread may still lie in an inbox: it must stay marked as posted, and mean nothing.
+    r.mail.fetch_and(mail::POSTED, Ordering::AcqRel);
     r.node.store(on, Ordering::Relaxed);
     r.state.store(state::RUNNABLE, Ordering::Release);
     Ok(ThreadId { slot, generation })
