@@ -27,7 +27,9 @@ fn function_name(item: &TokenStream, attribute: &str) -> Result<Ident, TokenStre
         {
             Ok(name.clone())
         }
-        (Some(TokenTree::Ident(_)), _) => Err(error(&format!("a #[peregrine::{attribute}] function takes no arguments"))),
+        (Some(TokenTree::Ident(_)), _) => {
+            Err(error(&format!("a #[peregrine::{attribute}] function takes no arguments")))
+        }
         _ => Err(error(&format!("#[peregrine::{attribute}] belongs on a function"))),
     }
 }
@@ -57,12 +59,16 @@ fn parse(code: &str) -> TokenStream {
 #[proc_macro_attribute]
 pub fn main(attribute: TokenStream, item: TokenStream) -> TokenStream {
     if !attribute.is_empty() {
-        return error("#[peregrine::main] takes no arguments: settings come from the environment or from peregrine::Config");
+        return error(
+            "#[peregrine::main] takes no arguments: settings come from the environment or from peregrine::Config",
+        );
     }
     match function_name(&item, "main") {
         Ok(name) => {
             let mut out = renamed(item, &name, "__peregrine_main");
-            out.extend(parse("fn main() -> ::std::process::ExitCode { ::peregrine::__private::main(__peregrine_main) }"));
+            out.extend(parse(
+                "fn main() -> ::std::process::ExitCode { ::peregrine::__private::main(__peregrine_main) }",
+            ));
             out
         }
         Err(e) => e,
@@ -91,18 +97,120 @@ pub fn init(_: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 /// Runs a test function as the `main` of a World of its own, in a process of its own.
+///
+/// Plain `cargo test` is enough: the harness starts the test's executable again, which enters the function before anything of
+/// the test harness runs. The test passes if the function returns `()` or `Ok`, in time; what it printed is shown if it fails.
+///
+/// Settings, all optional, become the `PEREGRINE_` variable of the same meaning unless that is set already:
+/// `nodes`, `move_every_ms`, `kill_every_ms`, `image_interval_ms`, `slice_us`, `memory_mib`, `stack_kib`, `track`, `seed`.
+/// `timeout_s` (default 120) bounds the test; `least_moves`, `least_kills` and `least_preemptions` are what must have happened
+/// for it to count. `program` makes no test of it: another test runs it by name with `peregrine::testing::run`.
+///
+/// # Examples
+/// ```ignore
+/// #[peregrine::test(nodes = 2, move_every_ms = 1, kill_every_ms = 50, least_moves = 10)]
+/// fn a_sum_survives() {
+///     assert_eq!(peregrine::spawn(|n: u64| (0..n).sum::<u64>(), 1000).join().unwrap(), 499_500);
+/// }
+/// ```
 #[proc_macro_attribute]
-pub fn test(_: TokenStream, item: TokenStream) -> TokenStream {
-    match function_name(&item, "test") {
-        Ok(name) => {
-            let inner = format!("__peregrine_test_{name}");
-            let mut out = parse("#[allow(non_snake_case)]");
-            out.extend(renamed(item, &name, &inner));
-            out.extend(parse(&format!(
-                "#[::core::prelude::v1::test] fn {name}() {{ ::peregrine::__private::test(::core::concat!(::core::module_path!(), \"::\", \"{name}\"), {inner}) }}"
-            )));
-            out
-        }
-        Err(e) => e,
+pub fn test(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let name = match function_name(&item, "test") {
+        Ok(name) => name,
+        Err(e) => return e,
+    };
+    let settings = match settings(attribute) {
+        Ok(s) => s,
+        Err(e) => return e,
+    };
+    // Attributes such as #[ignore] and #[cfg] belong to what the test harness sees.
+    let mut attributes = TokenStream::new();
+    let mut function = TokenStream::new();
+    let mut tokens = item.into_iter().peekable();
+    while let Some(hash) = tokens.next_if(|t| matches!(t, TokenTree::Punct(p) if p.as_char() == '#')) {
+        attributes.extend([hash]);
+        attributes.extend(tokens.next());
     }
+    function.extend(tokens);
+    let program = settings.program;
+    let full_name = format!("::core::concat!(::core::module_path!(), \"::\", \"{name}\")");
+    let mut inner = function;
+    inner.extend(parse(&format!(
+        "fn enter() {{ ::peregrine::__private::enter_test({full_name}, {name}) }}
+         #[used] #[unsafe(link_section = \"peregrine_start\")] static ENTER: fn() = enter;"
+    )));
+    let list = settings.list;
+    let (head, tail) = if program {
+        (
+            "#[doc(hidden)] #[allow(dead_code)]".to_owned(),
+            format!("::peregrine::testing::Program {{ name: {full_name}, settings: &[{list}] }}"),
+        )
+    } else {
+        (
+            "#[::core::prelude::v1::test]".to_owned(),
+            format!("::peregrine::__private::test({full_name}, &[{list}])"),
+        )
+    };
+    let mut out = parse(&head);
+    out.extend(attributes);
+    let result = if program { "-> ::peregrine::testing::Program" } else { "" };
+    out.extend(parse(&format!("fn {name}() {result}")));
+    inner.extend(parse(&tail));
+    out.extend([TokenTree::Group(Group::new(Delimiter::Brace, inner))]);
+    out
+}
+
+struct Settings {
+    program: bool,
+    /// `("PEREGRINE_…", "value"),` for each.
+    list: String,
+}
+
+/// Reads `name = literal, …`.
+fn settings(attribute: TokenStream) -> Result<Settings, TokenStream> {
+    const KNOWN: [(&str, &str); 13] = [
+        ("nodes", "PEREGRINE_NODES"),
+        ("move_every_ms", "PEREGRINE_MOVE_EVERY"),
+        ("kill_every_ms", "PEREGRINE_KILL_EVERY"),
+        ("image_interval_ms", "PEREGRINE_IMAGE_INTERVAL"),
+        ("slice_us", "PEREGRINE_SLICE"),
+        ("memory_mib", "PEREGRINE_MEMORY"),
+        ("stack_kib", "PEREGRINE_STACK"),
+        ("track", "PEREGRINE_TRACK"),
+        ("seed", "PEREGRINE_SEED"),
+        ("timeout_s", "PEREGRINE_TEST_TIMEOUT"),
+        ("least_moves", "PEREGRINE_TEST_LEAST_MOVES"),
+        ("least_kills", "PEREGRINE_TEST_LEAST_KILLS"),
+        ("least_preemptions", "PEREGRINE_TEST_LEAST_PREEMPTIONS"),
+    ];
+    let known = || KNOWN.map(|k| k.0).join(", ");
+    let mut settings = Settings { program: false, list: String::new() };
+    let mut tokens = attribute.into_iter();
+    while let Some(token) = tokens.next() {
+        let name = token.to_string();
+        if name == "," {
+            continue;
+        }
+        if name == "program" {
+            settings.program = true;
+            continue;
+        }
+        let Some((_, variable)) = KNOWN.iter().find(|k| k.0 == name) else {
+            return Err(error(&format!(
+                "#[peregrine::test] has no setting `{name}`: there are {}, and program",
+                known()
+            )));
+        };
+        match (tokens.next(), tokens.next()) {
+            (Some(TokenTree::Punct(p)), Some(TokenTree::Literal(value))) if p.as_char() == '=' => {
+                let digits = value.to_string().replace('_', "");
+                if digits.parse::<u64>().is_err() {
+                    return Err(error(&format!("`{name}` takes a whole number, not {value}")));
+                }
+                settings.list += &format!("(\"{variable}\", \"{digits}\"),");
+            }
+            _ => return Err(error(&format!("write `{name} = NUMBER`"))),
+        }
+    }
+    Ok(settings)
 }

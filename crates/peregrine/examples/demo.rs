@@ -8,7 +8,8 @@ fn work(n: u64) -> u64 {
     let mut x = n;
     for i in 0..3_000_000u64 {
         x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let e = map.entry(x >> 52).or_insert(0u64); *e = e.wrapping_add(i);
+        let e = map.entry(x >> 52).or_insert(0u64);
+        *e = e.wrapping_add(i);
         if i % 100_000 == 0 {
             TABLE.lock().unwrap().push(x);
         }

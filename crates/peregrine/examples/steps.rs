@@ -9,7 +9,8 @@ fn work(n: u64) -> u64 {
             x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             map.insert(x >> 50, format!("{x:x}"));
         }
-        let sum = map.values().flat_map(|s| s.bytes()).fold(0u64, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
+        let sum =
+            map.values().flat_map(|s| s.bytes()).fold(0u64, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
         if n == 0 {
             println!("step {step} sum {sum:x}");
         }

@@ -1,5 +1,6 @@
 //! What the attributes expand to.
 
+use crate::testing::{CHILD, Program};
 use peregrine_world::{Config, Ended, WorldError};
 use std::process::{ExitCode, Termination};
 
@@ -12,7 +13,8 @@ pub fn main<T: Termination>(entry: fn() -> T) -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    let ended = if std::env::var_os("PEREGRINE_RESUME").is_some() { resume(config) } else { run(config, entry) };
+    let ended =
+        if std::env::var_os("PEREGRINE_RESUME").is_some() { resume(config) } else { run(config, entry) };
     match ended {
         Ok(ended) => ExitCode::from(ended.code as u8),
         Err(e) => {
@@ -54,13 +56,56 @@ fn code_of(code: ExitCode) -> u8 {
     text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(1)
 }
 
-/// Runs a test in a World, in a process of its own.
-pub fn test(name: &str, entry: fn()) {
-    const CHILD: &str = "PEREGRINE_TEST_CHILD";
-    let short = name.split_once("::").map_or(name, |(_, rest)| rest);
-    if std::env::var_os(CHILD).is_some_and(|n| n == short) {
-        let _ = entry;
-        unreachable!("the child enters by its own door");
+/// Runs a test as a child process and panics with its output if it fails.
+pub fn test(name: &'static str, settings: &'static [(&'static str, &'static str)]) {
+    let outcome = Program { name, settings }.run();
+    assert!(outcome.success(), "{outcome}");
+}
+
+/// In the child that was started for the test `name`: runs it and ends the process. Returns at once in any other process.
+///
+/// Called before `main`, when the process has one thread.
+pub fn enter_test<T: Termination>(name: &str, entry: fn() -> T) {
+    if std::env::var_os(CHILD).is_none_or(|n| n != name) {
+        return;
     }
-    let _ = short;
+    // What the standard library does before `main`; programs that a test starts get the default again from it.
+    peregrine_sys::signal::ignore(peregrine_sys::signal::number::PIPE);
+    let config = Config::from_env().unwrap_or_else(|e| end(64, &e));
+    let ended = run(config, entry).unwrap_or_else(|e| end(70, &e));
+    let s = &ended.stats;
+    let medians = format!("rollback {:.1} ms", peregrine_world::median_ms(&s.recovery_ns));
+    eprintln!(
+        "peregrine: {} moves, {} preemptions, {} kills ({} on a running thread), {} deaths, {} images ({} given up), {} rollbacks ({medians}), {:.1} s",
+        s.moves,
+        s.preemptions,
+        s.kills,
+        s.kills_hit,
+        s.deaths,
+        s.images,
+        s.images_given_up,
+        s.rollbacks,
+        s.ran_ns as f64 / 1e9
+    );
+    if ended.code == 0 {
+        for (variable, what, happened) in [
+            ("LEAST_MOVES", "moves", s.moves),
+            ("LEAST_KILLS", "kills", s.kills),
+            ("LEAST_PREEMPTIONS", "preemptions", s.preemptions),
+        ] {
+            let least = std::env::var(format!("PEREGRINE_TEST_{variable}"))
+                .ok()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0);
+            if happened < least {
+                end(75, &format!("the test counts only with {least} {what}, and there were {happened}"));
+            }
+        }
+    }
+    std::process::exit(ended.code)
+}
+
+fn end(code: i32, why: &dyn std::fmt::Display) -> ! {
+    eprintln!("peregrine: {why}");
+    std::process::exit(code)
 }

@@ -4,3 +4,4 @@ pub use peregrine_world::*;
 
 #[doc(hidden)]
 pub mod __private;
+pub mod testing;

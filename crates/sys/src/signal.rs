@@ -112,6 +112,13 @@ pub fn set_default(signo: Signo) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// Ignores `signo` (`SIG_IGN`).
+pub fn ignore(signo: Signo) {
+    let act = KernelSigaction { handler: 1, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: SIG_IGN runs no code of this process.
+    unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) };
+}
+
 /// Replaces the set of blocked signals by `mask` (bit n-1 for signal n); returns the old set.
 pub fn set_mask(mask: u64) -> u64 {
     let mut old = 0u64;

@@ -40,6 +40,18 @@ impl SlotHeap {
         self.end.map_or(self.base, |e| e.as_ptr() as usize)
     }
 
+    /// [`SlotHeap::high_water`] of a heap that another process may be changing.
+    ///
+    /// # Safety
+    /// `this` is mapped.
+    pub unsafe fn high_water_of_foreign(this: *const Self) -> usize {
+        // SAFETY: mapped words; an optional pointer is a word, and null means none.
+        unsafe {
+            let end = (&raw const (*this).end).cast::<usize>().read_volatile();
+            if end == 0 { (&raw const (*this).base).read_volatile() } else { end }
+        }
+    }
+
     #[inline]
     unsafe fn allocate(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> *mut u8 {
         // SAFETY: talc's contract: the layout's size is not zero (callers see to it), and the heap is ours.
@@ -77,15 +89,20 @@ impl SlotHeap {
     }
 }
 
-/// The process heap, at a fixed address so that no static is involved.
+/// The process heap, at a fixed address.
 #[repr(C)]
 struct ProcessHeap {
+    /// [`MAGIC`].
+    magic: u64,
     /// 0: not mapped yet (never seen: the page does not exist then), 1: free, 2: taken.
     lock: AtomicU32,
     heap: SlotHeap,
 }
 
+/// What this process believes. A static, so on a node it is whatever the thread in the window knows; see
+/// [`map_process_heap`].
 static MAPPED: AtomicU32 = AtomicU32::new(0);
+const MAGIC: u64 = 0x7065_7265_6772_6865;
 
 fn with_process_heap<R>(f: impl FnOnce(&mut SlotHeap) -> R) -> Option<R> {
     while MAPPED.load(Ordering::Acquire) != 2 {
@@ -113,7 +130,15 @@ fn map_process_heap() -> Option<()> {
     }
     // Under a tight RLIMIT_AS a smaller heap is better than none.
     let mut bytes = PROCESS_HEAP_BYTES;
-    while memory::map_fixed(PROCESS_HEAP, bytes, Backing::PrivateAnonymous).is_err() {
+    while let Err(e) = memory::map_fixed(PROCESS_HEAP, bytes, Backing::PrivateAnonymous) {
+        // SAFETY: something is mapped there, and nothing but this heap may be.
+        if e == peregrine_sys::raw::Errno::EEXIST
+            && unsafe { (*(PROCESS_HEAP as *const ProcessHeap)).magic } == MAGIC
+        {
+            // On a node: inherited from the zygote, which the statics in the window know nothing of.
+            MAPPED.store(2, Ordering::Release);
+            return Some(());
+        }
         bytes /= 4;
         if bytes < 1 << 20 {
             MAPPED.store(3, Ordering::Release);
@@ -123,8 +148,11 @@ fn map_process_heap() -> Option<()> {
     let first = (PROCESS_HEAP + size_of::<ProcessHeap>()).next_multiple_of(64);
     // SAFETY: just mapped, seen by nobody else before MAPPED becomes 2.
     unsafe {
-        (PROCESS_HEAP as *mut ProcessHeap)
-            .write(ProcessHeap { lock: AtomicU32::new(1), heap: SlotHeap::new(first, PROCESS_HEAP + bytes) });
+        (PROCESS_HEAP as *mut ProcessHeap).write(ProcessHeap {
+            magic: MAGIC,
+            lock: AtomicU32::new(1),
+            heap: SlotHeap::new(first, PROCESS_HEAP + bytes),
+        });
     }
     MAPPED.store(2, Ordering::Release);
     Some(())

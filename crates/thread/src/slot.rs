@@ -47,6 +47,8 @@ pub struct SlotHeader {
     pub heap: SlotHeap,
     /// Thread-local destructors still to run, newest first (`interpose::atexit`).
     pub destructors: usize,
+    /// Mappings that the thread made (`interpose::mmap`): the newest of a list.
+    pub mappings: usize,
     /// For the crate that schedules: entry point and argument.
     pub entry: [usize; 4],
 }
@@ -87,7 +89,9 @@ impl SlotHeader {
     pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
         let base = slot_base(index);
         let statics = base + 4096;
-        let tls = (statics + t.statics_len).next_multiple_of(64);
+        // The thread pointer keeps its place within a page, so that every alignment up to a page holds in the copy.
+        let earliest = statics + t.statics_len + t.tls_len;
+        let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & 4095) - t.tls_len;
         let stack_low = (tls + t.tls_area_len()).next_multiple_of(4096) + GUARD_BYTES;
         let stack_high = stack_low + stack_bytes;
         let heap_base = stack_high + GUARD_BYTES;
@@ -106,6 +110,7 @@ impl SlotHeader {
                 heap_base,
                 heap: SlotHeap::new(heap_base, base + SLOT_BYTES),
                 destructors: 0,
+                mappings: 0,
                 entry: [0; 4],
             });
         }
@@ -154,18 +159,54 @@ impl SlotHeader {
             || (self.stack_high..self.stack_high + GUARD_BYTES).contains(&addr)
     }
 
+    /// The extents of slot `index`, whose thread may be starting, running or ending on another node at this moment: `None` if
+    /// the header makes no sense, for then there is no thread. (No reference is made: S1.)
+    pub fn extents_of_foreign(index: u32, live_only: bool) -> Option<[(usize, usize); 3]> {
+        let (base, end) = (slot_base(index), slot_base(index) + SLOT_BYTES);
+        let h = Self::of(index);
+        // SAFETY: plain words of mapped memory, each checked before it is used.
+        let (own, low, high, heap, water, sp) = unsafe {
+            (
+                (&raw const (*h).index).read_volatile(),
+                (&raw const (*h).stack_low).read_volatile(),
+                (&raw const (*h).stack_high).read_volatile(),
+                (&raw const (*h).heap_base).read_volatile(),
+                SlotHeap::high_water_of_foreign(&raw const (*h).heap),
+                (&raw const (*h).saved_sp).read_volatile(),
+            )
+        };
+        let sound = own == index
+            && base + GUARD_BYTES < low
+            && low < high
+            && high.saturating_add(GUARD_BYTES) == heap
+            && heap <= water
+            && water <= end;
+        sound.then(|| Self::parts(base, low, high, heap, water, sp, live_only))
+    }
+
     /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
     /// With `live_only` the stack begins at its saved pointer; below it nothing survives a resume.
     pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
-        let base = slot_base(self.index);
-        let low_end = self.stack_low - GUARD_BYTES;
-        let live = if live_only && (self.stack_low..self.stack_high).contains(&self.saved_sp) {
+        let (low, high, heap, water) =
+            (self.stack_low, self.stack_high, self.heap_base, self.heap.high_water());
+        Self::parts(slot_base(self.index), low, high, heap, water, self.saved_sp, live_only)
+    }
+
+    fn parts(
+        base: usize,
+        low: usize,
+        high: usize,
+        heap: usize,
+        water: usize,
+        sp: usize,
+        live_only: bool,
+    ) -> [(usize, usize); 3] {
+        let live = if live_only && (low..high).contains(&sp) {
             // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
-            (self.saved_sp - 128).max(self.stack_low) & !4095
+            (sp - 128).max(low) & !4095
         } else {
-            self.stack_low
+            low
         };
-        let heap_end = self.heap.high_water().next_multiple_of(4096);
-        [(base, low_end), (live, self.stack_high), (self.heap_base, heap_end)]
+        [(base, low - GUARD_BYTES), (live, high), (heap, water.next_multiple_of(4096))]
     }
 }

@@ -105,6 +105,30 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
         TAKEN = Some(take());
         START = (argc as usize, argv as usize, envp as usize);
     }
+    for run in starters() {
+        run();
+    }
+}
+
+/// Functions that take over the process before `main`, when the template has been taken: `#[peregrine::test]` enters a test
+/// here, in a process that has one thread and nothing of the test harness in it. Their addresses lie in a section of their own.
+fn starters() -> impl Iterator<Item = fn()> {
+    unsafe extern "C" {
+        #[link_name = "__start_peregrine_start"]
+        static START: [usize; 0];
+        #[link_name = "__stop_peregrine_start"]
+        static STOP: [usize; 0];
+    }
+    #[used]
+    #[unsafe(link_section = "peregrine_start")]
+    static NOTHING: usize = 0;
+    // SAFETY: the linker defines both ends of the section, which holds function addresses and zeroes only.
+    let list = unsafe {
+        let (start, stop) = ((&raw const START).cast::<usize>(), (&raw const STOP).cast::<usize>());
+        core::slice::from_raw_parts(start, stop.offset_from(start) as usize)
+    };
+    // SAFETY: a non-zero entry is a `fn()` put there by the attribute.
+    list.iter().filter(|a| **a != 0).map(|a| unsafe { core::mem::transmute::<usize, fn()>(*a) })
 }
 
 /// `(argc, argv, envp)` as the loader passed them to this process.
@@ -221,8 +245,9 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     }
     let tp = thread_pointer();
     let tls_len = (tp - seen.tls_low.min(tp)).next_multiple_of(64);
-    let pthread_len =
-        libc_facts::sizeof_pthread().ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
+    let pthread_len = libc_facts::sizeof_pthread()
+        .or_else(|| size_up_to_break(tp))
+        .ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
     if !(512..16384).contains(&pthread_len) {
         return Err(TemplateError::Unknown("implausible size of libc's struct pthread"));
     }
@@ -265,6 +290,16 @@ fn take() -> Result<TemplateHeader, TemplateError> {
         }
     }
     Ok(t)
+}
+
+/// A static executable whose final crate alone was told so has no way to ask libc. But libc has put the thread control block at the end of the data segment, with
+/// nothing but some alignment behind it: this close to the start nobody else has moved the break.
+fn size_up_to_break(tp: usize) -> Option<usize> {
+    use peregrine_sys::linux_raw_sys::general as k;
+    // SAFETY: only asks where the break is.
+    let end = unsafe { peregrine_sys::raw::syscall6(k::__NR_brk, 0, 0, 0, 0, 0, 0) } as usize;
+    // Whole units of 64, so that rounding up later does not pass the end.
+    end.checked_sub(tp).map(|n| n & !63).filter(|n| *n != 0)
 }
 
 fn fresh_pages(len_bytes: usize) -> Option<usize> {

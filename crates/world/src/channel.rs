@@ -98,9 +98,10 @@ impl<T> Clone for Sender<T> {
     /// # Panics
     /// When the World's table of four million ends is full.
     fn clone(&self) -> Self {
-        let e = in_thread(|me| ends::make_end(end(self.end).channel.load(Ordering::Relaxed), Kind::Sender, me))
-            .flatten()
-            .expect("the World has room for four million channel ends, and all are taken");
+        let e =
+            in_thread(|me| ends::make_end(end(self.end).channel.load(Ordering::Relaxed), Kind::Sender, me))
+                .flatten()
+                .expect("the World has room for four million channel ends, and all are taken");
         Self { end: e, of: PhantomData }
     }
 }
@@ -194,7 +195,10 @@ impl<T> Serialize for Receiver<T> {
         use serde::ser::Error;
         // There is one receiver: this end itself travels, and the value left behind is empty.
         let e = self.end.get();
-        let place = (e != u32::MAX).then(|| transit::send_end(e)).flatten().ok_or_else(|| S::Error::custom(OUTSIDE))?;
+        let place = (e != u32::MAX)
+            .then(|| transit::send_end(e))
+            .flatten()
+            .ok_or_else(|| S::Error::custom(OUTSIDE))?;
         self.end.set(u32::MAX);
         in_thread(|_| end(e).holder.store(u32::MAX, Ordering::Relaxed));
         s.serialize_u32(place)

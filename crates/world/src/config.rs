@@ -84,7 +84,9 @@ impl Config {
         if let Some(n) = number("PEREGRINE_NODES", "a number of nodes from 1 to 64", 1, 64)? {
             c.nodes = n as u32;
         }
-        if let Some(ms) = number("PEREGRINE_IMAGE_INTERVAL", "milliseconds between images, 0 for none", 0, 86_400_000)? {
+        if let Some(ms) =
+            number("PEREGRINE_IMAGE_INTERVAL", "milliseconds between images, 0 for none", 0, 86_400_000)?
+        {
             c.image_interval = (ms != 0).then(|| Duration::from_millis(ms));
         }
         if let Some(us) = number("PEREGRINE_SLICE", "microseconds from 100 to 1000000", 100, 1_000_000)? {
@@ -99,7 +101,8 @@ impl Config {
         if let Some(ms) = number("PEREGRINE_KILL_EVERY", "milliseconds between kills", 1, 86_400_000)? {
             c.kill_every = Some(Duration::from_millis(ms));
         }
-        if let Some(ms) = number("PEREGRINE_MOVE_EVERY", "milliseconds between forced moves", 1, 86_400_000)? {
+        if let Some(ms) = number("PEREGRINE_MOVE_EVERY", "milliseconds between forced moves", 1, 86_400_000)?
+        {
             c.move_every = Some(Duration::from_millis(ms));
         }
         if let Some(seed) = number("PEREGRINE_SEED", "a number", 0, u64::MAX)? {
@@ -108,7 +111,9 @@ impl Config {
         if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
             c.track = t == 1;
         }
-        if let Some(ms) = number("PEREGRINE_STORE_INTERVAL", "milliseconds between stored images", 0, 86_400_000)? {
+        if let Some(ms) =
+            number("PEREGRINE_STORE_INTERVAL", "milliseconds between stored images", 0, 86_400_000)?
+        {
             c.store_interval = Duration::from_millis(ms);
         }
         c.output = std::env::var_os("PEREGRINE_OUTPUT").map(PathBuf::from);
@@ -117,7 +122,12 @@ impl Config {
     }
 }
 
-fn number(name: &'static str, expected: &'static str, least: u64, most: u64) -> Result<Option<u64>, ConfigError> {
+fn number(
+    name: &'static str,
+    expected: &'static str,
+    least: u64,
+    most: u64,
+) -> Result<Option<u64>, ConfigError> {
     let Some(value) = std::env::var_os(name) else { return Ok(None) };
     let value = value.to_string_lossy().into_owned();
     match value.trim().parse::<u64>() {

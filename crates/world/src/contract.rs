@@ -26,7 +26,9 @@ pub enum ContractError {
     )]
     Personality(Errno),
     /// It was turned off and the address space is random all the same.
-    #[error("randomisation was turned off and is still on after executing {path} again; link the program static at a fixed address")]
+    #[error(
+        "randomisation was turned off and is still on after executing {path} again; link the program static at a fixed address"
+    )]
     StillRandom {
         /// The executable.
         path: PathBuf,
@@ -111,7 +113,12 @@ impl Contract {
         }
         same("the layout of slots", &then.layout, &self.layout, "use the build that made the image")?;
         same("the libc", &then.libc, &self.libc, "resume on a system with the same C library")?;
-        same("the layout of statics and thread-locals", &then.template, &self.template, "use the build and the C library that made the image")?;
+        same(
+            "the layout of statics and thread-locals",
+            &then.template,
+            &self.template,
+            "use the build and the C library that made the image",
+        )?;
         same("the processor", &then.cpu, &self.cpu, "resume on a machine with the same processor features")?;
         same(
             "where the program and its libraries lie",
@@ -122,7 +129,12 @@ impl Contract {
         if is_fixed() {
             return Ok(());
         }
-        same("the kernel's vDSO", &then.vdso, &self.vdso, "resume under the same kernel and stack limit (ulimit -s)")
+        same(
+            "the kernel's vDSO",
+            &then.vdso,
+            &self.vdso,
+            "resume under the same kernel and stack limit (ulimit -s)",
+        )
     }
 
     /// Range of the vDSO in the process that this describes.
@@ -144,7 +156,9 @@ fn modules() -> Vec<(String, usize)> {
         if !rights.contains('x') || !path.starts_with('/') {
             continue;
         }
-        let Some(start) = range.split('-').next().and_then(|s| usize::from_str_radix(s, 16).ok()) else { continue };
+        let Some(start) = range.split('-').next().and_then(|s| usize::from_str_radix(s, 16).ok()) else {
+            continue;
+        };
         let path = if exe.as_os_str() == path.as_str() { "the executable".to_owned() } else { path };
         list.push((path, start));
     }
@@ -160,7 +174,8 @@ pub fn is_fixed() -> bool {
 fn is_position_independent() -> bool {
     // e_type of the ELF header: 3 is a shared object, which a position-independent executable is.
     let mut head = [0u8; 18];
-    let read = std::fs::File::open("/proc/self/exe").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut head));
+    let read =
+        std::fs::File::open("/proc/self/exe").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut head));
     read.is_err() || u16::from_le_bytes([head[16], head[17]]) == 3
 }
 

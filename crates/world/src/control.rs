@@ -94,7 +94,7 @@ pub struct World {
     pub cpu: AtomicU64,
     /// Range of the vDSO.
     pub vdso: [AtomicUsize; 2],
-    /// Threads that must not run again: generation in the upper half, slot in the lower, plus one.
+    /// Threads that must not run again: their `thread::identity`, or 0.
     pub doomed: [AtomicU64; 16],
     /// Nodes killed on purpose so far, and how many of those ran a thread.
     pub kills: [AtomicU64; 2],
@@ -418,7 +418,8 @@ pub fn dirty_list(index: u32) -> *mut PageRegion {
 /// The tables that an image holds besides slots and arena: address and used bytes of each.
 pub fn imaged_tables() -> [(usize, usize); 4] {
     let i = imaged();
-    let (threads, channels, ends) = (i.threads.with(|l| l.used), i.channels.with(|l| l.used), i.ends.with(|l| l.used));
+    let (threads, channels, ends) =
+        (i.threads.with(|l| l.used), i.channels.with(|l| l.used), i.ends.with(|l| l.used));
     [
         (IMAGED, size_of::<Imaged>()),
         (RECORDS, threads as usize * size_of::<ThreadRecord>()),

@@ -5,13 +5,13 @@
 //! left no table to ask, so every slot that it had run (`NodeShared::ran`) counts as wholly written.
 
 use crate::arena;
-use crate::control::{PauseKind, DIRTY_CAPACITY, dirty_list, node, record, state, world};
+use crate::control::{DIRTY_CAPACITY, PauseKind, dirty_list, node, record, state, world};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::pagemap::{Pagemap, PagemapRef, ScanArgs};
+use peregrine_sys::signal;
 use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
 use peregrine_thread::layout::{ARENA, ARENA_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES};
-use peregrine_sys::signal;
 use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::SlotHeader;
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
@@ -32,7 +32,9 @@ pub fn start(index: u32) -> bool {
     let ranges = [(SLOTS, SLOTS_BYTES), (ARENA, ARENA_BYTES)];
     for (start, len) in ranges {
         // SAFETY: with WP_ASYNC nothing ever traps.
-        if unsafe { uffd.by_ref().register(PageRange::covering(VirtAddr::new(start), len), RegisterMode::WP) }.is_err() {
+        if unsafe { uffd.by_ref().register(PageRange::covering(VirtAddr::new(start), len), RegisterMode::WP) }
+            .is_err()
+        {
             return false;
         }
     }
@@ -91,8 +93,8 @@ fn add_to_report(index: u32) {
                 // Its pages have been punched out, its header with them.
                 continue;
             }
-            // SAFETY: a live thread's header is intact.
-            for (start, end) in unsafe { &*SlotHeader::of(slot) }.extents(live_only) {
+            // Its thread may be on another node that has not paused yet, and may be ending there: then there is nothing to tell.
+            for (start, end) in SlotHeader::extents_of_foreign(slot, live_only).into_iter().flatten() {
                 complete &= scan(pagemap, index, &mut found, start, end);
             }
         }

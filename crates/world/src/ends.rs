@@ -5,9 +5,7 @@
 //! many senders live, and when a thread is taken away by force its ends can be found and released.
 
 use crate::arena::{self, Blob, OutOfMemory};
-use crate::control::{
-    ChannelState, End, MAX_CHANNELS, MAX_ENDS, NONE, channel, end, end_link, imaged, wait,
-};
+use crate::control::{ChannelState, End, MAX_CHANNELS, MAX_ENDS, NONE, channel, end, end_link, imaged, wait};
 use crate::sched;
 use peregrine_base::sync::Ordering;
 
@@ -47,7 +45,15 @@ impl crate::control::Channel {
 pub fn make_channel(holder: u32) -> Option<(u32, u32)> {
     let ch = imaged().channels.with(|l| l.take(MAX_CHANNELS, channel_link))?;
     channel(ch).state.with(|s| {
-        *s = ChannelState { head: 0, tail: 0, len: 0, senders: 0, receivers: 0, waiter: NONE, next_free: NONE };
+        *s = ChannelState {
+            head: 0,
+            tail: 0,
+            len: 0,
+            senders: 0,
+            receivers: 0,
+            waiter: NONE,
+            next_free: NONE,
+        };
     });
     let tx = make_end(ch, Kind::Sender, holder);
     let rx = make_end(ch, Kind::Receiver, holder);
@@ -84,7 +90,11 @@ pub fn release(e: u32) {
     }
     imaged().ends.with(|l| l.give(e, end_link));
     let (mut queue, waiter, last) = channel(ch).state.with(|s| {
-        if kind == Kind::Sender as u32 { s.senders -= 1 } else { s.receivers -= 1 }
+        if kind == Kind::Sender as u32 {
+            s.senders -= 1
+        } else {
+            s.receivers -= 1
+        }
         let queue = if s.receivers == 0 { core::mem::replace(&mut s.head, 0) } else { 0 };
         if queue != 0 {
             (s.tail, s.len) = (0, 0);

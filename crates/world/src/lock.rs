@@ -25,6 +25,11 @@ impl<T> Lock<T> {
         Self { word: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
+    /// Where the value lies, for who must look while the holder is dead.
+    pub const fn as_ptr(&self) -> *const T {
+        self.value.get()
+    }
+
     /// Runs `f` with the value to itself.
     #[inline]
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {

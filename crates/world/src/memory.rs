@@ -18,7 +18,9 @@ pub const STRINGS: usize = TEMPLATE + (32 << 20);
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// A memfd could not be made.
-    #[error("cannot make World memory ({what}): {errno}; memfd_create must be allowed (is it blocked by a container's seccomp filter?)")]
+    #[error(
+        "cannot make World memory ({what}): {errno}; memfd_create must be allowed (is it blocked by a container's seccomp filter?)"
+    )]
     Memfd {
         /// Which part.
         what: &'static str,
@@ -58,7 +60,12 @@ pub struct WorldMemory {
 }
 
 /// Makes a memfd and maps it at `addr`.
-pub fn map_memfd(what: &'static str, name: &core::ffi::CStr, addr: usize, bytes: usize) -> Result<OwnedFd, MemoryError> {
+pub fn map_memfd(
+    what: &'static str,
+    name: &core::ffi::CStr,
+    addr: usize,
+    bytes: usize,
+) -> Result<OwnedFd, MemoryError> {
     let fd = memfd::create(name, PageCount::for_bytes(bytes), memfd::Pages::Base)
         .map_err(|errno| MemoryError::Memfd { what, errno })?;
     let backing = Backing::SharedFile { fd: fd.as_raw_fd(), offset: 0 };

@@ -146,7 +146,11 @@ extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext)
                 line.text("' has overflowed its stack of ").number(header.stack_high - header.stack_low);
                 line.text(" bytes; give it more with Builder::stack_size");
             } else {
-                line.text(if signo == number::BUS { "' crashed with SIGBUS" } else { "' crashed with SIGSEGV" });
+                line.text(if signo == number::BUS {
+                    "' crashed with SIGBUS"
+                } else {
+                    "' crashed with SIGSEGV"
+                });
             }
         }
         line.text(" (address ").hex(addr).text(", at ").hex((*context).ip()).text(")\n");

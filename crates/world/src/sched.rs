@@ -326,7 +326,10 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     // SAFETY: `next` is runnable and ours; its slot is mapped.
     unsafe {
         if !raise_guards(l, next) {
-            peregrine_sys::process::write_all(2, b"peregrine: cannot install guard pages: too many mappings\n");
+            peregrine_sys::process::write_all(
+                2,
+                b"peregrine: cannot install guard pages: too many mappings\n",
+            );
             peregrine_sys::process::exit_now(70);
         }
         start_ticking(c, l);
@@ -371,6 +374,9 @@ fn settle(c: &mut Carrier, l: &mut Local) {
     if action == Action::None {
         return;
     }
+    // The FS base still points into a slot that may run elsewhere in a moment, or be gone.
+    // SAFETY: the scheduler runs on the process's own thread-locals.
+    unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
     c.current.store(NONE, Ordering::Relaxed);
     node(c.node).current.store(NONE, Ordering::Relaxed);
     let r = record(slot);
@@ -387,9 +393,6 @@ fn settle(c: &mut Carrier, l: &mut Local) {
         Action::Ended => {
             c.window_owner.store(NONE, Ordering::Relaxed);
             c.window_pristine = false;
-            // The FS base still points into the slot that is about to go.
-            // SAFETY: the scheduler uses no thread-local.
-            unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
             crate::thread::bury(slot);
         }
     }
@@ -418,7 +421,14 @@ fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
 }
 
-fn wait_for_work(c: &Carrier, l: &mut Local, w: &World, me: &NodeShared, seen: u32, something: impl Fn() -> bool) {
+fn wait_for_work(
+    c: &Carrier,
+    l: &mut Local,
+    w: &World,
+    me: &NodeShared,
+    seen: u32,
+    something: impl Fn() -> bool,
+) {
     let _ = c;
     let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
     loop {

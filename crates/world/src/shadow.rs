@@ -47,7 +47,8 @@ pub struct Changes {
 impl Changes {
     /// Adds a node's report.
     pub fn add_report(&mut self, regions: &[PageRegion]) {
-        self.ranges.extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
+        self.ranges
+            .extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
     }
 
     /// Adds all that a node may have written that cannot report.
@@ -113,7 +114,15 @@ impl Shadow {
             map_memfd("the image of the slots", c"peregrine-image", SHADOW, SLOTS_BYTES)?,
             map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, ARENA_BYTES)?,
         ];
-        Ok(Self { _fds: fds, tables: Vec::new(), arena_used: 0, live: BTreeMap::new(), output_tail: 0, unsaved: None, ended: Vec::new() })
+        Ok(Self {
+            _fds: fds,
+            tables: Vec::new(),
+            arena_used: 0,
+            live: BTreeMap::new(),
+            output_tail: 0,
+            unsaved: None,
+            ended: Vec::new(),
+        })
     }
 
     /// Whether the image holds this thread.
@@ -134,7 +143,8 @@ impl Shadow {
             alive.then(|| r.generation.load(Ordering::Relaxed))
         };
         // Threads that ended, and slots that another thread has now: their old pages go.
-        let gone: Vec<u32> = self.live.iter().filter(|(s, g)| live_now(**s) != Some(**g)).map(|(s, _)| *s).collect();
+        let gone: Vec<u32> =
+            self.live.iter().filter(|(s, g)| live_now(**s) != Some(**g)).map(|(s, _)| *s).collect();
         for slot in gone {
             if let Some(generation) = self.live.remove(&slot)
                 && self.unsaved.is_some()
@@ -237,6 +247,12 @@ impl Shadow {
             }
             if changes.whole_arena {
                 compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
+            }
+            // Entries that were first used after the image hold what they did before: nothing. (Locks that the dead held, too.)
+            for ((addr, bytes), now) in self.tables.iter().zip(tables_now()) {
+                if now > bytes.len() {
+                    core::ptr::write_bytes((addr + bytes.len()) as *mut u8, 0, now - bytes.len());
+                }
             }
             for (addr, bytes) in &self.tables {
                 core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
@@ -344,6 +360,22 @@ pub fn threads_used_now() -> u32 {
     unsafe { (&raw const (*(IMAGED as *const TornImaged)).threads_used).read_volatile() }.min(SLOT_COUNT as u32)
 }
 
+/// Bytes that each of [`imaged_tables`] has in use, read without the locks, which the dead may hold; never more than there
+/// are.
+fn tables_now() -> [usize; 4] {
+    use crate::control::{Channel, End, MAX_CHANNELS, MAX_ENDS, ThreadRecord};
+    let i = imaged();
+    // SAFETY: plain words of mapped memory that nobody writes now; bounded before use (S4).
+    let used =
+        |list: *const crate::control::FreeList| unsafe { (&raw const (*list).used).read_volatile() } as usize;
+    [
+        size_of::<Imaged>(),
+        used(i.threads.as_ptr()).min(SLOT_COUNT) * size_of::<ThreadRecord>(),
+        used(i.channels.as_ptr()).min(MAX_CHANNELS) * size_of::<Channel>(),
+        used(i.ends.as_ptr()).min(MAX_ENDS) * size_of::<End>(),
+    ]
+}
+
 /// The head of [`Imaged`], read without its locks.
 #[repr(C)]
 struct TornImaged {
@@ -358,7 +390,7 @@ const _: () = {
 };
 
 /// Posts were under way when the image was taken; the inboxes they lay in are gone, so they take effect now.
-fn settle_mail() {
+pub fn settle_mail() {
     use crate::control::{mail, wait};
     let used = imaged().threads.with(|l| l.used);
     for slot in 0..used {

@@ -6,7 +6,8 @@ use crate::thread::{self, Start, ThreadId};
 use crate::transit;
 use peregrine_thread::carrier::carrier;
 use peregrine_thread::slot::DEFAULT_STACK_BYTES;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 /// Starts a thread that runs `entry(argument)`.
@@ -98,7 +99,7 @@ impl Builder {
             }
         });
         match made.unwrap_or(Err(SpawnError::NoThread)) {
-            Ok(id) => Ok(JoinHandle { id, joined: false, of: PhantomData }),
+            Ok(id) => Ok(JoinHandle { id, joined: Cell::new(false), of: PhantomData }),
             Err(e) => {
                 transit::release(&ends);
                 Err(e)
@@ -108,12 +109,17 @@ impl Builder {
 }
 
 /// What a thread made by [`spawn`] runs.
-pub(crate) fn body<A, R>(function: usize, bytes: Vec<u8>, ends: Vec<u32>) -> Result<(Vec<u8>, Vec<u32>), String>
+pub(crate) fn body<A, R>(
+    function: usize,
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+) -> Result<(Vec<u8>, Vec<u32>), String>
 where
     A: DeserializeOwned,
     R: Serialize,
 {
-    let argument: A = transit::unpack(&bytes, ends).map_err(|e| format!("the argument can't be deserialised: {e}"))?;
+    let argument: A =
+        transit::unpack(&bytes, ends).map_err(|e| format!("the argument can't be deserialised: {e}"))?;
     drop(bytes);
     // SAFETY: `function` is the address of a `fn(A) -> R`, cast in `spawn` for this very `body::<A, R>`.
     let entry = unsafe { core::mem::transmute::<usize, fn(A) -> R>(function) };
@@ -124,11 +130,28 @@ where
 /// Waits for a thread's result. Dropping it lets the thread go on alone.
 ///
 /// It can be sent to other threads, and stays valid through moves and recoveries.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct JoinHandle<R> {
     id: ThreadId,
-    joined: bool,
+    /// Joined, or sent to another thread: dropping this value means nothing then.
+    joined: Cell<bool>,
     of: PhantomData<fn() -> R>,
+}
+
+impl<R> Serialize for JoinHandle<R> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error;
+        if self.joined.replace(true) {
+            return Err(S::Error::custom("this handle was sent away before"));
+        }
+        self.id.serialize(s)
+    }
+}
+
+impl<'de, R> Deserialize<'de> for JoinHandle<R> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Ok(Self { id: ThreadId::deserialize(d)?, joined: Cell::new(false), of: PhantomData })
+    }
 }
 
 impl<R: DeserializeOwned> JoinHandle<R> {
@@ -136,8 +159,8 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     ///
     /// # Errors
     /// [`JoinError`]: it panicked, was quarantined, or its result can't be read.
-    pub fn join(mut self) -> Result<R, JoinError> {
-        self.joined = true;
+    pub fn join(self) -> Result<R, JoinError> {
+        self.joined.set(true);
         let (bytes, ends) = thread::join(self.id)?;
         transit::unpack(&bytes, ends).map_err(|e| JoinError::Result(e.to_string()))
     }
@@ -157,7 +180,7 @@ impl<R> JoinHandle<R> {
 
 impl<R> Drop for JoinHandle<R> {
     fn drop(&mut self) {
-        if !self.joined {
+        if !self.joined.get() {
             thread::detach(self.id);
         }
     }

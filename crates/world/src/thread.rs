@@ -29,7 +29,11 @@ pub struct ThreadId {
 
 impl std::fmt::Display for ThreadId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.generation == 1 { write!(f, "{}", self.slot) } else { write!(f, "{}.{}", self.slot, self.generation) }
+        if self.generation == 1 {
+            write!(f, "{}", self.slot)
+        } else {
+            write!(f, "{}.{}", self.slot, self.generation)
+        }
     }
 }
 
@@ -65,8 +69,14 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     let t = unsafe { template() };
     let fixed = stack_bytes / 8 + t.copy_len() + 8192;
     arena::charge(fixed)?;
-    let argument = arena::write(start.argument, start.ends)?;
+    let give_back = || imaged().memory_used.fetch_sub(fixed as u64, Ordering::Relaxed);
+    let argument = arena::write(start.argument, start.ends).inspect_err(|_| {
+        give_back();
+    })?;
     let Some(slot) = imaged().threads.with(|l| l.take(SLOT_COUNT, thread_link)) else {
+        give_back();
+        // SAFETY: just written, unknown to anybody else. The ends stay the caller's.
+        unsafe { arena::free(argument) };
         return Err(SpawnError::TooMany { most: SLOT_COUNT });
     };
     let r = record(slot);
@@ -125,9 +135,20 @@ extern "C" fn first() -> ! {
 
 /// Whether this thread crashed every node before an image held it.
 fn is_doomed(slot: u32) -> bool {
-    let generation = record(slot).generation.load(Ordering::Relaxed);
-    let id = (u64::from(generation) << 32 | u64::from(slot)) + 1;
+    let id = identity(slot);
     world().doomed.iter().any(|d| d.load(Ordering::Relaxed) == id)
+}
+
+/// What tells a thread from the one that is made in its place after a rollback: slot and generation alone may then belong to
+/// another, so its function and name count as well (FNV-1a; never 0).
+pub fn identity(slot: u32) -> u64 {
+    // SAFETY: a thread's header and name are written before it is known, and not changed.
+    let (function, name) =
+        unsafe { ((&raw const (*SlotHeader::of(slot)).entry).read()[1], name_of(slot).read()) };
+    let place =
+        [u64::from(slot), u64::from(record(slot).generation.load(Ordering::Relaxed)), function as u64];
+    let bytes = place.iter().flat_map(|w| w.to_ne_bytes()).chain(name);
+    bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) | 1
 }
 
 /// Runs the thread's code to its end, destructors of thread-locals included.
@@ -220,7 +241,9 @@ fn exit_code(how: u32, result: usize) -> u32 {
 /// The bytes that `main` left when it returned; empty if it did not. For the supervisor, once no node runs.
 pub fn result_of_main() -> Vec<u8> {
     let main = imaged().main.load(Ordering::Relaxed);
-    if imaged().main_exit.load(Ordering::Acquire) == 0 || record(main).state.load(Ordering::Acquire) != state::ENDED {
+    if imaged().main_exit.load(Ordering::Acquire) == 0
+        || record(main).state.load(Ordering::Acquire) != state::ENDED
+    {
         return Vec::new();
     }
     let cell = record(main).join.with(|j| *j);

@@ -16,7 +16,8 @@ struct Transit {
 
 /// Serialises `value`; the bytes, and the ends in them.
 pub fn pack<T: serde::Serialize>(value: &T) -> Result<(Vec<u8>, Vec<u32>), postcard::Error> {
-    let outer = TRANSIT.with_borrow_mut(|t| core::mem::replace(t, Transit { active: true, ends: Vec::new() }));
+    let outer =
+        TRANSIT.with_borrow_mut(|t| core::mem::replace(t, Transit { active: true, ends: Vec::new() }));
     let bytes = postcard::to_allocvec(value);
     let mine = TRANSIT.with_borrow_mut(|t| core::mem::replace(t, outer));
     match bytes {

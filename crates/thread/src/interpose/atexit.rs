@@ -15,11 +15,11 @@ struct Entry {
 unsafe extern "C" fn __cxa_thread_atexit_impl(
     run: unsafe extern "C" fn(*mut c_void),
     object: *mut c_void,
-    _dso: *mut c_void,
+    dso: *mut c_void,
 ) -> i32 {
     let Some(i) = current_slot() else {
-        // Threads of the process itself: their thread-locals are dropped by nobody, as `main`'s are in C.
-        return 0;
+        // A thread of the process itself: libc runs these when it ends.
+        return of_process(run, object, dso);
     };
     let slot = SlotHeader::of(i);
     // SAFETY: the running thread's own header.
@@ -27,6 +27,25 @@ unsafe extern "C" fn __cxa_thread_atexit_impl(
         let entry = Box::new(Entry { run, object, next: (*slot).destructors });
         (*slot).destructors = Box::into_raw(entry) as usize;
     }
+    0
+}
+
+#[cfg(not(target_feature = "crt-static"))]
+fn of_process(run: unsafe extern "C" fn(*mut c_void), object: *mut c_void, dso: *mut c_void) -> i32 {
+    type Register = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, *mut c_void) -> i32;
+    // SAFETY: libc has this function, of this type.
+    unsafe {
+        match super::next_definition(c"__cxa_thread_atexit_impl") {
+            Some(f) => core::mem::transmute::<*mut c_void, Register>(f)(run, object, dso),
+            None => 0,
+        }
+    }
+}
+
+/// In a static executable libc's own function is the one replaced here: the thread-locals of the process's own threads are
+/// not dropped, as those of `main` are not in C.
+#[cfg(target_feature = "crt-static")]
+fn of_process(_: unsafe extern "C" fn(*mut c_void), _: *mut c_void, _: *mut c_void) -> i32 {
     0
 }
 

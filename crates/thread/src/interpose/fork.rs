@@ -5,6 +5,7 @@
 //! the process that started it, so a *wait* that finds no child moves on to the next node and asks there.
 
 use super::{fail, hooks, libc_result};
+use crate::carrier::{RuntimeSection, carrier};
 use core::ffi::c_void;
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::{Errno, check, syscall6};
@@ -70,19 +71,13 @@ unsafe fn real_pthread_create(
     start: *const c_void,
     arg: *mut c_void,
 ) -> i32 {
-    use core::ffi::c_char;
-    unsafe extern "C" {
-        fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-    }
-    const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
     type Create = unsafe extern "C" fn(*mut c_void, *const c_void, *const c_void, *mut c_void) -> i32;
     // SAFETY: libc has this function, of this type.
     unsafe {
-        let f = dlsym(RTLD_NEXT, c"pthread_create".as_ptr());
-        if f.is_null() {
-            return EOPNOTSUPP;
+        match super::next_definition(c"pthread_create") {
+            Some(f) => core::mem::transmute::<*mut c_void, Create>(f)(out, attr, start, arg),
+            None => EOPNOTSUPP,
         }
-        core::mem::transmute::<*mut c_void, Create>(f)(out, attr, start, arg)
     }
 }
 
@@ -100,16 +95,35 @@ unsafe fn real_pthread_create(
     unsafe { __pthread_create(out, attr, start, arg) }
 }
 
-/// Calls `wait` on node after node until one of them knows the child.
-fn wait_anywhere(mut wait: impl FnMut() -> isize) -> isize {
-    let mut tries = hooks().map_or(0, |(_, h)| (h.node_count)());
+/// Waits on node after node, until one of them knows the child. `wait` is told more options to use.
+///
+/// A thread may be moved between any two instructions, so "no child here" counts for a node only if the thread was held there
+/// while it asked; once the child has been seen, a wait that finds none has only been moved away from it.
+fn wait_anywhere(options: i32, mut wait: impl FnMut(i32) -> isize) -> isize {
+    const WNOHANG: i32 = 1;
+    let gone = |r: isize| check(r) == Err(Errno(ECHILD));
+    let Some((_, hooks)) = hooks() else { return libc_result(wait(0)) };
+    let mut asked = 0u64;
     loop {
-        let r = wait();
-        if check(r) != Err(Errno(ECHILD)) || tries == 0 {
+        let (r, node) = {
+            // SAFETY: a thread runs. It stays on this node while it asks, without waiting.
+            let _here = unsafe { RuntimeSection::enter() };
+            (wait(WNOHANG), unsafe { carrier() }.node)
+        };
+        if gone(r) {
+            asked |= 1 << node;
+            if asked.count_ones() >= (hooks.node_count)() || !(hooks.next_node)() {
+                return libc_result(r);
+            }
+            continue;
+        }
+        if r != 0 || options & WNOHANG != 0 {
             return libc_result(r);
         }
-        tries -= 1;
-        if !hooks().is_some_and(|(_, h)| (h.next_node)()) {
+        // It is here and runs on.
+        asked = 0;
+        let r = wait(0);
+        if !gone(r) {
             return libc_result(r);
         }
     }
@@ -117,7 +131,8 @@ fn wait_anywhere(mut wait: impl FnMut() -> isize) -> isize {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn wait4(pid: i32, status: *mut i32, options: i32, usage: *mut c_void) -> i32 {
-    wait_anywhere(|| {
+    wait_anywhere(options, |more| {
+        let options = options | more;
         // SAFETY: C's contract.
         unsafe {
             syscall6(
@@ -141,8 +156,31 @@ unsafe extern "C" fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn waitid(kind: i32, id: u32, info: *mut c_void, options: i32) -> i32 {
-    wait_anywhere(|| {
-        // SAFETY: C's contract.
-        unsafe { syscall6(k::__NR_waitid, kind as usize, id as usize, info as usize, options as usize, 0, 0) }
-    }) as i32
+    // The kernel tells by a zero process id in `info` that nothing has changed yet, and returns 0 for a change.
+    let mut own = [0u64; 16];
+    wait_anywhere(options, |more| {
+        let options = options | more;
+        own = [0; 16];
+        // SAFETY: `own` is as large as a siginfo_t; C's contract for `info`.
+        unsafe {
+            let r = syscall6(
+                k::__NR_waitid,
+                kind as usize,
+                id as usize,
+                own.as_mut_ptr() as usize,
+                options as usize,
+                0,
+                0,
+            );
+            let pid = (own[1] >> 32) as u32;
+            if r != 0 {
+                return r;
+            }
+            if !info.is_null() {
+                info.cast::<[u64; 16]>().write_unaligned(own);
+            }
+            pid as isize
+        }
+    })
+    .min(0) as i32
 }

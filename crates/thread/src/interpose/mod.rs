@@ -7,14 +7,16 @@
 //! | functions | in a thread |
 //! |---|---|
 //! | `malloc` family | allocate in the slot |
-//! | `mmap`, `munmap`, `mremap`, `madvise` | private mappings lie in the slot's heap |
+//! | `mmap`, `munmap`, `mremap`, `madvise`, `mprotect` | private mappings lie in the slot's heap |
 //! | `nanosleep`, `clock_nanosleep`, `usleep`, `sched_yield` | park the thread, not the node |
+//! | `environ`, `getenv`, `setenv`, `unsetenv`, `putenv`, `clearenv` | the thread's own environment |
 //! | `write`, `writev` on descriptors 1 and 2 | go out with the World's next commit |
 //! | `fork`, `vfork`, `pthread_create` | refused, with `errno` and a line that says what to use |
 //! | `wait4`, `waitpid`, `waitid` | follow a child to the node that started it |
 //! | `__cxa_thread_atexit_impl` | destructors of thread-locals, run when the thread ends |
 
 mod atexit;
+mod environ;
 mod fork;
 mod io;
 mod malloc;
@@ -23,8 +25,29 @@ mod sleep;
 
 pub use atexit::run_destructors;
 
+/// Has shared libraries set up in this process, before nodes are forked from it, what they set up at first use.
+///
+/// Their data is the process's, so a thread that made use of it on one node finds it bare on another: the unwinder aborts if a
+/// thread comes to a node, in the middle of a panic, where none has ever panicked.
+pub fn warm_up() {
+    let _ = std::panic::catch_unwind(|| std::panic::resume_unwind(Box::new(())));
+}
+
 unsafe extern "C" {
     fn __errno_location() -> *mut i32;
+}
+
+/// libc's own definition of a function that this crate defines, in a dynamic executable.
+#[cfg(not(target_feature = "crt-static"))]
+pub(crate) fn next_definition(name: &core::ffi::CStr) -> Option<*mut core::ffi::c_void> {
+    use core::ffi::{c_char, c_void};
+    unsafe extern "C" {
+        fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+    const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
+    // SAFETY: a null-terminated name.
+    let f = unsafe { dlsym(RTLD_NEXT, name.as_ptr()) };
+    (!f.is_null()).then_some(f)
 }
 
 /// Sets `errno` and returns -1, as libc does.

@@ -36,7 +36,9 @@ pub enum DurableError {
     #[error("cannot read random bytes: {0}")]
     Random(std::io::Error),
     /// The control part of an image can't be read.
-    #[error("the control part of the image can't be understood ({0}): it was made by another version of peregrine; use the executable in the store's bin directory")]
+    #[error(
+        "the control part of the image can't be understood ({0}): it was made by another version of peregrine; use the executable in the store's bin directory"
+    )]
     Control(String),
 }
 
@@ -144,8 +146,7 @@ impl Durable {
         };
         world().released.store(shadow.output_tail, Ordering::Release);
         let output_done = shadow.output_tail;
-        let me =
-            Self { store, generation, contract, strings_len, output_done, commits: 0 };
+        let me = Self { store, generation, contract, strings_len, output_done, commits: 0 };
         Ok((me, resumed, control.clock_ns))
     }
 
@@ -189,7 +190,9 @@ impl Durable {
             commit.forget(thread_id(*slot, *generation))?;
         }
         let mut pages = unsaved.pages.iter().copied().peekable();
-        let parts = [(ARENA_THREAD, None)].into_iter().chain(shadow.live().iter().map(|(s, g)| (thread_id(*s, *g), Some(*s))));
+        let parts = [(ARENA_THREAD, None)]
+            .into_iter()
+            .chain(shadow.live().iter().map(|(s, g)| (thread_id(*s, *g), Some(*s))));
         for (thread, slot) in parts {
             let (low, high) = match slot {
                 Some(slot) => {
@@ -239,7 +242,12 @@ impl Durable {
 }
 
 /// Writes the output that may not have left, where the old life's went.
-fn release_again(store: &Store, image: &WorldImage, sink: Sink, outlet: &mut Outlet) -> Result<u64, DurableError> {
+fn release_again(
+    store: &Store,
+    image: &WorldImage,
+    sink: Sink,
+    outlet: &mut Outlet,
+) -> Result<u64, DurableError> {
     let unreleased = store.unreleased(image)?;
     let records = output::parse(&unreleased.bytes);
     outlet.continue_from(sink, image.output_end(), records);

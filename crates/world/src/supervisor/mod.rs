@@ -27,6 +27,8 @@ use crate::memory::{MemoryError, STRINGS, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
 use crate::zygote::{Zygote, ZygoteError};
+pub use durable::{DurableError, Resumed};
+pub use outlet::OutputError;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
@@ -35,8 +37,6 @@ use peregrine_thread::preempt::SIG_STOP;
 use peregrine_thread::template::{self, TemplateError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
-pub use durable::{DurableError, Resumed};
-pub use outlet::OutputError;
 pub use stats::{Stats, median_ms, percentile_ms};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -129,7 +129,8 @@ struct Supervisor {
     random: u64,
     /// Crashes of each thread (slot, generation) that it caused itself.
     crashes: HashMap<(u32, u32), u32>,
-    quarantine: Vec<(u32, u32, String)>,
+    /// Slot, generation, [`thread::identity`] and reason.
+    quarantine: Vec<(u32, u32, u64, String)>,
     image_due: Option<u64>,
     kill_due: Option<u64>,
     move_due: Option<u64>,
@@ -155,7 +156,12 @@ struct Supervisor {
 ///
 /// With a store ([`Config::store`]) the process may execute itself once more, with its arguments, to have its addresses fixed:
 /// call this before anything that must not happen twice.
-pub fn run(config: Config, body: thread::Body, function: usize, argument: &[u8]) -> Result<Ended, WorldError> {
+pub fn run(
+    config: Config,
+    body: thread::Body,
+    function: usize,
+    argument: &[u8],
+) -> Result<Ended, WorldError> {
     if config.store.is_some() {
         fix_addresses()?;
     }
@@ -164,7 +170,8 @@ pub fn run(config: Config, body: thread::Body, function: usize, argument: &[u8])
         s.durable = Some(durable::Durable::create(&dir, s.contract(), s.strings_len)?);
         s.shadow.note_unsaved();
     }
-    let start = Start { body, function, argument, ends: &[], stack_bytes: s.config.main_stack_bytes, name: "main" };
+    let start =
+        Start { body, function, argument, ends: &[], stack_bytes: s.config.main_stack_bytes, name: "main" };
     // SAFETY: no node runs yet.
     let id = unsafe { thread::create(&start, 0) }?;
     imaged().main.store(id.slot, Ordering::Relaxed);
@@ -234,6 +241,7 @@ impl Supervisor {
         // Nodes begin paused, so that the first image holds the World before anything ran.
         w.pause_kind.store(PauseKind::Image as u32, Ordering::Relaxed);
         w.pause.store(1, Ordering::Release);
+        peregrine_thread::interpose::warm_up();
         // SAFETY: one thread, checked above.
         let zygote = unsafe { Zygote::fork() }?;
         let shadow = Shadow::new()?;
@@ -352,8 +360,10 @@ impl Supervisor {
 
     /// Sleeps until something happens; a signal that ends the World, if one came.
     fn sleep(&mut self, timeout_ns: Option<u64>) -> Result<Option<i32>, WorldError> {
-        let ts = timeout_ns
-            .map(|ns| rustix::time::Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
+        let ts = timeout_ns.map(|ns| rustix::time::Timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
+        });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(self.nodes.iter().flatten().map(|n| PollFd::new(&n.pidfd, PollFlags::IN)));
         fds.extend(self.control.poll_fds());
@@ -539,12 +549,15 @@ impl Supervisor {
                 self.stats.saves_failed += 1;
                 if !self.save_failing {
                     eprintln!("peregrine: image {} could not be stored: {e}", durable.sequence());
-                    eprintln!("peregrine: the program runs on; its output is held until an image can be stored");
+                    eprintln!(
+                        "peregrine: the program runs on; its output is held until an image can be stored"
+                    );
                 }
                 self.save_failing = true;
             }
         }
-        let pause = if self.save_failing { 1_000_000_000 } else { self.config.store_interval.as_nanos() as u64 };
+        let pause =
+            if self.save_failing { 1_000_000_000 } else { self.config.store_interval.as_nanos() as u64 };
         self.store_due = monotonic_ns() + pause;
         Ok(())
     }
@@ -607,7 +620,8 @@ impl Supervisor {
                 continue;
             }
             let at = r.node.load(Ordering::Relaxed);
-            let to = (at + 1 + (self.next_random() % (self.nodes.len() as u64 - 1)) as u32) % self.nodes.len() as u32;
+            let to = (at + 1 + (self.next_random() % (self.nodes.len() as u64 - 1)) as u32)
+                % self.nodes.len() as u32;
             self.post_move(slot, to);
             return;
         }
@@ -704,8 +718,10 @@ impl Supervisor {
             let _ = signal::kill(n.pid, number::KILL);
         }
         let _ = signal::kill(self.zygote.pid, number::KILL);
-        for n in self.nodes.drain(..).flatten() {
-            reap(n.pid);
+        for n in &mut self.nodes {
+            if let Some(n) = n.take() {
+                reap(n.pid);
+            }
         }
         reap(self.zygote.pid);
     }

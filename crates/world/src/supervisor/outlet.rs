@@ -12,7 +12,7 @@ use crate::output;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FileType, fstat, ftruncate, seek, SeekFrom};
+use rustix::fs::{FileType, SeekFrom, fstat, ftruncate, seek};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,7 +91,8 @@ impl Outlet {
         let to = self.target(1);
         let (dev, ino) = identity(to)?;
         let appends = rustix::fs::fcntl_getfl(to).is_ok_and(|f| f.contains(rustix::fs::OFlags::APPEND));
-        let at = if appends { fstat(to).ok()?.st_size as u64 } else { seek(to, SeekFrom::Current(0)).ok()? };
+        let at =
+            if appends { fstat(to).ok()?.st_size as u64 } else { seek(to, SeekFrom::Current(0)).ok()? };
         Some((dev, ino, at))
     }
 
@@ -120,7 +121,8 @@ impl Outlet {
         }
         self.sink = Sink { bytes: old.bytes, ..old };
         if !exact {
-            self.sink.file = self.first_offset().map(|(d, i, at)| (d, i, at.saturating_sub(old_total(&self.sink, again))));
+            self.sink.file =
+                self.first_offset().map(|(d, i, at)| (d, i, at.saturating_sub(old_total(&self.sink, again))));
         }
         self.taken = position;
         self.waiting = records.into();

@@ -66,9 +66,11 @@ impl Supervisor {
         if *count >= MOST_CRASHES {
             let why = format!("it crashed {count} nodes, the last with {what}");
             eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}");
-            self.quarantine.push((id.0, id.1, why));
+            self.quarantine.push((id.0, id.1, thread::identity(slot), why));
         } else {
-            eprintln!("peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image");
+            eprintln!(
+                "peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image"
+            );
         }
     }
 
@@ -127,12 +129,15 @@ impl Supervisor {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
         world().hungry.store(0, Ordering::Relaxed);
+        self.carry_out_quarantine();
+        // It woke those who waited for them: the posts must not lie in an inbox that a new node starts with empty.
+        crate::shadow::settle_mail();
+        for i in 0..self.nodes.len() as u32 {
+            node(i).inbox.store(NONE, Ordering::Relaxed);
+        }
         let restored = monotonic_ns();
         // All nodes fill their queues before any of them runs.
         world().life.fetch_add(1, Ordering::Release);
-        self.fork_missing()?;
-        // After the inboxes were emptied: it may wake others.
-        self.carry_out_quarantine();
         loop {
             self.fork_missing()?;
             if self.pause(PauseKind::Rebuild, Duration::from_secs(5)) {
@@ -164,7 +169,7 @@ impl Supervisor {
     }
 
     fn carry_out_quarantine(&mut self) {
-        for (slot, generation, why) in std::mem::take(&mut self.quarantine) {
+        for (slot, generation, identity, why) in std::mem::take(&mut self.quarantine) {
             let r = record(slot);
             let known = slot < super::imaged_used()
                 && r.generation.load(Ordering::Relaxed) == generation
@@ -172,7 +177,7 @@ impl Supervisor {
             self.stats.quarantined += 1;
             if !known {
                 // It was made after the image: it must not run when it is made again.
-                doom(slot, generation);
+                doom(identity);
                 continue;
             }
             self.changes.whole_arena = true;
@@ -185,8 +190,7 @@ impl Supervisor {
     }
 }
 
-fn doom(slot: u32, generation: u32) {
-    let id = (u64::from(generation) << 32 | u64::from(slot)) + 1;
+fn doom(id: u64) {
     if let Some(place) = world().doomed.iter().find(|p| p.load(Ordering::Relaxed) == 0) {
         place.store(id, Ordering::Release);
     }
