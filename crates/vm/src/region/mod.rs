@@ -53,14 +53,14 @@ impl<'a> Trap<'a> {
         self.fault.address
     }
 
-    /// The page that was touched.
-    pub const fn page(&self) -> PageRange {
-        self.fault.page()
+    /// The page that was touched; of the pool, the huge page.
+    pub fn page(&self) -> PageRange {
+        self.region.mapping.grain_of(self.fault.address)
     }
 
     /// Which page of the region that is.
     pub const fn page_index(&self) -> usize {
-        (self.page().start().as_usize() - self.region.range.start().as_usize()) / PAGE_SIZE
+        (self.fault.page().start().as_usize() - self.region.range.start().as_usize()) / PAGE_SIZE
     }
 
     /// What was attempted.
@@ -81,7 +81,7 @@ impl<'a> Trap<'a> {
     /// The aligned block of `pages` pages that holds the page, cut at the region's ends: fill in blocks, for a trap costs
     /// far more than a page.
     pub fn block(&self, pages: PageCount) -> PageRange {
-        let size = pages.get().max(1);
+        let size = pages.get().max(self.region.mapping.grain().get());
         let first = self.page_index() / size * size;
         let count = size.min(self.region.range.pages().get() - first);
         let start = self.region.range.start().as_usize() + first * PAGE_SIZE;
