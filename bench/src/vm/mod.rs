@@ -177,6 +177,7 @@ impl Goals {
     }
 
     fn number(&mut self, name: &str, value: f64) {
+        self.numbers.retain(|(n, _)| n != name);
         self.numbers.push((name.to_owned(), value));
     }
 
@@ -227,7 +228,12 @@ impl Goals {
             "    (the floor of bare calls has the same ratio, so it is the kernel's: after lifting write-protect from a memfd page, \
              Linux 6.18 leaves the entry read-only, and the repeated write takes a second fault; TRAP and UNPROT show the rest)",
         );
-        judge("DIRTY, ns a first write", self.get("first write"), 1000.0, false);
+        judge(
+            "DIRTY, ns a first write (the worst of 1 to 100 % dirty)",
+            self.get("first write"),
+            1000.0,
+            false,
+        );
         judge("DIRTY, ns a clean page", self.get("clean page"), 1.0, false);
     }
 }
