@@ -20,7 +20,7 @@ pub(crate) use mechanism::Wishes;
 pub(crate) use mechanism::objection;
 pub use mechanism::{Choice, Mechanism};
 pub use operations::{Operations, RegionError};
-use peregrine_base::sync::AtomicU8;
+use peregrine_base::sync::{AtomicBool, AtomicU8, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::capabilities::{Capabilities, Capability};
 use peregrine_sys::raw::Errno;
@@ -334,6 +334,7 @@ impl Builder {
             range: self.part,
             uffd,
             generation: process::current(),
+            live: AtomicBool::new(false),
             minor: wishes.absent_traps && shared && caps.has(Capability::MinorShared),
             states: (0..state_count).map(|_| AtomicU8::new(0)).collect(),
             populate_first: !shared && !caps.has(Capability::WriteProtectUnpopulated),
@@ -379,6 +380,8 @@ impl Builder {
                 BuildError::Prepare(RegionError::Kernel { operation, range: self.part, mechanism, errno })
             })?;
         }
+        // Release pairs with the Acquire in `is_live`.
+        region.operations.live.store(true, Ordering::Release);
         Ok(region)
     }
 }
@@ -418,7 +421,12 @@ struct Adapter {
 unsafe impl SignalHandler for Adapter {
     #[inline]
     fn on_fault(&self, fault: &Fault) -> Decision {
-        self.handler.on_trap(&Trap::new(*fault, &self.operations))
+        match self.handler.on_trap(&Trap::new(*fault, &self.operations)) {
+            // The region was not there yet when this thread faulted, or goes while it is on its way here, so the handler could
+            // do nothing: the access repeats on plain memory.
+            Decision::Deny if !self.operations.is_live() => Decision::Retry,
+            decision => decision,
+        }
     }
 }
 
@@ -496,6 +504,8 @@ impl Drop for Region {
     fn drop(&mut self) {
         let ops = &self.operations;
         let here = ops.generation.is_current();
+        // Release pairs with the Acquire in `is_live`; the calls below come after it.
+        ops.live.store(false, Ordering::Release);
         match ops.mechanism {
             // In a child the descriptor is the parent's: unregistering there would strip the parent's memory.
             Mechanism::Sigbus | Mechanism::Pager if here => {

@@ -4,7 +4,7 @@
 use super::mechanism::Mechanism;
 use crate::mapping::{Backing, Mapping, Object};
 use crate::process::{Forked, Generation};
-use peregrine_base::sync::{AtomicU8, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicU8, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice};
 use peregrine_sys::raw::Errno;
@@ -81,6 +81,9 @@ pub struct Operations {
     pub(super) mapping: Arc<Mapping>,
     pub(super) uffd: Option<Uffd>,
     pub(super) generation: Generation,
+    /// Set once the region is made, cleared before it is undone: a trap outside that time was under way since before, and
+    /// finds the memory plain, or about to be.
+    pub(super) live: AtomicBool,
     /// One a page where absent pages are emulated; else empty.
     pub(super) states: Box<[AtomicU8]>,
     /// Registered for minor faults: a page may be in the object and not here.
@@ -141,6 +144,13 @@ impl Operations {
     /// done through it is between the caller and the kernel.
     pub fn userfaultfd(&self) -> Option<BorrowedFd<'_>> {
         self.uffd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the region is wholly made and not being undone. Trap-safe.
+    pub(crate) fn is_live(&self) -> bool {
+        // Acquire pairs with the Release stores in `Builder::build` and `Region::drop`: whoever met a range that is not
+        // registered sees why.
+        self.live.load(Ordering::Acquire)
     }
 
     pub(crate) fn uffd_for_pager(&self) -> Option<UffdRef<'_>> {

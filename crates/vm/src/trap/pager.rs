@@ -93,6 +93,10 @@ fn answer(operations: &Operations, handler: &mut dyn PagerHandler, fault: Fault,
         Decision::Filled | Decision::Retry => {
             let _ = operations.wake(page);
         }
+        // The region is being undone, so the handler could do nothing; unregistering wakes everybody.
+        Decision::Deny if !operations.is_live() => {
+            let _ = operations.wake(page);
+        }
         Decision::Deny => {
             let absent = matches!(fault.cause, Cause::Missing | Cause::Minor);
             if !(absent && operations.poison(page).is_ok()) {
