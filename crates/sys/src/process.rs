@@ -94,3 +94,17 @@ pub fn set_personality(persona: u32) -> Result<(), Errno> {
     // SAFETY: takes a number.
     check(unsafe { syscall6(k::__NR_personality, persona as usize, 0, 0, 0, 0, 0) }).map(drop)
 }
+
+/// Binds the calling thread, and those it will start, to one processor (`sched_setaffinity`).
+///
+/// # Errors
+/// EINVAL: no such processor for this process.
+pub fn pin_to_cpu(cpu: usize) -> Result<(), Errno> {
+    let mut set = [0u64; 16];
+    *set.get_mut(cpu / 64).ok_or(Errno::EINVAL)? = 1 << (cpu % 64);
+    // SAFETY: the kernel reads the set.
+    unsafe {
+        check(syscall6(k::__NR_sched_setaffinity, 0, size_of_val(&set), set.as_ptr() as usize, 0, 0, 0))?
+    };
+    Ok(())
+}

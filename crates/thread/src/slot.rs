@@ -29,8 +29,8 @@ pub const MIN_STACK_BYTES: usize = 64 << 10;
 pub struct SlotHeader {
     /// This slot's number.
     pub index: u32,
-    /// Whether `statics` holds the thread's own bytes (else they equal the template).
-    pub statics_private: bool,
+    /// Granules of `statics` that hold the thread's own bytes; the others equal the template's (`statics`).
+    pub statics_written: u64,
     /// Stack pointer of the suspended thread.
     pub saved_sp: usize,
     /// The thread pointer.
@@ -95,7 +95,7 @@ impl SlotHeader {
             let saved_sp = crate::arch::first_frame(stack_high - 64, start);
             Self::of(index).write(SlotHeader {
                 index,
-                statics_private: false,
+                statics_written: 0,
                 saved_sp,
                 fs_base,
                 statics,

@@ -26,6 +26,10 @@ pub struct TemplateHeader {
     pub statics_start: usize,
     /// Its length in bytes.
     pub statics_len: usize,
+    /// Bytes of a granule of the window (`statics`).
+    pub granule: usize,
+    /// Granules of the window that are zero in the template.
+    pub zero: u64,
     /// Bytes of thread-locals below the thread pointer.
     pub tls_len: usize,
     /// Bytes of `struct pthread` at and above it.
@@ -127,6 +131,8 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
     unsafe {
         core::ptr::copy_nonoverlapping(t.bytes as *const u8, to as *mut u8, t.copy_len());
         t.bytes = to;
+        // Words that are patched later (the program's arguments) are not zero here and stay so.
+        t.zero = crate::statics::zero_granules(core::slice::from_raw_parts(to as *const u8, t.statics_len), t.granule);
         (TEMPLATE as *mut TemplateHeader).write(t);
     }
     Ok(t)
@@ -184,7 +190,8 @@ extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_in
             .find(|h| h.kind == PT_GNU_RELRO)
             .map_or(0, |h| (info.addr + h.vaddr + h.memsz) & !4095);
         for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.flags & PF_W != 0) {
-            let (start, end) = ((info.addr + h.vaddr).max(relro_end) & !7, info.addr + h.vaddr + h.memsz);
+            // Whole cache lines: what shares the first and the last with the window is padding of the same pages.
+            let (start, end) = ((info.addr + h.vaddr).max(relro_end) & !63, info.addr + h.vaddr + h.memsz);
             if start >= end {
                 continue;
             }
@@ -236,6 +243,8 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     let mut t = TemplateHeader {
         statics_start: start,
         statics_len: end - start,
+        granule: crate::statics::granule_bytes(end - start),
+        zero: 0,
         tls_len,
         pthread_len,
         maker_tp: tp,

@@ -371,8 +371,7 @@ fn settle(c: &mut Carrier, l: &mut Local) {
             send(c, slot, to);
         }
         Action::Ended => {
-            c.window_owner.store(NONE, Ordering::Relaxed);
-            c.window_pristine = false;
+            statics::forget(c);
             // The FS base still points into the slot that is about to go.
             // SAFETY: the scheduler uses no thread-local.
             unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };

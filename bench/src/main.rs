@@ -1,0 +1,31 @@
+//! `bench SUITE [--json] [--quick] [--only TEXT]`: measures one suite.
+//!
+//! Every row is measured beside its baseline in the same run, turn and turn about, and printed with its spread; where we
+//! lose stays in the table. With `--json`, one object a line: suite, case, metric, unit, value, baseline,
+//! baseline_value, ratio, n.
+
+mod measure;
+mod report;
+mod thread;
+
+use report::{Format, Report};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|a| a == flag);
+    let value_of =
+        |flag: &str| arguments.iter().position(|a| a == flag).and_then(|i| arguments.get(i + 1)).cloned();
+    let format = if has("--json") { Format::Json } else { Format::Table };
+    let options = measure::Options { quick: has("--quick"), only: value_of("--only") };
+    match arguments.first().map(String::as_str) {
+        Some("thread") => thread::run(&mut Report::new("thread", format), &options),
+        // Not a suite: one subject of `thread`, in a process of its own.
+        Some("thread-case") => return thread::run_case(&arguments[1..]),
+        _ => {
+            eprintln!("usage: bench thread [--json] [--quick] [--only TEXT]");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
