@@ -6,7 +6,7 @@ use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use peregrine_sys::{cpu, futex};
 use peregrine_thread::arch;
 use std::sync::Arc;
-use std::time::Instant;
+use peregrine_sys::timer::process_cpu_ns;
 
 /// Threads on one processor that yield: time over yields.
 pub fn os_yield(threads: usize, samples: usize) {
@@ -29,9 +29,9 @@ pub fn os_yield(threads: usize, samples: usize) {
         .collect();
     let total = || turns.iter().map(|t| t.load(Ordering::Relaxed)).sum::<u64>();
     for _ in 0..samples {
-        let (begun, before) = (Instant::now(), total());
+        let (begun, before) = (process_cpu_ns(), total());
         std::thread::sleep(std::time::Duration::from_millis(10));
-        println!("{}", begun.elapsed().as_nanos() as f64 / (total() - before).max(1) as f64);
+        println!("{}", (process_cpu_ns() - begun) as f64 / (total() - before).max(1) as f64);
     }
     stop.store(true, Ordering::Relaxed);
     for t in all {
@@ -47,7 +47,7 @@ pub fn os_futex(samples: usize) {
     let run = |word: Arc<AtomicU32>, parity: u32, samples: usize| {
         let mut out = Vec::new();
         for _ in 0..samples {
-            let begun = Instant::now();
+            let begun = process_cpu_ns();
             for _ in 0..TURNS {
                 while word.load(Ordering::Acquire) & 1 != parity {
                     futex::wait(&word, parity ^ 1 | word.load(Ordering::Acquire) & !1, None);
@@ -55,7 +55,7 @@ pub fn os_futex(samples: usize) {
                 word.fetch_add(1, Ordering::Release);
                 let _ = futex::wake(&word, 1);
             }
-            out.push(begun.elapsed().as_nanos() as f64 / f64::from(2 * TURNS));
+            out.push((process_cpu_ns() - begun) as f64 / f64::from(2 * TURNS));
         }
         out
     };
@@ -113,12 +113,12 @@ pub fn raw_switch(threads: usize, samples: usize) {
     let round = |with_fs: bool| {
         // SAFETY: read and written by this OS thread only.
         unsafe { FS = with_fs && fast };
-        let begun = Instant::now();
+        let begun = process_cpu_ns();
         for _ in 0..rounds {
             // SAFETY: this is context 0, whose turn it is.
             unsafe { next() };
         }
-        begun.elapsed().as_nanos() as f64 / (rounds * threads) as f64
+        (process_cpu_ns() - begun) as f64 / (rounds * threads) as f64
     };
     round(true);
     for _ in 0..samples {

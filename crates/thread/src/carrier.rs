@@ -148,7 +148,10 @@ fn act_on_pending() {
             c.depth.store(1, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
             c.pending.store(0, Ordering::Relaxed);
+            // The section may have been entered from C code, through its allocator for one.
+            let words = crate::arch::ControlWords::aside();
             (c.on_preempt)(why);
+            drop(words);
             compiler_fence(Ordering::SeqCst);
             carrier().depth.store(0, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);

@@ -29,6 +29,8 @@ use peregrine_base::sync::Ordering;
 const LINE: usize = 64;
 /// Granules that are first looked at together.
 const TOGETHER: usize = 4;
+/// The bits of so many granules.
+const GROUP: u64 = (1 << TOGETHER) - 1;
 /// Every granule.
 const ALL: u64 = u64::MAX;
 
@@ -166,7 +168,8 @@ unsafe fn differing_words(t: &TemplateHeader) -> u64 {
     )
 }
 
-/// One pass over the window: several granules together, and one by one where those differ.
+/// One pass over the window: several granules together, without a branch on what is found; then one by one those
+/// that differ.
 #[inline(always)]
 fn find_differing<S: Copy>(
     t: &TemplateHeader,
@@ -176,38 +179,46 @@ fn find_differing<S: Copy>(
     any: impl Fn(S) -> bool,
 ) -> u64 {
     let (window, template, step) = (t.statics_start, t.bytes, t.granule * TOGETHER);
-    let (mut found, mut zero, mut at, mut first) = (0u64, t.zero, 0, 0u32);
-    while at < t.statics_len {
-        let end = (at + step).min(t.statics_len);
-        let mut sum = nothing;
+    let (mut suspects, mut zero, mut at, mut bit) = (0u64, t.zero, 0, 1u64);
+    while at + step <= t.statics_len {
+        let (mut left, mut right) = (nothing, nothing);
         let mut i = at;
-        if zero & 0xf == 0xf {
-            while i + 4 * LINE <= end {
-                for line in 0..4 {
-                    sum = add_line(sum, window + i + line * LINE);
+        // A granule has at least one line, so each turn has four.
+        while i < at + step {
+            if zero & GROUP == GROUP {
+                left = add_line(add_line(left, window + i), window + i + LINE);
+                right = add_line(add_line(right, window + i + 2 * LINE), window + i + 3 * LINE);
+            } else {
+                for line in (i..i + 4 * LINE).step_by(2 * LINE) {
+                    left = add_difference(left, window + line, template + line);
+                    right = add_difference(right, window + line + LINE, template + line + LINE);
                 }
-                i += 4 * LINE;
             }
+            i += 4 * LINE;
         }
-        while i < end {
-            sum = add_difference(sum, window + i, template + i);
-            i += LINE;
-        }
-        if any(sum) {
-            for g in 0..TOGETHER {
-                let start = at + g * t.granule;
-                let mut sum = nothing;
-                let mut i = start;
-                while i < (start + t.granule).min(end) {
-                    sum = add_difference(sum, window + i, template + i);
-                    i += LINE;
-                }
-                found |= u64::from(any(sum)) << (first + g as u32);
-            }
-        }
+        // Both are asked and neither branched upon.
+        suspects |= bit * u64::from(any(left) | any(right));
+        bit <<= TOGETHER;
         zero >>= TOGETHER;
-        first += TOGETHER as u32;
-        at = end;
+        at += step;
+    }
+    let mut rest = nothing;
+    for line in (at..t.statics_len).step_by(LINE) {
+        rest = add_difference(rest, window + line, template + line);
+    }
+    suspects |= bit * u64::from(at < t.statics_len && any(rest));
+    let mut found = 0;
+    while suspects != 0 {
+        let first = suspects.trailing_zeros();
+        suspects &= suspects - 1;
+        for g in first..(first + TOGETHER as u32).min(64) {
+            let start = g as usize * t.granule;
+            let mut sum = nothing;
+            for line in (start..(start + t.granule).min(t.statics_len)).step_by(LINE) {
+                sum = add_difference(sum, window + line, template + line);
+            }
+            found |= u64::from(any(sum)) << g;
+        }
     }
     found
 }

@@ -482,7 +482,10 @@ pub unsafe fn park(deadline: u64, reason: u32, on: u32) -> bool {
         } else {
             r.state.store(state::PARKED, Ordering::Relaxed);
         }
+        // A wait is long beside this; a bare yield trusts its caller to run with the defaults.
+        let words = arch::ControlWords::aside();
         reschedule(Action::Parked);
+        drop(words);
         r.waiting.store(0, Ordering::Relaxed);
         deadline == 0 || monotonic_ns() < deadline
     }

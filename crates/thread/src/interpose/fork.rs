@@ -99,6 +99,8 @@ fn wait_anywhere(mut wait: impl FnMut() -> isize) -> isize {
             return libc_result(r);
         }
         tries -= 1;
+        // C code may have set others.
+        let _words = crate::arch::ControlWords::aside();
         if !hooks().is_some_and(|(_, h)| (h.next_node)()) {
             return libc_result(r);
         }
