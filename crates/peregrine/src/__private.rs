@@ -12,13 +12,29 @@ pub fn main<T: Termination>(entry: fn() -> T) -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    match run(config, entry) {
+    let ended = if std::env::var_os("PEREGRINE_RESUME").is_some() { resume(config) } else { run(config, entry) };
+    match ended {
         Ok(ended) => ExitCode::from(ended.code as u8),
         Err(e) => {
             eprintln!("peregrine: {e}");
             ExitCode::from(70)
         }
     }
+}
+
+/// Goes on with the World in the store that `PEREGRINE_RESUME` names.
+fn resume(mut config: Config) -> Result<Ended, WorldError> {
+    config.store = std::env::var_os("PEREGRINE_RESUME").map(Into::into);
+    peregrine_world::resume(config, |r| {
+        eprintln!(
+            "peregrine: resumed image {} (life {}): {} threads, {} pages in {:.1} ms",
+            r.sequence,
+            r.generation,
+            r.threads,
+            r.pages,
+            r.load_ns as f64 / 1e6
+        );
+    })
 }
 
 /// Runs `entry` in a World with these settings.

@@ -19,6 +19,10 @@ pub struct Config {
     pub memory_bytes: u64,
     /// Directory for durable images. `PEREGRINE_STORE`.
     pub store: Option<PathBuf>,
+    /// Time between images written to the store. `PEREGRINE_STORE_INTERVAL` in milliseconds; default 200 ms.
+    pub store_interval: Duration,
+    /// A file for what the program writes to standard output; kept exact through deaths. `PEREGRINE_OUTPUT`.
+    pub output: Option<PathBuf>,
     /// Kill a node with SIGKILL, each time this long after all nodes are up: a test of recovery.
     pub kill_every: Option<Duration>,
     /// Stop killing after this many.
@@ -57,6 +61,8 @@ impl Default for Config {
             spin: Duration::from_micros(20),
             memory_bytes: available_memory() / 8 * 3,
             store: None,
+            store_interval: Duration::from_millis(200),
+            output: None,
             kill_every: None,
             most_kills: u64::MAX,
             move_every: None,
@@ -102,6 +108,10 @@ impl Config {
         if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
             c.track = t == 1;
         }
+        if let Some(ms) = number("PEREGRINE_STORE_INTERVAL", "milliseconds between stored images", 0, 86_400_000)? {
+            c.store_interval = Duration::from_millis(ms);
+        }
+        c.output = std::env::var_os("PEREGRINE_OUTPUT").map(PathBuf::from);
         c.store = std::env::var_os("PEREGRINE_STORE").map(PathBuf::from);
         Ok(c)
     }

@@ -88,8 +88,8 @@ pub struct World {
     pub hold_output: AtomicBool,
     /// Whether writes are tracked by the kernel (else whole slots are compared).
     pub track: AtomicBool,
-    /// Which node looks for work: its number plus one, or 0.
-    pub hungry: AtomicU32,
+    /// Which nodes look for work: one bit each.
+    pub hungry: AtomicU64,
     /// What the processor allows, found by the supervisor: bits as in `node::cpu_flags`.
     pub cpu: AtomicU64,
     /// Range of the vDSO.
@@ -252,8 +252,6 @@ pub mod ending {
 
 /// What a thread waits for; for people.
 pub mod wait {
-    /// Nothing.
-    pub const NONE: u32 = 0;
     /// A message.
     pub const RECEIVE: u32 = 1;
     /// Another thread's end.
@@ -419,6 +417,17 @@ pub fn imaged_tables() -> [(usize, usize); 4] {
         (CHANNELS, channels as usize * size_of::<Channel>()),
         (ENDS, ends as usize * size_of::<End>()),
     ]
+}
+
+/// Most bytes of the imaged table at `addr`, if there is one.
+pub fn table_bounds(addr: usize) -> Option<usize> {
+    match addr {
+        IMAGED => Some(size_of::<Imaged>()),
+        RECORDS => Some(SLOT_COUNT * size_of::<ThreadRecord>()),
+        CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
+        ENDS => Some(MAX_ENDS * size_of::<End>()),
+        _ => None,
+    }
 }
 
 /// Links entries of a table that were given back. `link` gives the place of the next free index in an entry.

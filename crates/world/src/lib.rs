@@ -7,6 +7,7 @@ mod arena;
 mod channel;
 mod config;
 mod context;
+mod contract;
 mod control;
 mod dirty;
 mod ends;
@@ -28,10 +29,14 @@ pub use arena::OutOfMemory;
 pub use channel::{Receiver, RecvError, SendError, Sender, channel};
 pub use config::{Config, ConfigError};
 pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_id, sleep, yield_now};
+pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
 pub use error::{JoinError, SpawnError};
 pub use memory::MemoryError;
 pub use spawn::{Builder, JoinHandle, spawn};
-pub use supervisor::{Ended, Stats, WorldError, run};
+pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
+pub use supervisor::{
+    DurableError, Ended, OutputError, Resumed, Stats, WorldError, median_ms, percentile_ms, resume, run,
+};
 pub use thread::ThreadId;
 pub use zygote::ZygoteError;
 

@@ -164,6 +164,7 @@ extern "C" fn on_trace(_: Signo, _: *mut SigInfo, context: *mut UContext) {
     }
 }
 
+#[repr(C)]
 struct Walk<'a> {
     n: usize,
     to: &'a [peregrine_base::sync::AtomicUsize; 64],

@@ -66,22 +66,23 @@ pub fn write(fd: i32, bytes: &[u8]) -> bool {
     true
 }
 
-/// Copies the records between two positions: descriptor and bytes of each.
-pub fn records(from: u64, to: u64) -> Vec<(i32, Vec<u8>)> {
+/// The bytes between two positions.
+pub fn raw(from: u64, to: u64) -> Vec<u8> {
     let byte = |at: u64| {
         // SAFETY: inside the ring; the range is committed and not released, so nobody overwrites it.
         unsafe { ((OUTPUT + (at as usize & (OUTPUT_BYTES - 1))) as *const u8).read_volatile() }
     };
-    let (mut at, mut list) = (from, Vec::new());
-    while at + (HEAD as u64) <= to {
-        let len = u32::from_le_bytes([byte(at + 1), byte(at + 2), byte(at + 3), 0]) as u64;
-        let fd = byte(at) as i32;
-        let start = at + HEAD as u64;
-        if start + len > to {
-            break;
-        }
-        list.push((fd, (start..start + len).map(byte).collect()));
-        at = start + len;
+    (from..to).map(byte).collect()
+}
+
+/// The records in `bytes`: descriptor and contents of each.
+pub fn parse(mut bytes: &[u8]) -> Vec<(i32, Vec<u8>)> {
+    let mut list = Vec::new();
+    while let [fd, a, b, c, rest @ ..] = bytes {
+        let len = u32::from_le_bytes([*a, *b, *c, 0]) as usize;
+        let Some(text) = rest.get(..len) else { break };
+        list.push((i32::from(*fd), text.to_vec()));
+        bytes = &rest[len..];
     }
     list
 }

@@ -17,7 +17,7 @@
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
-use crate::control::{NONE, PauseKind, World, imaged, mail, node, record, state, world};
+use crate::control::{NONE, NodeShared, PauseKind, World, imaged, mail, node, record, state, world};
 use crate::local::{Action, Local, local};
 use peregrine_base::sync::{Ordering, fence, spin_loop};
 use peregrine_sys::{futex, timer::monotonic_ns};
@@ -149,17 +149,18 @@ fn service(c: &mut Carrier, l: &mut Local) {
             }
         }
     }
-    let hungry = world().hungry.load(Ordering::Relaxed);
-    if hungry != 0 && hungry != c.node + 1 && l.queued() > 0 {
-        donate(c, l, hungry - 1);
+    let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
+    if hungry != 0 && l.queued() > 0 {
+        donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
 }
 
 #[cold]
 fn donate(c: &mut Carrier, l: &mut Local, to: u32) {
-    // One donor at a time: whoever resets the word gives.
-    if world().hungry.compare_exchange(to + 1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    // Whoever resets the bit gives.
+    let bit = 1 << to;
+    if world().hungry.fetch_and(!bit, Ordering::AcqRel) & bit != 0
         && let Some(slot) = l.pop_last()
     {
         send(c, slot, to);
@@ -204,7 +205,7 @@ pub unsafe fn reschedule(action: Action) {
 
 /// Whether nothing but the queue needs a look.
 #[inline(always)]
-fn quiet(c: &Carrier, shared: &crate::control::NodeShared) -> bool {
+fn quiet(c: &Carrier, shared: &NodeShared) -> bool {
     shared.inbox.load(Ordering::Relaxed) == NONE
         && c.pending.load(Ordering::Relaxed) == 0
         && world().pause.load(Ordering::Relaxed) & 1 == 0
@@ -398,7 +399,13 @@ fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
             || w.pause.load(Ordering::Relaxed) & 1 != 0
             || c.pending.load(Ordering::Relaxed) != 0
     };
-    w.hungry.store(c.node + 1, Ordering::Relaxed);
+    w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
+    wait_for_work(c, l, w, me, seen, something);
+    w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
+}
+
+fn wait_for_work(c: &Carrier, l: &mut Local, w: &World, me: &NodeShared, seen: u32, something: impl Fn() -> bool) {
+    let _ = c;
     let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
     loop {
         for _ in 0..50 {

@@ -15,7 +15,9 @@ use crate::memory::{MemoryError, map_memfd};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::memory::{Advice, advise};
 use peregrine_sys::pagemap::PageRegion;
-use peregrine_thread::layout::{ARENA, ARENA_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES, slot_base, slot_index_of};
+use peregrine_thread::layout::{
+    ARENA, ARENA_BYTES, SLOT_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES, slot_base, slot_index_of,
+};
 use peregrine_thread::slot::SlotHeader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -67,6 +69,32 @@ pub struct Shadow {
     live: BTreeMap<u32, u32>,
     /// Position of the output that belongs to the image.
     pub output_tail: u64,
+    /// Pages copied by commits since they were last taken, for whoever writes them elsewhere; `None`: nobody does.
+    unsaved: Option<BTreeSet<usize>>,
+    /// Slots whose copy was punched since, as `(slot, generation)`.
+    ended: Vec<(u32, u32)>,
+}
+
+/// What has no copy elsewhere yet.
+#[derive(Debug, Default)]
+pub struct Unsaved {
+    /// Addresses of pages, in the World.
+    pub pages: BTreeSet<usize>,
+    /// Threads that ended, as `(slot, generation)`.
+    pub ended: Vec<(u32, u32)>,
+}
+
+/// The part of an image that is not pages.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct TableImage {
+    /// Tables: address and bytes.
+    pub tables: Vec<(usize, Vec<u8>)>,
+    /// Used bytes of the arena.
+    pub arena_used: usize,
+    /// Live threads: slot and generation.
+    pub live: BTreeMap<u32, u32>,
+    /// Position of the output.
+    pub output_tail: u64,
 }
 
 /// What a commit or rollback moved.
@@ -85,7 +113,7 @@ impl Shadow {
             map_memfd("the image of the slots", c"peregrine-image", SHADOW, SLOTS_BYTES)?,
             map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, ARENA_BYTES)?,
         ];
-        Ok(Self { _fds: fds, tables: Vec::new(), arena_used: 0, live: BTreeMap::new(), output_tail: 0 })
+        Ok(Self { _fds: fds, tables: Vec::new(), arena_used: 0, live: BTreeMap::new(), output_tail: 0, unsaved: None, ended: Vec::new() })
     }
 
     /// Makes the World's present state the image.
@@ -103,8 +131,16 @@ impl Shadow {
         // Threads that ended, and slots that another thread has now: their old pages go.
         let gone: Vec<u32> = self.live.iter().filter(|(s, g)| live_now(**s) != Some(**g)).map(|(s, _)| *s).collect();
         for slot in gone {
-            self.live.remove(&slot);
+            if let Some(generation) = self.live.remove(&slot)
+                && self.unsaved.is_some()
+            {
+                self.ended.push((slot, generation));
+            }
             punch(twin(slot_base(slot)));
+            let (low, high) = (slot_base(slot), slot_base(slot) + SLOT_BYTES);
+            if let Some(unsaved) = &mut self.unsaved {
+                unsaved.retain(|page| !(low..high).contains(page));
+            }
         }
         for slot in 0..used {
             if let Some(generation) = live_now(slot) {
@@ -116,17 +152,22 @@ impl Shadow {
             for &(start, end) in &changes.ranges {
                 match slot_index_of(start) {
                     Some(slot) if !self.live.contains_key(&slot) => {}
-                    _ => moved.pages += copy(start, twin(start), end - start),
+                    _ => {
+                        if let Some(unsaved) = &mut self.unsaved {
+                            unsaved.extend((start..end).step_by(PAGE));
+                        }
+                        moved.pages += copy(start, twin(start), end - start);
+                    }
                 }
             }
             for slot in changes.whole.iter().filter(|s| self.live.contains_key(s)) {
                 for (start, end) in (*SlotHeader::of(*slot)).extents(true) {
-                    compare_and_copy(start, twin(start), end - start, &mut moved);
+                    compare_and_copy(start, twin(start), end - start, &mut moved, self.unsaved.as_mut());
                 }
             }
             self.arena_used = crate::arena::used_bytes();
             if changes.whole_arena {
-                compare_and_copy(ARENA, SHADOW_ARENA, self.arena_used, &mut moved);
+                compare_and_copy(ARENA, SHADOW_ARENA, self.arena_used, &mut moved, self.unsaved.as_mut());
             }
             self.tables.clear();
             for (addr, len) in imaged_tables() {
@@ -163,7 +204,7 @@ impl Shadow {
                         }
                         // The copy's own header tells its extents; the World's may be torn.
                         for (start, end) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
-                            compare_and_copy(twin(start), start, end - start, &mut moved);
+                            compare_and_copy(twin(start), start, end - start, &mut moved, None);
                         }
                     }
                     None if alive_now || *state_now == state::ENDED => punch(slot_base(slot)),
@@ -190,32 +231,99 @@ impl Shadow {
                 }
             }
             if changes.whole_arena {
-                compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved);
+                compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
             }
             for (addr, bytes) in &self.tables {
                 core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
             }
         }
-        if std::env::var_os("PEREGRINE_VERIFY_ROLLBACK").is_some() {
-            let mut m = Moved::default();
-            for slot in self.live.keys() {
-                unsafe {
-                    for (k, (start, end)) in (*(twin(slot_base(*slot)) as *const SlotHeader)).extents(true).into_iter().enumerate() {
-                        let before = m.pages;
-                        let mut first = 0;
-                        for a in (start..end).step_by(PAGE) {
-                            let b = m.pages;
-                            compare_and_copy(twin(a), a, PAGE, &mut m);
-                            if m.pages != b && first == 0 { first = a; }
-                        }
-                        if m.pages != before { eprintln!("VERIFY slot {slot} extent {k} [{start:#x},{end:#x}): {} pages differ, first {first:#x} whole={} ranges hit={}", m.pages - before, changes.whole.contains(slot), changes.ranges.iter().filter(|r| slot_index_of(r.0) == Some(*slot)).count()); }
-                    }
-                }
-            }
-            unsafe { let b = m.pages; compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut m); if m.pages != b { eprintln!("VERIFY arena differs {}", m.pages - b); } }
-        }
         settle_mail();
         moved
+    }
+
+    /// From now on, notes what is copied for somebody who writes it elsewhere.
+    pub fn note_unsaved(&mut self) {
+        self.unsaved.get_or_insert_default();
+    }
+
+    /// Takes what was noted.
+    pub fn take_unsaved(&mut self) -> Unsaved {
+        let pages = self.unsaved.as_mut().map(std::mem::take).unwrap_or_default();
+        Unsaved { pages, ended: std::mem::take(&mut self.ended) }
+    }
+
+    /// Puts back what could not be written.
+    pub fn put_back_unsaved(&mut self, mut unsaved: Unsaved) {
+        if let Some(mine) = &mut self.unsaved {
+            mine.append(&mut unsaved.pages);
+            unsaved.ended.append(&mut self.ended);
+            self.ended = unsaved.ended;
+        }
+    }
+
+    /// Live threads of the image: slot and generation.
+    pub fn live(&self) -> &BTreeMap<u32, u32> {
+        &self.live
+    }
+
+    /// All pages of the image that belong to `slot`: ranges of World addresses.
+    pub fn extents_of(&self, slot: u32) -> [(usize, usize); 3] {
+        // SAFETY: the copy of a live slot begins with an intact header; nobody writes the shadow but this supervisor.
+        unsafe { (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) }
+    }
+
+    /// The arena's part of the image.
+    pub fn arena_extent(&self) -> (usize, usize) {
+        (ARENA, ARENA + self.arena_used)
+    }
+
+    /// A page of the image, by its World address.
+    ///
+    /// # Safety
+    /// `page` lies in one of the extents, and no commit runs while the reference lives.
+    pub unsafe fn page(&self, page: usize) -> &[u8; PAGE] {
+        // SAFETY: as promised; S1: only this supervisor writes the shadow.
+        unsafe { &*(twin(page) as *const [u8; PAGE]) }
+    }
+
+    /// The part of the image that is not pages.
+    pub fn tables(&self) -> TableImage {
+        TableImage {
+            tables: self.tables.clone(),
+            arena_used: self.arena_used,
+            live: self.live.clone(),
+            output_tail: self.output_tail,
+        }
+    }
+
+    /// Makes an image read from elsewhere this one: pages first, by [`Shadow::set_page`], then this.
+    ///
+    /// # Errors
+    /// The name of what does not fit this World.
+    pub fn adopt(&mut self, image: TableImage) -> Result<(), &'static str> {
+        let fits = |(addr, bytes): &(usize, Vec<u8>)| {
+            crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
+        };
+        if image.tables.len() != 4 || !image.tables.iter().all(fits) {
+            return Err("tables");
+        }
+        if image.arena_used > ARENA_BYTES || image.live.keys().any(|s| *s as usize >= SLOT_COUNT) {
+            return Err("extents");
+        }
+        (self.tables, self.arena_used, self.live) = (image.tables, image.arena_used, image.live);
+        self.output_tail = image.output_tail;
+        Ok(())
+    }
+
+    /// Puts a page into the image; `false` if there is no such page in a World.
+    pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
+        let inside = page % PAGE == 0
+            && (slot_index_of(page).is_some() || (ARENA..ARENA + ARENA_BYTES).contains(&page));
+        if inside {
+            // SAFETY: inside the shadow, which only this supervisor writes.
+            unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
+        }
+        inside
     }
 
     fn threads_used(&self) -> u32 {
@@ -260,7 +368,7 @@ fn settle_mail() {
 
 fn punch(slot_start: usize) {
     // SAFETY: the slot's thread, if any, is dead or about to be replaced as a whole.
-    let _ = unsafe { advise(slot_start, peregrine_thread::layout::SLOT_BYTES, Advice::Remove) };
+    let _ = unsafe { advise(slot_start, SLOT_BYTES, Advice::Remove) };
 }
 
 unsafe fn copy(from: usize, to: usize, len: usize) -> u64 {
@@ -269,7 +377,13 @@ unsafe fn copy(from: usize, to: usize, len: usize) -> u64 {
     (len / PAGE) as u64
 }
 
-unsafe fn compare_and_copy(from: usize, to: usize, len: usize, moved: &mut Moved) {
+unsafe fn compare_and_copy(
+    from: usize,
+    to: usize,
+    len: usize,
+    moved: &mut Moved,
+    mut copied: Option<&mut BTreeSet<usize>>,
+) {
     for off in (0..len).step_by(PAGE) {
         let n = PAGE.min(len - off);
         // SAFETY: the caller's; S1: these slices live for the comparison only, while nobody writes.
@@ -279,6 +393,9 @@ unsafe fn compare_and_copy(from: usize, to: usize, len: usize, moved: &mut Moved
             moved.compared += 1;
             if a != b {
                 moved.pages += copy(from + off, to + off, n);
+                if let Some(copied) = &mut copied {
+                    copied.insert(from + off);
+                }
             }
         }
     }

@@ -14,11 +14,13 @@
 //! It is single-threaded and sleeps in one `poll`. It never executes a thread's code, and touches the World only while all
 //! nodes are paused or dead, but for posting moves.
 
+mod durable;
 mod outlet;
 mod recover;
 mod stats;
 
 use crate::config::Config;
+use crate::contract::{Contract, ContractError, fix_addresses};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, request, state, world};
 use crate::memory::{MemoryError, STRINGS, WorldMemory};
 use crate::shadow::{Changes, Shadow};
@@ -32,7 +34,9 @@ use peregrine_thread::preempt::SIG_STOP;
 use peregrine_thread::template::{self, TemplateError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
-pub use stats::Stats;
+pub use durable::{DurableError, Resumed};
+pub use outlet::OutputError;
+pub use stats::{Stats, median_ms, percentile_ms};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -49,6 +53,18 @@ pub enum WorldError {
     /// No processes.
     #[error(transparent)]
     Zygote(#[from] ZygoteError),
+    /// Addresses can't be fixed.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// The store can't be used.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// The file named for output can't be used.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The store refuses any further image.
+    #[error("the World was stopped, for its store can't go on: {0}")]
+    Store(peregrine_store::StoreError),
     /// `main` could not be started.
     #[error("cannot start the main thread: {0}")]
     Main(#[from] crate::error::SpawnError),
@@ -83,7 +99,12 @@ pub struct Ended {
     pub stats: Stats,
     /// The signal that stopped it, if one did.
     pub stopped_by: Option<i32>,
+    /// What it was resumed from, if it was.
+    pub resumed: Option<Resumed>,
 }
+
+/// After an image was given up because a node did not pause, the next is tried this much later.
+const GIVEN_UP_FOR_NS: u64 = 2_000_000_000;
 
 /// A node's process, seen from here.
 #[derive(Debug)]
@@ -112,7 +133,12 @@ struct Supervisor {
     status_due: Option<u64>,
     last_image_ns: u64,
     outlet: outlet::Outlet,
+    durable: Option<durable::Durable>,
+    store_due: u64,
+    save_failing: bool,
+    resumed: Option<Resumed>,
     failed_starts: u32,
+    strings_len: usize,
 }
 
 /// Runs `main` in a World of its own until it ends.
@@ -122,8 +148,18 @@ struct Supervisor {
 ///
 /// # Panics
 /// If the process has more than one thread: nodes are forked from it.
+///
+/// With a store ([`Config::store`]) the process may execute itself once more, with its arguments, to have its addresses fixed:
+/// call this before anything that must not happen twice.
 pub fn run(config: Config, body: thread::Body, function: usize, argument: &[u8]) -> Result<Ended, WorldError> {
+    if config.store.is_some() {
+        fix_addresses()?;
+    }
     let mut s = Supervisor::new(config)?;
+    if let Some(dir) = s.config.store.clone() {
+        s.durable = Some(durable::Durable::create(&dir, s.contract(), s.strings_len)?);
+        s.shadow.note_unsaved();
+    }
     let start = Start { body, function, argument, ends: &[], stack_bytes: s.config.main_stack_bytes, name: "main" };
     // SAFETY: no node runs yet.
     let id = unsafe { thread::create(&start, 0) }?;
@@ -134,16 +170,52 @@ pub fn run(config: Config, body: thread::Body, function: usize, argument: &[u8])
     s.supervise()
 }
 
+/// Goes on with the latest image in the store of `config`, which this build of the program made.
+///
+/// # Errors
+/// [`WorldError`]; among them that the image is another build's, and which executable to run instead.
+///
+/// # Panics
+/// As [`run`].
+pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, WorldError> {
+    fix_addresses()?;
+    let dir = config.store.clone().unwrap_or_default();
+    let mut s = Supervisor::new(config)?;
+    let (contract, shadow, outlet) = (s.contract(), &mut s.shadow, &mut s.outlet);
+    let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
+    announce(&resumed);
+    s.durable = Some(durable);
+    s.resumed = Some(resumed);
+    let all = durable::all_of(&s.shadow);
+    // SAFETY: no node exists yet.
+    unsafe { s.shadow.roll_back(&all) };
+    s.shadow.note_unsaved();
+    durable::settle_in(s.config.nodes, clock_ns);
+    s.start()?;
+    s.supervise()
+}
+
 impl Supervisor {
-    fn new(config: Config) -> Result<Self, WorldError> {
+    fn contract(&self) -> Contract {
+        let vdso = [world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)];
+        // SAFETY: installed by `new`.
+        Contract::of_this_process(unsafe { template::template() }, vdso)
+    }
+
+    fn new(mut config: Config) -> Result<Self, WorldError> {
+        if config.store.is_some() {
+            // Output leaves with images; without any it would never leave.
+            config.image_interval.get_or_insert(config.store_interval);
+        }
         assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
+        let outlet = outlet::Outlet::new(config.output.as_deref())?;
         let memory = WorldMemory::new()?;
         // SAFETY: just mapped; no node exists.
-        unsafe {
+        let strings_len = unsafe {
             template::install()?;
-            move_strings();
             control::initialise(config.nodes);
-        }
+            move_strings()
+        };
         let w = world();
         w.supervisor.store(process::pid() as u32, Ordering::Relaxed);
         w.memory_limit.store(config.memory_bytes, Ordering::Relaxed);
@@ -180,7 +252,12 @@ impl Supervisor {
             move_due: None,
             status_due: None,
             last_image_ns: 0,
-            outlet: outlet::Outlet::new(),
+            outlet,
+            durable: None,
+            store_due: 0,
+            save_failing: false,
+            resumed: None,
+            strings_len,
             failed_starts: 0,
         })
     }
@@ -236,9 +313,8 @@ impl Supervisor {
         let due = |at: Option<u64>| at.is_some_and(|t| t <= now);
         let wanted = asked & (request::CHECKPOINT | request::OUTPUT) != 0 && !self.outlet.is_stuck();
         if due(self.image_due) || wanted {
-            self.image()?;
-            self.image_due =
-                self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
+            self.image_due = self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
+            self.image(wanted)?;
         }
         if due(self.move_due) {
             self.move_one();
@@ -387,13 +463,17 @@ impl Supervisor {
         // SAFETY: every node is paused.
         let moved = unsafe { self.shadow.commit(&self.changes) };
         self.changes = Changes::default();
-        world().committed.store(sequence, Ordering::Release);
         self.last_image_ns = monotonic_ns();
         self.stats.image(moved, self.last_image_ns - begun);
-        self.outlet.commit(self.shadow.output_tail);
+        if self.durable.is_none() {
+            world().committed.store(sequence, Ordering::Release);
+            self.outlet.commit(self.shadow.output_tail);
+            self.wake_checkpointers();
+        }
     }
 
-    fn image(&mut self) -> Result<(), WorldError> {
+    /// Takes an image; with `save` it goes to the store at once.
+    fn image(&mut self, save: bool) -> Result<(), WorldError> {
         let begun = monotonic_ns();
         if !self.pause(PauseKind::Image, Duration::from_millis(500)) {
             if (0..self.nodes.len()).any(|i| self.is_dead(i)) {
@@ -406,15 +486,58 @@ impl Supervisor {
             // What some nodes have reported already must not be lost.
             self.collect_from_paused();
             self.resume();
+            // The others must not stand still for it each time.
+            self.image_due = Some(monotonic_ns() + GIVEN_UP_FOR_NS);
             return Ok(());
         }
         self.collect_reports();
         self.commit();
-        self.wake_checkpointers();
         self.resume();
         self.stats.pause_ns.push(monotonic_ns() - begun);
+        if save || monotonic_ns() >= self.store_due {
+            self.save()?;
+        }
         self.outlet.flush_some();
+        self.note_released();
         Ok(())
+    }
+
+    /// Writes the image to the store, if there is one, while the nodes run.
+    fn save(&mut self) -> Result<(), WorldError> {
+        use peregrine_store::StoreError as E;
+        let Some(durable) = &mut self.durable else { return Ok(()) };
+        let begun = monotonic_ns();
+        match durable.commit(&mut self.shadow, &self.outlet) {
+            Ok(bytes) => {
+                self.stats.saved(bytes, monotonic_ns() - begun);
+                let sequence = imaged().sequence.load(Ordering::Relaxed);
+                world().committed.store(sequence, Ordering::Release);
+                self.outlet.commit(self.shadow.output_tail);
+                self.wake_checkpointers();
+                self.save_failing = false;
+            }
+            Err(e @ (E::Lost { .. } | E::Superseded { .. } | E::InDoubt { .. } | E::Stopped { .. })) => {
+                return Err(WorldError::Store(e));
+            }
+            Err(e) => {
+                self.stats.saves_failed += 1;
+                if !self.save_failing {
+                    eprintln!("peregrine: image {} could not be stored: {e}", durable.sequence());
+                    eprintln!("peregrine: the program runs on; its output is held until an image can be stored");
+                }
+                self.save_failing = true;
+            }
+        }
+        let pause = if self.save_failing { 1_000_000_000 } else { self.config.store_interval.as_nanos() as u64 };
+        self.store_due = monotonic_ns() + pause;
+        Ok(())
+    }
+
+    /// Tells the store how much output has left.
+    fn note_released(&mut self) {
+        if let (Some(durable), Some(position)) = (&mut self.durable, self.outlet.done()) {
+            durable.released(position);
+        }
     }
 
     fn unpaused(&self) -> Vec<u32> {
@@ -508,9 +631,13 @@ impl Supervisor {
 
     /// `main` has ended: one last image makes that certain.
     fn try_finish(&mut self) -> Result<Option<i32>, WorldError> {
-        self.image()?;
+        self.image(true)?;
         let code = imaged().main_exit.load(Ordering::Acquire);
-        if code != 0 && !(0..self.nodes.len()).any(|i| self.is_dead(i)) && self.changes.ranges.is_empty() {
+        if code != 0
+            && !(0..self.nodes.len()).any(|i| self.is_dead(i))
+            && self.changes.ranges.is_empty()
+            && !self.save_failing
+        {
             return Ok(Some(code as i32 - 1));
         }
         Ok(None)
@@ -519,14 +646,15 @@ impl Supervisor {
     fn stop(mut self, signo: i32) -> Ended {
         self.kill_all();
         self.collect_stats();
-        Ended { code: 128 + signo, stats: self.stats, stopped_by: Some(signo) }
+        Ended { code: 128 + signo, stats: self.stats, stopped_by: Some(signo), resumed: self.resumed }
     }
 
     fn finish(mut self, code: i32) -> Ended {
         self.kill_all();
         self.outlet.flush_all();
+        self.note_released();
         self.collect_stats();
-        Ended { code, stats: self.stats, stopped_by: None }
+        Ended { code, stats: self.stats, stopped_by: None, resumed: self.resumed }
     }
 
     fn collect_stats(&mut self) {
@@ -600,14 +728,14 @@ fn take_signals() -> Result<OwnedFd, WorldError> {
 }
 
 /// Copies arguments and environment to World memory, and makes the template's pointers to them point there: so that they
-/// mean the same on every node and after a resume.
+/// mean the same on every node and after a resume. Returns how many bytes they take.
 ///
 /// # Safety
 /// The template is installed, and no node exists.
-unsafe fn move_strings() {
+unsafe fn move_strings() -> usize {
     let (argc, argv, envp) = template::start_arguments();
     if argv == 0 {
-        return;
+        return 0;
     }
     // SAFETY: the loader's own vectors, terminated by null; STRINGS is mapped, fresh, and larger than the kernel lets a
     // process's arguments be (6 MiB by default).
@@ -640,5 +768,6 @@ unsafe fn move_strings() {
                 _ => {}
             }
         }
+        place - STRINGS
     }
 }

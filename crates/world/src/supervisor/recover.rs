@@ -123,8 +123,6 @@ impl Supervisor {
         // SAFETY: every living node is paused and has dropped what it ran.
         let moved = unsafe { self.shadow.roll_back(&self.changes) };
         self.changes = Default::default();
-        // Writes made here, and by the copy, are seen by no node's table.
-        self.outlet.rolled_back();
         for i in 0..self.nodes.len() as u32 {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
@@ -138,7 +136,6 @@ impl Supervisor {
             if self.pause(PauseKind::Rebuild, Duration::from_secs(5)) {
                 break;
             }
-            if std::env::var_os("PEREGRINE_DEBUG").is_some() { for i in 0..self.nodes.len() { let n = node(i as u32); eprintln!("rebuild failed: node {i} dead={} ready={} paused={} word={} life={}", self.is_dead(i), n.ready.load(Ordering::Relaxed), n.paused.load(Ordering::Relaxed), world().pause.load(Ordering::Relaxed), world().life.load(Ordering::Relaxed)); } }
             self.bury_dead()?;
         }
         self.collect_reports();

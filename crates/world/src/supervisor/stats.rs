@@ -43,6 +43,14 @@ pub struct Stats {
     pub pause_ns: Vec<u64>,
     /// Copying part of each image, ns.
     pub copy_ns: Vec<u64>,
+    /// Images written to the store.
+    pub saves: u64,
+    /// Attempts that failed.
+    pub saves_failed: u64,
+    /// Bytes written to the store.
+    pub saved_bytes: u64,
+    /// Time each took, ns.
+    pub save_ns: Vec<u64>,
     /// Rollbacks.
     pub rollbacks: u64,
     /// From the discovery of a death until all nodes ran again, ns each.
@@ -65,6 +73,12 @@ impl Stats {
         self.images += 1;
         self.image_pages += moved.pages;
         self.copy_ns.push(ns);
+    }
+
+    pub(super) fn saved(&mut self, bytes: u64, ns: u64) {
+        self.saves += 1;
+        self.saved_bytes += bytes;
+        self.save_ns.push(ns);
     }
 
     pub(super) fn rollback(&mut self, moved: Moved, restore_ns: u64, total_ns: u64, distance_ns: u64) {

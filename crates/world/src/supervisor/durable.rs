@@ -1,0 +1,305 @@
+//! Images on disk: what the store keeps of a World, and how a World begins from it.
+//!
+//! ```text
+//!   shadow (an image in memory) ──▶ commit: changed pages of each thread, arena, tables, new output ──▶ store
+//!   store ──▶ shadow ──▶ World: the rollback of recovery, from an image that another life made
+//! ```
+//!
+//! The shadow does not change while the supervisor writes it out, and the nodes run meanwhile. Output leaves after the disk
+//! has it; what had left before the death is cut off (a file) or repeated and marked (anything else).
+
+use super::outlet::{Outlet, Sink};
+use crate::contract::{Contract, ContractError, build_id};
+use crate::control::{MAX_NODES, imaged, record, world};
+use crate::memory::STRINGS;
+use crate::output;
+use crate::shadow::{Changes, Shadow, TableImage};
+use peregrine_base::VirtAddr;
+use peregrine_base::sync::Ordering;
+use peregrine_store::{Generation, Store, StoreError, ThreadId, WorldId, WorldImage};
+use peregrine_sys::timer::monotonic_ns;
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::template::template;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Why a store could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DurableError {
+    /// The store's own reason.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image does not fit this process.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// No random number for the World's name.
+    #[error("cannot read random bytes: {0}")]
+    Random(std::io::Error),
+    /// The control part of an image can't be read.
+    #[error("the control part of the image can't be understood ({0}): it was made by another version of peregrine; use the executable in the store's bin directory")]
+    Control(String),
+}
+
+/// The store's name for the arena.
+const ARENA_THREAD: ThreadId = ThreadId::new(u64::MAX);
+
+fn thread_id(slot: u32, generation: u32) -> ThreadId {
+    ThreadId::new(u64::from(generation) << 32 | u64::from(slot))
+}
+
+/// The part of a disk image that is not pages.
+#[derive(Serialize, Deserialize)]
+struct Control {
+    contract: Contract,
+    tables: TableImage,
+    /// Argument and environment strings.
+    strings: Vec<u8>,
+    /// The statics template of the process that made the image.
+    statics_template: Vec<u8>,
+    /// Monotonic clock at the image.
+    clock_ns: u64,
+    /// Where output goes, and how much of each descriptor's had been committed before and with this image.
+    sink: Sink,
+}
+
+/// A store in use.
+pub(super) struct Durable {
+    store: Store,
+    generation: Generation,
+    contract: Contract,
+    strings_len: usize,
+    /// Output position of the last disk image.
+    output_done: u64,
+    commits: u64,
+}
+
+/// What a resume found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Sequence of the image.
+    pub sequence: u64,
+    /// Life that goes on with it.
+    pub generation: u64,
+    /// Threads in it.
+    pub threads: usize,
+    /// Pages read.
+    pub pages: u64,
+    /// How long reading took, ns.
+    pub load_ns: u64,
+    /// Output bytes written again.
+    pub repeated_bytes: u64,
+}
+
+impl Durable {
+    /// Makes a new store in `dir`.
+    pub(super) fn create(dir: &Path, contract: Contract, strings_len: usize) -> Result<Self, DurableError> {
+        let build = build_id()?;
+        let exe = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        let world = WorldId::random().map_err(DurableError::Random)?;
+        let mut store = Store::create(dir, world, &exe, build)?;
+        let generation = store.claim_generation(None)?;
+        Ok(Self { store, generation, contract, strings_len, output_done: 0, commits: 0 })
+    }
+
+    /// Opens the store in `dir` and reads its latest image into the shadow; all of it must then be rolled back to.
+    pub(super) fn resume(
+        dir: &Path,
+        contract: Contract,
+        shadow: &mut Shadow,
+        outlet: &mut Outlet,
+    ) -> Result<(Self, Resumed, u64), DurableError> {
+        let begun = monotonic_ns();
+        let build = build_id()?;
+        let mut store = Store::open(dir)?;
+        let image = store.latest(build)?;
+        let control: Control =
+            postcard::from_bytes(image.control()).map_err(|e| DurableError::Control(e.to_string()))?;
+        contract.check(&control.contract)?;
+        let mut pages = 0;
+        for thread in image.threads().collect::<Vec<_>>() {
+            let mut list = store.pages(&image, thread)?;
+            while let Some((address, page)) = list.next()? {
+                if !shadow.set_page(address.as_usize(), page) {
+                    return Err(DurableError::Control(format!("a page at {address}, where none can be")));
+                }
+                pages += 1;
+            }
+        }
+        let (old_statics, strings_len) = (control.statics_template, control.strings.len());
+        shadow.adopt(control.tables).map_err(|e| DurableError::Control(e.to_owned()))?;
+        put_strings(&control.strings);
+        for slot in shadow.live().keys() {
+            patch_process_words(*slot, &old_statics, control.contract.vdso(), contract.vdso());
+        }
+        let repeated_bytes = release_again(&store, &image, control.sink, outlet)?;
+        let generation = store.claim_generation(Some(&image))?;
+        store.mark_released(image.output_end())?;
+        let resumed = Resumed {
+            sequence: image.sequence().get(),
+            generation: generation.get(),
+            threads: shadow.live().len(),
+            pages,
+            load_ns: monotonic_ns() - begun,
+            repeated_bytes,
+        };
+        world().released.store(shadow.output_tail, Ordering::Release);
+        let output_done = shadow.output_tail;
+        let me =
+            Self { store, generation, contract, strings_len, output_done, commits: 0 };
+        Ok((me, resumed, control.clock_ns))
+    }
+
+    /// Writes the shadow out. On an error the World goes on with the images it has; the caller says so.
+    pub(super) fn commit(&mut self, shadow: &mut Shadow, outlet: &Outlet) -> Result<u64, StoreError> {
+        let unsaved = shadow.take_unsaved();
+        match self.write(shadow, &unsaved, outlet) {
+            Ok(bytes) => {
+                self.output_done = shadow.output_tail;
+                self.commits += 1;
+                if self.commits % 64 == 0 {
+                    let _ = self.store.prune();
+                }
+                Ok(bytes)
+            }
+            Err(e) => {
+                shadow.put_back_unsaved(unsaved);
+                Err(e)
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        shadow: &Shadow,
+        unsaved: &crate::shadow::Unsaved,
+        outlet: &Outlet,
+    ) -> Result<u64, StoreError> {
+        let sequence = self.store.next_sequence()?;
+        let control = Control {
+            contract: self.contract.clone(),
+            tables: shadow.tables(),
+            strings: strings(self.strings_len),
+            statics_template: statics_template(),
+            clock_ns: monotonic_ns(),
+            sink: outlet.sink_after(shadow.output_tail),
+        };
+        let new_output = output::raw(self.output_done, shadow.output_tail);
+        let mut commit = self.store.begin(self.generation, sequence)?;
+        for (slot, generation) in &unsaved.ended {
+            commit.forget(thread_id(*slot, *generation))?;
+        }
+        let mut pages = unsaved.pages.iter().copied().peekable();
+        let parts = [(ARENA_THREAD, None)].into_iter().chain(shadow.live().iter().map(|(s, g)| (thread_id(*s, *g), Some(*s))));
+        for (thread, slot) in parts {
+            let (low, high) = match slot {
+                Some(slot) => {
+                    let base = peregrine_thread::layout::slot_base(slot);
+                    (base, base + peregrine_thread::layout::SLOT_BYTES)
+                }
+                None => shadow.arena_extent(),
+            };
+            let mut changed = Vec::new();
+            while let Some(page) = pages.next_if(|p| *p < high) {
+                if page >= low {
+                    changed.push(page);
+                }
+            }
+            let full = commit.wants_full(thread);
+            if !full && changed.is_empty() {
+                continue;
+            }
+            let list: Vec<usize> = if full {
+                let extents = slot.map_or(vec![shadow.arena_extent()], |s| shadow.extents_of(s).to_vec());
+                extents.into_iter().flat_map(|(start, end)| (start..end).step_by(4096)).collect()
+            } else {
+                changed
+            };
+            let base = if full { None } else { commit.base_of(thread) };
+            // SAFETY: pages of the image; no commit to the shadow runs meanwhile.
+            let pages = list.iter().map(|p| (VirtAddr::new(*p), unsafe { shadow.page(*p) }));
+            commit.thread(thread, base, pages)?;
+        }
+        commit.output(&new_output);
+        let control = postcard::to_allocvec(&control).unwrap_or_default();
+        Ok(commit.finish(control)?.bytes)
+    }
+
+    /// Says that output up to `position` has left.
+    pub(super) fn released(&mut self, position: u64) {
+        let to = position.min(self.output_done);
+        if self.store.released().is_ok_and(|r| r < to) {
+            let _ = self.store.mark_released(to);
+        }
+    }
+
+    /// Sequence of the next image on disk.
+    pub(super) fn sequence(&self) -> u64 {
+        self.store.next_sequence().map_or(0, |s| s.get())
+    }
+}
+
+/// Writes the output that may not have left, where the old life's went.
+fn release_again(store: &Store, image: &WorldImage, sink: Sink, outlet: &mut Outlet) -> Result<u64, DurableError> {
+    let unreleased = store.unreleased(image)?;
+    let records = output::parse(&unreleased.bytes);
+    outlet.continue_from(sink, image.output_end(), records);
+    Ok(unreleased.bytes.len() as u64)
+}
+
+fn strings(len: usize) -> Vec<u8> {
+    // SAFETY: mapped, written before any node existed.
+    unsafe { core::slice::from_raw_parts(STRINGS as *const u8, len) }.to_vec()
+}
+
+fn put_strings(bytes: &[u8]) {
+    let n = bytes.len().min(32 << 20);
+    // SAFETY: no node exists yet; the region has room for 32 MiB.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), STRINGS as *mut u8, n) };
+}
+
+fn statics_template() -> Vec<u8> {
+    // SAFETY: installed before any node existed and read-only since.
+    unsafe { core::slice::from_raw_parts(template().statics(), template().statics_len) }.to_vec()
+}
+
+/// A thread's statics hold words that name the process that made the image: the loader's and libc's. Each one that still equals
+/// the old process's template is replaced by this process's own. Addresses in the vDSO, which crates keep after looking them up
+/// once, are moved along with it.
+fn patch_process_words(slot: u32, old_template: &[u8], old_vdso: [usize; 2], new_vdso: [usize; 2]) {
+    // SAFETY: the shadow's copy of a live slot, before any node exists.
+    unsafe {
+        let t = template();
+        let header = &*(crate::shadow::twin(peregrine_thread::layout::slot_base(slot)) as *const SlotHeader);
+        let words = (crate::shadow::twin(header.statics)) as *mut usize;
+        let new_template = t.statics().cast::<usize>();
+        for i in 0..t.statics_len.min(old_template.len()) / 8 {
+            let old = usize::from_ne_bytes(old_template[i * 8..i * 8 + 8].try_into().unwrap_or([0; 8]));
+            let (now, new) = (words.add(i).read(), new_template.add(i).read());
+            if now == old {
+                words.add(i).write(new);
+            } else if old_vdso != new_vdso && (old_vdso[0]..old_vdso[1]).contains(&now) {
+                words.add(i).write(now - old_vdso[0] + new_vdso[0]);
+            }
+        }
+    }
+}
+
+/// Gives every thread a node that exists, and a deadline that will come: sleepers wake by the monotonic clock, which starts
+/// over when the machine does. `then_ns` is what it showed when the image was made.
+pub(super) fn settle_in(nodes: u32, then_ns: u64) {
+    debug_assert!(nodes as usize <= MAX_NODES);
+    let restarted_by = then_ns.saturating_sub(monotonic_ns());
+    let used = imaged().threads.with(|l| l.used);
+    for slot in 0..used {
+        let r = record(slot);
+        let at = r.node.load(Ordering::Relaxed);
+        r.node.store(at % nodes, Ordering::Relaxed);
+        let wake_at = r.wake_at.load(Ordering::Relaxed);
+        r.wake_at.store(wake_at.saturating_sub(restarted_by), Ordering::Relaxed);
+    }
+}
+
+/// Everything that an image from disk holds.
+pub(super) fn all_of(shadow: &Shadow) -> Changes {
+    Changes { ranges: Vec::new(), whole: shadow.live().keys().copied().collect(), whole_arena: true }
+}
