@@ -2,17 +2,19 @@
 //!
 //! ```text
 //!  slot_base                                                                         slot_base + SLOT_BYTES
-//!  │ header │ statics copy │ TLS + TCB + dtv │ guard │ stack ↓ │ guard │ heap ↑ …                    │
-//!  └─ 4 KiB ┘                                        ▲         ▲       ▲
-//!                                             stack_low   stack_high  heap_base
+//!  │ colour │ header │ statics copy │ TLS + TCB + dtv │ guard │ stack ↓ │ guard │ heap ↑ …           │
+//!           └─ 4 KiB ┘                                        ▲         ▲       ▲
+//!                                                      stack_low   stack_high  heap_base
 //! ```
+//!
+//! The colour is unused: it keeps the same parts of different slots out of each other's cache and TLB sets.
 //!
 //! Guards are markers in the node's page table (`MADV_GUARD_INSTALL`; one big mapping is never split), or pages
 //! without access where the kernel has no markers. Markers belong to a page table, so each node installs them
 //! before a slot's thread first runs there.
 
 use crate::heap::SlotHeap;
-use crate::layout::{SLOT_BYTES, slot_base};
+use crate::layout::{SLOT_BYTES, colour_bytes, slot_base};
 use crate::template::TemplateHeader;
 use peregrine_sys::memory::{self, Advice};
 use peregrine_sys::raw::Errno;
@@ -75,7 +77,7 @@ impl SlotHeader {
     /// The header of slot `index`.
     #[inline(always)]
     pub fn of(index: u32) -> *mut SlotHeader {
-        slot_base(index) as *mut SlotHeader
+        (slot_base(index) + colour_bytes(index)) as *mut SlotHeader
     }
 
     /// Lays out an empty slot: header, TLS, heap bounds, and a first frame that enters `start`.
@@ -84,7 +86,7 @@ impl SlotHeader {
     /// The slot belongs to the caller alone, its pages are zero, and `stack_bytes` passed [`check_stack_size`].
     pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
         let base = slot_base(index);
-        let statics = base + 4096;
+        let statics = Self::of(index) as usize + 4096;
         let tls = (statics + t.statics_len).next_multiple_of(64);
         let stack_low = (tls + t.tls_area_len()).next_multiple_of(4096) + GUARD_BYTES;
         let stack_high = stack_low + stack_bytes;
@@ -92,7 +94,8 @@ impl SlotHeader {
         // SAFETY: all addresses lie in the slot, which the caller owns.
         unsafe {
             let fs_base = crate::tls::build(t, tls, index);
-            let saved_sp = crate::arch::first_frame(stack_high - 64, start);
+            // The same colour for the line that a stack begins with.
+            let saved_sp = crate::arch::first_frame(stack_high - 64 - colour_bytes(index) % 4096, start);
             Self::of(index).write(SlotHeader {
                 index,
                 statics_written: 0,
@@ -155,7 +158,7 @@ impl SlotHeader {
     /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
     /// With `live_only` the stack begins at its saved pointer; below it nothing survives a resume.
     pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
-        let base = slot_base(self.index);
+        let base = Self::of(self.index) as usize & !4095;
         let low_end = self.stack_low - GUARD_BYTES;
         let live = if live_only && (self.stack_low..self.stack_high).contains(&self.saved_sp) {
             // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
