@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  slot_base                                                                         slot_base + SLOT_BYTES
-//!  │ colour │ header │ statics copy │ TLS + TCB + dtv │ guard │ stack ↓ │ guard │ heap ↑ …           │
-//!           └─ 4 KiB ┘                                        ▲         ▲       ▲
+//!  │ colour │ header │ TLS + TCB + dtv │ statics copy │ guard │ stack ↓ │ guard │ heap ↑ …           │
+//!                                                             ▲         ▲       ▲
 //!                                                      stack_low   stack_high  heap_base
 //! ```
 //!
@@ -86,9 +86,9 @@ impl SlotHeader {
     /// The slot belongs to the caller alone, its pages are zero, and `stack_bytes` passed [`check_stack_size`].
     pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
         let base = slot_base(index);
-        let statics = Self::of(index) as usize + 4096;
-        let tls = (statics + t.statics_len).next_multiple_of(64);
-        let stack_low = (tls + t.tls_area_len()).next_multiple_of(4096) + GUARD_BYTES;
+        let tls = (Self::of(index) as usize + size_of::<SlotHeader>()).next_multiple_of(64);
+        let statics = (tls + t.tls_area_len()).next_multiple_of(64);
+        let stack_low = (statics + t.statics_len).next_multiple_of(4096) + GUARD_BYTES;
         let stack_high = stack_low + stack_bytes;
         let heap_base = stack_high + GUARD_BYTES;
         // SAFETY: all addresses lie in the slot, which the caller owns.

@@ -178,7 +178,24 @@ fn find_differing<S: Copy>(
     add_difference: impl Fn(S, usize, usize) -> S,
     any: impl Fn(S) -> bool,
 ) -> u64 {
-    let (window, template, step) = (t.statics_start, t.bytes, t.granule * TOGETHER);
+    // The usual case is compiled apart, with a constant.
+    if t.granule == LINE {
+        find_by(LINE, t, nothing, add_line, add_difference, any)
+    } else {
+        find_by(t.granule, t, nothing, add_line, add_difference, any)
+    }
+}
+
+#[inline(always)]
+fn find_by<S: Copy>(
+    granule: usize,
+    t: &TemplateHeader,
+    nothing: S,
+    add_line: impl Fn(S, usize) -> S,
+    add_difference: impl Fn(S, usize, usize) -> S,
+    any: impl Fn(S) -> bool,
+) -> u64 {
+    let (window, template, step) = (t.statics_start, t.bytes, granule * TOGETHER);
     let (mut suspects, mut zero, mut at, mut bit) = (0u64, t.zero, 0, 1u64);
     while at + step <= t.statics_len {
         let (mut left, mut right) = (nothing, nothing);
@@ -212,9 +229,9 @@ fn find_differing<S: Copy>(
         let first = suspects.trailing_zeros();
         suspects &= suspects - 1;
         for g in first..(first + TOGETHER as u32).min(64) {
-            let start = g as usize * t.granule;
+            let start = g as usize * granule;
             let mut sum = nothing;
-            for line in (start..(start + t.granule).min(t.statics_len)).step_by(LINE) {
+            for line in (start..(start + granule).min(t.statics_len)).step_by(LINE) {
                 sum = add_difference(sum, window + line, template + line);
             }
             found |= u64::from(any(sum)) << g;

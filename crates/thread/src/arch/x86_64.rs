@@ -50,6 +50,13 @@ pub unsafe fn switch(save: *mut usize, to: usize) {
     }
 }
 
+/// Has the processor fetch the cache line at `addr`; any address will do.
+#[inline(always)]
+pub fn prefetch(addr: usize) {
+    // SAFETY: a prefetch never faults.
+    unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(addr as *const i8) };
+}
+
 /// What the ABI gives a new process: all exceptions masked, round to nearest, extended precision.
 const DEFAULT_MXCSR: u32 = 0x1f80;
 const DEFAULT_X87: u16 = 0x37f;
