@@ -28,7 +28,8 @@ pub fn run(report: &mut Report, options: &Options) {
             let (a, b) = (rest[0][of].median(), rest[1][of].median());
             report.value(&case, metric, "s", a, Some(("plain function", b)));
         }
-        report.note(&format!("    goal: within 3 %: {}", if pair.ratio() <= 1.03 { "met" } else { "MISSED" }));
+        report
+            .note(&format!("    goal: within 3 %: {}", if pair.ratio() <= 1.03 { "met" } else { "MISSED" }));
     }
 }
 

@@ -30,7 +30,14 @@ pub fn run(report: &mut Report, options: &Options) {
             },
             copy,
         );
-        report.pair(&case, "pause of all threads for an image", "ms", "one memcpy of the bytes", SAMPLES, &pause);
+        report.pair(
+            &case,
+            "pause of all threads for an image",
+            "ms",
+            "one memcpy of the bytes",
+            SAMPLES,
+            &pause,
+        );
         report.single(&case, "of it, copying", "ms", SAMPLES, &part);
         let mut part = Samples::default();
         let back = versus(
@@ -42,7 +49,14 @@ pub fn run(report: &mut Report, options: &Options) {
             },
             copy,
         );
-        report.pair(&case, "kill -9 to all nodes running again", "ms", "one memcpy of the bytes", KILLS as usize, &back);
+        report.pair(
+            &case,
+            "kill -9 to all nodes running again",
+            "ms",
+            "one memcpy of the bytes",
+            KILLS as usize,
+            &back,
+        );
         report.single(&case, "of it, restoring", "ms", KILLS as usize, &part);
     }
 }
@@ -61,7 +75,8 @@ pub fn case(name: &str, words: &[&str]) -> bool {
             }
         }
         "rollback" => {
-            let config = Config { kill_every: Some(Duration::from_millis(250)), most_kills: KILLS, ..quiet_world(1) };
+            let config =
+                Config { kill_every: Some(Duration::from_millis(250)), most_kills: KILLS, ..quiet_world(1) };
             let ended = in_world(config, write_for_a_while, words[0]);
             for (all, restore) in ended.stats.recovery_ns.iter().zip(&ended.stats.restore_ns) {
                 println!("{} {}", ms(*all), ms(*restore));

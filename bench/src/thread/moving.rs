@@ -12,8 +12,8 @@
 use super::{columns, in_world, middle, numbers, quiet_world};
 use crate::measure::{Options, Pair, Samples, versus};
 use crate::report::Report;
-use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 use peregrine_base::PageCount;
+use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 use peregrine_sys::memory::{Backing, map_fixed};
 use peregrine_sys::process::{ForkFlags, Forked, exit_now, fork_with, pin_to_cpu};
 use peregrine_sys::timer::monotonic_ns;
@@ -22,7 +22,8 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-const SIZES: [(usize, &str, u32); 3] = [(64 << 10, "64 KiB", 124), (1 << 20, "1 MiB", 449), (16 << 20, "16 MiB", 7185)];
+const SIZES: [(usize, &str, u32); 3] =
+    [(64 << 10, "64 KiB", 124), (1 << 20, "1 MiB", 449), (16 << 20, "16 MiB", 7185)];
 const SAMPLES: usize = 15;
 /// Long enough for an idle node to fall asleep.
 const CALM: Duration = Duration::from_micros(400);
@@ -58,7 +59,14 @@ pub fn run(report: &mut Report, options: &Options) {
         );
         report.pair(&case, "own work (receiver awake)", "us", "copy through a memfd", SAMPLES, &awake);
         let wake = versus(1, || asleep.ours.median() - awake.ours.median(), || middle("wake"));
-        report.pair(&case, "wake-up (asleep less awake)", "us", "futex wake across processors", SAMPLES, &wake);
+        report.pair(
+            &case,
+            "wake-up (asleep less awake)",
+            "us",
+            "futex wake across processors",
+            SAMPLES,
+            &wake,
+        );
         report.single(&case, "first touch of all pages there", "us", SAMPLES, &parts[0]);
         report.single(&case, "second touch", "us", SAMPLES, &parts[1]);
         judge(report, &asleep);
@@ -68,7 +76,10 @@ pub fn run(report: &mut Report, options: &Options) {
 
 fn judge(report: &Report, asleep: &Pair) {
     let us = asleep.ours.median();
-    report.note(&format!("    goal: at most 25 us for wake-up and own work: {}", if us <= 25.0 { "met" } else { "MISSED" }));
+    report.note(&format!(
+        "    goal: at most 25 us for wake-up and own work: {}",
+        if us <= 25.0 { "met" } else { "MISSED" }
+    ));
 }
 
 pub fn case(name: &str, words: &[&str]) -> bool {
@@ -101,10 +112,14 @@ fn micros(d: Duration) -> f64 {
 }
 
 fn touch(bytes: &mut [u8]) -> u64 {
-    bytes.iter_mut().step_by(4096).map(|b| {
-        *b = b.wrapping_add(1);
-        u64::from(*b)
-    }).sum()
+    bytes
+        .iter_mut()
+        .step_by(4096)
+        .map(|b| {
+            *b = b.wrapping_add(1);
+            u64::from(*b)
+        })
+        .sum()
 }
 
 fn travel(argument: &str) {
@@ -154,7 +169,8 @@ const SHARED: usize = 0x0500_0000_0000;
 fn both(bytes: usize, mut send: impl FnMut(&Shared), mut receive: impl FnMut(&Shared)) {
     let all = 4096 + bytes;
     let fd = memfd::create(c"bench", PageCount::for_bytes(all), memfd::Pages::Base).expect("a memfd");
-    map_fixed(SHARED, all.next_multiple_of(4096), Backing::SharedFile { fd: fd.as_raw_fd(), offset: 0 }).expect("a mapping");
+    map_fixed(SHARED, all.next_multiple_of(4096), Backing::SharedFile { fd: fd.as_raw_fd(), offset: 0 })
+        .expect("a mapping");
     // SAFETY: just mapped, zeroed; all fields are atomics.
     let s = unsafe { &*(SHARED as *const Shared) };
     let wait_for = |turn: u32| loop {

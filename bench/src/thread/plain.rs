@@ -3,10 +3,10 @@
 use super::CPU;
 use super::switch::rounds_of;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use peregrine_sys::timer::process_cpu_ns;
 use peregrine_sys::{cpu, futex};
 use peregrine_thread::arch;
 use std::sync::Arc;
-use peregrine_sys::timer::process_cpu_ns;
 
 /// Threads on one processor that yield: time over yields.
 pub fn os_yield(threads: usize, samples: usize) {

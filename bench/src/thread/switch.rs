@@ -8,9 +8,9 @@ use super::{CPU, columns, in_world, middle, numbers, plain, quiet_world};
 use crate::measure::{Options, versus};
 use crate::report::Report;
 use peregrine_base::sync::{AtomicU64, Ordering};
+use peregrine_sys::timer::process_cpu_ns;
 use std::cell::Cell;
 use std::hint::black_box;
-use peregrine_sys::timer::process_cpu_ns;
 
 /// What Charm++ (v8.0.1-devel) takes on a machine like this: quoted, not measured in this run.
 const CHARM: [(usize, u32); 3] = [(2, 61), (26, 103), (1000, 198)];
@@ -52,19 +52,40 @@ pub fn run(report: &mut Report, options: &Options) {
                 || middle(&format!("raw-switch {threads}")),
                 || middle(&format!("os-yield {threads}")),
             );
-            report.pair(&format!("bare switch, no scheduler, {threads} threads"), "switch", "ns", "OS threads, sched_yield", SAMPLES, &pair);
+            report.pair(
+                &format!("bare switch, no scheduler, {threads} threads"),
+                "switch",
+                "ns",
+                "OS threads, sched_yield",
+                SAMPLES,
+                &pair,
+            );
             let pair = versus(
                 options.rounds(5),
                 || columns(&format!("raw-switch {threads}"))[1].median(),
                 || middle(&format!("coroutines {threads}")),
             );
-            report.pair(&format!("bare switch and FS base, {threads} threads"), "switch", "ns", "corosensei", SAMPLES, &pair);
+            report.pair(
+                &format!("bare switch and FS base, {threads} threads"),
+                "switch",
+                "ns",
+                "corosensei",
+                SAMPLES,
+                &pair,
+            );
         }
         report.note(&format!("    quoted, not measured here: Charm++ {charm} ns at {threads} threads"));
     }
     if options.wants("futex hand-off, 2 threads") {
         let pair = versus(options.rounds(5), || middle("world-switch 2 none"), || middle("os-futex"));
-        report.pair("nothing private written, 2 threads", "switch", "ns", "OS threads, futex hand-off", SAMPLES, &pair);
+        report.pair(
+            "nothing private written, 2 threads",
+            "switch",
+            "ns",
+            "OS threads, futex hand-off",
+            SAMPLES,
+            &pair,
+        );
     }
 }
 

@@ -239,3 +239,65 @@ fn find_by<S: Copy>(
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(align(64))]
+    struct Copy3<const N: usize>([u8; N]);
+
+    /// A window and a template of `N` bytes; the oracle compares granule by granule.
+    fn check<const N: usize>(template: &mut Copy3<N>, window: &mut Copy3<N>) {
+        let granule = granule_bytes(N);
+        let t = TemplateHeader {
+            statics_start: window.0.as_ptr() as usize,
+            statics_len: N,
+            granule,
+            zero: zero_granules(&template.0, granule),
+            bytes: template.0.as_ptr() as usize,
+            ..TemplateHeader::default()
+        };
+        let pairs = window.0.chunks(granule).zip(template.0.chunks(granule)).enumerate();
+        let expected = pairs.filter(|(_, (a, b))| a != b).fold(0u64, |m, (i, _)| m | 1 << i);
+        // SAFETY: both copies are live, aligned and of this length.
+        unsafe {
+            assert_eq!(differing(false, &t), expected, "by words");
+            if std::is_x86_feature_detected!("avx2") {
+                assert_eq!(differing(true, &t), expected, "by AVX2");
+            }
+            let mut saved = Copy3([0xeeu8; N]);
+            saved.0.copy_from_slice(&template.0);
+            copy_granules(&t, expected, t.statics_start, saved.0.as_mut_ptr() as usize);
+            assert!(saved.0 == window.0, "template and differing granules make up the window");
+        }
+    }
+
+    fn any_byte_that_differs_is_found<const N: usize>() {
+        let mut template = Copy3([0u8; N]);
+        // Some granules zero, some not, as in a program.
+        for i in (0..N).filter(|i| i / 192 % 3 == 1 && i % 8 == 0) {
+            template.0[i] = 7;
+        }
+        let mut window = Copy3(template.0);
+        check(&mut template, &mut window);
+        for i in (0..N).step_by(if N > 4096 { 61 } else { 1 }) {
+            window.0[i] ^= 1;
+            check(&mut template, &mut window);
+            window.0[i] ^= 1;
+        }
+        for i in (0..N).step_by(97) {
+            window.0[i] ^= 0x80;
+        }
+        check(&mut template, &mut window);
+    }
+
+    #[test]
+    fn any_byte_that_differs_is_found_in_windows_of_every_shape() {
+        any_byte_that_differs_is_found::<64>();
+        any_byte_that_differs_is_found::<{ 46 * 64 }>();
+        any_byte_that_differs_is_found::<4096>();
+        any_byte_that_differs_is_found::<{ 4096 + 64 }>();
+        any_byte_that_differs_is_found::<{ 331 * 64 }>();
+    }
+}

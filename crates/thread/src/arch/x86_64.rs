@@ -142,3 +142,43 @@ pub unsafe fn jump_to(top: usize, entry: extern "C" fn() -> !) -> ! {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_force() -> (u32, u16) {
+        let (mut mxcsr, mut x87) = (0u32, 0u16);
+        // SAFETY: stores into live variables.
+        unsafe {
+            asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr);
+            asm!("fnstcw [{}]", in(reg) &raw mut x87);
+        }
+        (mxcsr & !0x3f, x87)
+    }
+
+    #[test]
+    fn control_words_set_aside_are_the_defaults_meanwhile_and_come_back() {
+        // SAFETY: round towards zero, in both units; no arithmetic happens before they are put back.
+        unsafe {
+            asm!("ldmxcsr [{}]", in(reg) &raw const *&0x7f80u32);
+            asm!("fldcw [{}]", in(reg) &raw const *&0x0f7fu16);
+        }
+        let before = in_force();
+        let words = ControlWords::aside();
+        let meanwhile = in_force();
+        drop(words);
+        let after = in_force();
+        ControlWords::aside().forget_old();
+        assert_eq!(before, (0x7f80, 0x0f7f));
+        assert_eq!(meanwhile, (DEFAULT_MXCSR, DEFAULT_X87));
+        assert_eq!(after, before);
+        assert_eq!(in_force(), meanwhile);
+    }
+
+    impl ControlWords {
+        fn forget_old(self) {
+            core::mem::forget(self);
+        }
+    }
+}
