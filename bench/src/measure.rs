@@ -65,6 +65,11 @@ impl Pair {
     pub fn ratio(&self) -> f64 {
         self.ratios.median()
     }
+
+    /// The ratio that three quarters of the rounds lie above: beyond 1 it is not noise.
+    pub fn low_ratio(&self) -> f64 {
+        self.ratios.quantile(0.25)
+    }
 }
 
 /// Measures both `rounds` times, in alternating order, after one round each that does not count.

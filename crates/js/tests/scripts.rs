@@ -9,9 +9,16 @@ fn crate_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
+/// The example of that name, which cargo builds beside this test.
+fn js_alone() -> std::path::PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let profile = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
+    profile.join("examples").join("js-alone")
+}
+
 /// Runs `js-alone` in the directory of the scripts, so that errors name a file as it was given.
 fn js(file: &str, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_js-alone"))
+    Command::new(js_alone())
         .current_dir(crate_file("scripts"))
         .arg(file)
         .args(args)
@@ -24,7 +31,7 @@ fn run(name: &str, source: &str, args: &[&str]) -> (i32, String, String) {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&directory).expect("a directory for the script");
     std::fs::write(directory.join("script.js"), source).expect("the script is written");
-    let output = Command::new(env!("CARGO_BIN_EXE_js-alone"))
+    let output = Command::new(js_alone())
         .current_dir(directory)
         .arg("script.js")
         .args(args)

@@ -321,7 +321,10 @@ impl Capabilities {
             self.miss(
                 C::UserfaultfdKernelFaults,
                 errno,
-                "only UFFD_USER_MODE_ONLY is allowed: a system call that touches a trapping page fails with EFAULT",
+                &format!(
+                    "only UFFD_USER_MODE_ONLY is allowed ({}): a system call that touches a trapping page fails with EFAULT",
+                    errno.unwrap_or(Errno::EPERM)
+                ),
                 "set sysctl vm.unprivileged_userfaultfd=1, give CAP_SYS_PTRACE, or give read access to /dev/userfaultfd",
             );
         }
@@ -467,7 +470,7 @@ impl Capabilities {
         if swaps.lines().count() < 2 {
             self.miss(Capability::Swap, None, "/proc/swaps lists none", "swapon a file or zram");
         }
-        if !fsgsbase() {
+        if !crate::cpu::has_fsgsbase() {
             self.miss(
                 Capability::FsGsBase,
                 None,
@@ -513,18 +516,6 @@ fn with_page<T>(source: Source<'_>, f: impl FnOnce(PageRange) -> Result<T, Errno
 
 fn number(path: &str) -> Option<usize> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// Whether `HWCAP2_FSGSBASE` is set in the auxiliary vector.
-#[cfg(target_arch = "x86_64")]
-fn fsgsbase() -> bool {
-    const HWCAP2_FSGSBASE: usize = 1 << 1;
-    crate::rustix::param::linux_hwcap().1 & HWCAP2_FSGSBASE != 0
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn fsgsbase() -> bool {
-    false
 }
 
 #[cfg(test)]

@@ -69,5 +69,18 @@ pub fn feature_words() -> [u32; 12] {
         (__cpuid(1), __cpuid_count(7, 0), __cpuid_count(7, 1), __cpuid_count(0xd, 0), __cpuid_count(0xd, 1));
     let ext = __cpuid(0x8000_0001);
     // Leaf 1 EBX holds the APIC id of the core that asked, and ECX bit 27 only mirrors the kernel: both left out.
-    [l1.ecx & !(1 << 27), l1.edx, l7.ebx, l7.ecx, l7.edx, l71.eax, d0.eax, d0.ecx, d0.edx, d1.eax, ext.ecx, ext.edx]
+    [
+        l1.ecx & !(1 << 27),
+        l1.edx,
+        l7.ebx,
+        l7.ecx,
+        l7.edx,
+        l71.eax,
+        d0.eax,
+        d0.ecx,
+        d0.edx,
+        d1.eax,
+        ext.ecx,
+        ext.edx,
+    ]
 }

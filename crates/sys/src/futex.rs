@@ -1,7 +1,7 @@
 //! Shared futexes: waits that work between processes (a private futex of process A never wakes process B).
 
 use crate::raw::{Errno, check, syscall6};
-use linux_raw_sys::general::{FUTEX_WAIT, FUTEX_WAKE, __NR_futex, timespec};
+use linux_raw_sys::general::{__NR_futex, FUTEX_WAIT, FUTEX_WAKE, timespec};
 use peregrine_base::sync::AtomicU32;
 
 /// Sleeps while `*word == expected`, until woken, interrupted, or `timeout_ns` have passed (`None`: for ever).
@@ -9,11 +9,20 @@ use peregrine_base::sync::AtomicU32;
 /// `futex(2)` `FUTEX_WAIT` without `FUTEX_PRIVATE_FLAG`. Returns for any reason; callers re-check their condition.
 #[inline]
 pub fn wait(word: &AtomicU32, expected: u32, timeout_ns: Option<u64>) {
-    let ts = timeout_ns.map(|ns| timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
+    let ts = timeout_ns
+        .map(|ns| timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 });
     let ts_ptr = ts.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
     // SAFETY: `word` and `ts` are live for the call; the kernel only reads them.
     unsafe {
-        syscall6(__NR_futex, word.as_ptr() as usize, FUTEX_WAIT as usize, expected as usize, ts_ptr as usize, 0, 0);
+        syscall6(
+            __NR_futex,
+            word.as_ptr() as usize,
+            FUTEX_WAIT as usize,
+            expected as usize,
+            ts_ptr as usize,
+            0,
+            0,
+        );
     }
 }
 

@@ -16,6 +16,7 @@ use peregrine_base::PageRange;
 /// # Safety
 /// The caller owns the mapping and nothing refers to its bytes; on anonymous memory they are lost. No page of a shared
 /// mapping in `range` may be write-protected by a userfaultfd (the kernel would livelock).
+#[inline]
 pub unsafe fn install(range: PageRange) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { mem::advise(range, Advice::GuardInstall) }
@@ -28,6 +29,7 @@ pub unsafe fn install(range: PageRange) -> Result<(), Errno> {
 ///
 /// # Safety
 /// The caller owns the mapping.
+#[inline]
 pub unsafe fn remove(range: PageRange) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { mem::advise(range, Advice::GuardRemove) }

@@ -2,16 +2,18 @@
 //!
 //! Two styles live here. What runs in ordinary code is re-exported from `rustix` (as [`rustix`]). What runs in
 //! a signal handler, on a node's own stack or between two threads ([`raw`] and the modules built on it, such as
-//! [`uffd::UffdRef`], [`pagemap::PagemapRef`], [`guard`], [`mem`]) touches no thread-local, no static and no
-//! allocator, for at that point all three belong to somebody else.
+//! [`uffd::UffdRef`], [`pagemap::PagemapRef`], [`guard`], [`mem`], [`fault`], [`io`]) touches no thread-local, no
+//! static and no allocator, for at that point all three belong to somebody else.
 //!
 //! [`capabilities`] finds out what this kernel lets this process do.
 
 pub mod capabilities;
 pub mod cpu;
 mod errno;
+pub mod fault;
 pub mod futex;
 pub mod guard;
+pub mod io;
 pub mod mem;
 pub mod memfd;
 pub mod memory;

@@ -2,7 +2,7 @@
 
 use crate::raw::Errno;
 use crate::rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-use peregrine_base::PageCount;
+use peregrine_base::{PAGE_SIZE, PageCount};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -60,4 +60,27 @@ pub fn punch(fd: impl AsFd, at: PageCount, pages: PageCount) -> Result<(), Errno
         pages.bytes() as u64,
     )
     .map_err(|e| Errno(e.raw_os_error()))
+}
+
+/// Calls `found` with each of the `pages` pages from `at` that the file has frames or blocks for (`SEEK_DATA`). The file's
+/// position is left where it was.
+pub fn for_each_data(fd: impl AsFd, at: PageCount, pages: PageCount, mut found: impl FnMut(PageCount)) {
+    use crate::rustix::fs::{SeekFrom, seek};
+    let position = seek(&fd, SeekFrom::Current(0));
+    let end = (at.get() + pages.get()) * PAGE_SIZE;
+    let mut next = at.bytes();
+    while let Ok(data) = seek(&fd, SeekFrom::Data(next as u64)) {
+        let hole = seek(&fd, SeekFrom::Hole(data)).map_or(end, |h| h as usize);
+        let first = (data as usize).max(at.bytes()) / PAGE_SIZE;
+        for page in first..hole.min(end).div_ceil(PAGE_SIZE) {
+            found(PageCount::new(page));
+        }
+        next = hole;
+        if next >= end {
+            break;
+        }
+    }
+    if let Ok(position) = position {
+        let _ = seek(&fd, SeekFrom::Start(position));
+    }
 }

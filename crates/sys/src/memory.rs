@@ -30,7 +30,15 @@ pub fn map_fixed(addr: usize, len_bytes: usize, backing: Backing) -> Result<(), 
     let prot = k::PROT_READ | k::PROT_WRITE;
     // SAFETY: NOREPLACE changes no existing mapping.
     let at = check(unsafe {
-        syscall6(k::__NR_mmap, addr, len_bytes, prot as usize, flags as usize, fd as isize as usize, off as usize)
+        syscall6(
+            k::__NR_mmap,
+            addr,
+            len_bytes,
+            prot as usize,
+            flags as usize,
+            fd as isize as usize,
+            off as usize,
+        )
     })?;
     if at == addr {
         return Ok(());

@@ -72,7 +72,9 @@ pub fn die_with_parent() {
 pub fn write_all(fd: i32, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         // SAFETY: the slice is live.
-        match check(unsafe { syscall6(k::__NR_write, fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0) }) {
+        match check(unsafe {
+            syscall6(k::__NR_write, fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0)
+        }) {
             Ok(n) => bytes = &bytes[n.min(bytes.len())..],
             Err(Errno(4)) => {}
             Err(_) => return,
@@ -94,6 +96,87 @@ pub fn set_personality(persona: u32) -> Result<(), Errno> {
     // SAFETY: takes a number.
     check(unsafe { syscall6(k::__NR_personality, persona as usize, 0, 0, 0, 0, 0) }).map(drop)
 }
+
+/// Becomes the ordinary user and group `id` for good (`setresgid`, `setresuid`), and dumpable again, so that
+/// `/proc/self` stays its own. Only the calling thread changes: call it before there are others.
+///
+/// # Errors
+/// EPERM: not root.
+pub fn become_user(id: u32) -> Result<(), Errno> {
+    use linux_raw_sys::{general as g, prctl};
+    let id = id as usize;
+    // SAFETY: these calls take numbers only, and give rights away.
+    unsafe {
+        check(syscall6(g::__NR_setgroups, 0, 0, 0, 0, 0, 0))?;
+        check(syscall6(g::__NR_setresgid, id, id, id, 0, 0, 0))?;
+        check(syscall6(g::__NR_setresuid, id, id, id, 0, 0, 0))?;
+        check(syscall6(g::__NR_prctl, prctl::PR_SET_DUMPABLE as usize, 1, 0, 0, 0, 0))?;
+    }
+    Ok(())
+}
+
+/// Whether this process runs as root.
+pub fn is_root() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { syscall6(linux_raw_sys::general::__NR_geteuid, 0, 0, 0, 0, 0, 0) == 0 }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChildEnd {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+}
+
+/// Waits for the child `pid` to end (`wait4`).
+///
+/// # Errors
+/// ECHILD: not a child of this process. EINTR.
+pub fn wait_for(pid: i32) -> Result<ChildEnd, Errno> {
+    let mut status = 0i32;
+    // SAFETY: the kernel writes one word.
+    unsafe { check(syscall6(k::__NR_wait4, pid as usize, (&raw mut status) as usize, 0, 0, 0, 0))? };
+    Ok(match status & 0x7f {
+        0 => ChildEnd::Exited(status >> 8 & 0xff),
+        signal => ChildEnd::Killed(signal),
+    })
+}
+
+/// From now on, `call` fails with EPERM in this thread and its children, as under a container's seccomp filter.
+///
+/// # Errors
+/// The kernel's, if it has no filters.
+pub fn forbid_call(call: u32) -> Result<(), Errno> {
+    /// One instruction of the filter machine (`struct sock_filter`).
+    #[repr(C)]
+    struct Instruction(u16, u8, u8, u32);
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program(u16, *const Instruction);
+    const LOAD_WORD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const ALLOW: u32 = 0x7fff_0000;
+    const FAIL_WITH: u32 = 0x0005_0000;
+    let program = [
+        Instruction(LOAD_WORD, 0, 0, 0),
+        Instruction(JUMP_IF_EQUAL, 0, 1, call),
+        Instruction(RETURN, 0, 0, FAIL_WITH | Errno::EPERM.0 as u32),
+        Instruction(RETURN, 0, 0, ALLOW),
+    ];
+    let program = Program(program.len() as u16, program.as_ptr());
+    // SAFETY: the program lives across the calls, which copy it; a filter only takes away.
+    unsafe {
+        check(syscall6(k::__NR_prctl, linux_raw_sys::prctl::PR_SET_NO_NEW_PRIVS as usize, 1, 0, 0, 0, 0))?;
+        check(syscall6(k::__NR_seccomp, 1, 0, (&raw const program) as usize, 0, 0, 0))?;
+    }
+    Ok(())
+}
+
+/// The number of `userfaultfd(2)`, for [`forbid_call`].
+pub const CALL_USERFAULTFD: u32 = k::__NR_userfaultfd;
 
 /// Binds the calling thread, and those it will start, to one processor (`sched_setaffinity`).
 ///

@@ -100,14 +100,16 @@ pub unsafe fn install(signo: Signo, handler: Handler, flags: HandlerFlags) -> Re
         mask: 0,
     };
     // SAFETY: the struct has the kernel's layout and lives through the call.
-    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) }).map(drop)
+    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) })
+        .map(drop)
 }
 
 /// Gives `signo` its default action.
 pub fn set_default(signo: Signo) -> Result<(), Errno> {
     let act = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: SIG_DFL runs no code of this process.
-    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) }).map(drop)
+    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) })
+        .map(drop)
 }
 
 /// Replaces the set of blocked signals by `mask` (bit n-1 for signal n); returns the old set.

@@ -24,14 +24,25 @@ impl Timer {
         let mut id = 0i32;
         // SAFETY: both pointers are live; the layout is the kernel's sigevent (64 bytes).
         check(unsafe {
-            syscall6(k::__NR_timer_create, k::CLOCK_MONOTONIC as usize, &raw const ev as usize, &raw mut id as usize, 0, 0, 0)
+            syscall6(
+                k::__NR_timer_create,
+                k::CLOCK_MONOTONIC as usize,
+                &raw const ev as usize,
+                &raw mut id as usize,
+                0,
+                0,
+                0,
+            )
         })?;
         Ok(Self(id))
     }
 
     /// First in `first_ns`, then every `every_ns` (0: once). `first_ns` 0 stops it.
     pub fn arm(self, first_ns: u64, every_ns: u64) {
-        let ts = |ns: u64| k::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 };
+        let ts = |ns: u64| k::timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
+        };
         let spec = [ts(every_ns), ts(first_ns)];
         // SAFETY: itimerspec is interval, then value.
         unsafe { syscall6(k::__NR_timer_settime, self.0 as usize, 0, spec.as_ptr() as usize, 0, 0, 0) };

@@ -439,6 +439,19 @@ impl<'a> UffdRef<'a> {
         Ok(())
     }
 
+    /// As [`UffdRef::write_protect`] lifting, but the writers stay asleep until a [`UffdRef::wake`].
+    ///
+    /// # Errors
+    /// As [`UffdRef::write_protect`].
+    #[inline]
+    pub fn lift_without_waking(self, range: PageRange) -> Result<(), Errno> {
+        const DONTWAKE: u64 = 1 << 1;
+        let mut arg = g::uffdio_writeprotect { range: kernel_range(range), mode: DONTWAKE };
+        // SAFETY: as in `write_protect`.
+        unsafe { self.ioctl(raw::UFFDIO_WRITEPROTECT, &mut arg)? };
+        Ok(())
+    }
+
     /// `UFFDIO_COPY`: fills the absent pages of `range` with the bytes at `src`.
     ///
     /// # Errors

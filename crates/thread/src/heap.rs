@@ -59,7 +59,9 @@ impl SlotHeap {
         let now = self.high_water();
         // An eighth more than there is keeps the number of steps logarithmic; 4 KiB covers talc's own words.
         let need = layout.size().saturating_add(layout.align()).saturating_add(4096);
-        let Some(by) = need.max(STEP).max((now - self.base) / 8).checked_next_multiple_of(STEP) else { return false };
+        let Some(by) = need.max(STEP).max((now - self.base) / 8).checked_next_multiple_of(STEP) else {
+            return false;
+        };
         let Some(new_end) = now.checked_add(by).filter(|e| *e <= self.limit) else { return false };
         if !grant(by) {
             return false;
@@ -138,7 +140,9 @@ pub unsafe fn allocate(layout: Layout) -> *mut u8 {
         // SAFETY: the thread in slot `i` is the one that runs, and nobody else uses its heap (S5).
         Some(i) => unsafe { (*SlotHeader::of(i)).heap.allocate(layout, |by| (carrier().hooks.grant)(by)) },
         // SAFETY: the lock is held.
-        None => with_process_heap(|h| unsafe { h.allocate(layout, |_| true) }).unwrap_or(core::ptr::null_mut()),
+        None => {
+            with_process_heap(|h| unsafe { h.allocate(layout, |_| true) }).unwrap_or(core::ptr::null_mut())
+        }
     }
 }
 

@@ -55,7 +55,9 @@ pub struct SlotHeader {
 
 /// A stack that does not fit into a slot.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
-#[error("a stack of {asked} bytes does not fit: between {MIN_STACK_BYTES} and {max} bytes are possible in a slot of {SLOT_BYTES}")]
+#[error(
+    "a stack of {asked} bytes does not fit: between {MIN_STACK_BYTES} and {max} bytes are possible in a slot of {SLOT_BYTES}"
+)]
 pub struct StackSizeError {
     /// What was asked for.
     pub asked: usize,

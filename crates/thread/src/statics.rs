@@ -41,7 +41,11 @@ pub const fn granule_bytes(len_bytes: usize) -> usize {
 
 /// Which granules of `bytes`, cut into granules of `granule` bytes, are zero.
 pub fn zero_granules(bytes: &[u8], granule: usize) -> u64 {
-    bytes.chunks(granule).enumerate().filter(|(_, g)| g.iter().all(|b| *b == 0)).fold(0, |m, (i, _)| m | 1 << i)
+    bytes
+        .chunks(granule)
+        .enumerate()
+        .filter(|(_, g)| g.iter().all(|b| *b == 0))
+        .fold(0, |m, (i, _)| m | 1 << i)
 }
 
 /// Saves the window's owner, if any, so that its slot alone holds all its statics. The window stays valid.
@@ -147,7 +151,8 @@ unsafe fn differing_wide(t: &TemplateHeader) -> u64 {
             |sum, a| _mm256_or_si256(sum, _mm256_or_si256(load(a), load(a + 32))),
             #[inline(always)]
             |sum, a, b| {
-                let (x, y) = (_mm256_xor_si256(load(a), load(b)), _mm256_xor_si256(load(a + 32), load(b + 32)));
+                let (x, y) =
+                    (_mm256_xor_si256(load(a), load(b)), _mm256_xor_si256(load(a + 32), load(b + 32)));
                 _mm256_or_si256(sum, _mm256_or_si256(x, y))
             },
             #[inline(always)]

@@ -83,10 +83,14 @@ pub unsafe fn template() -> &'static TemplateHeader {
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 pub enum TemplateError {
     /// The constructor found something it does not know.
-    #[error("cannot tell this program's private data apart: {0}; build with the GNU C library (glibc) 2.34 or later")]
+    #[error(
+        "cannot tell this program's private data apart: {0}; build with the GNU C library (glibc) 2.34 or later"
+    )]
     Unknown(&'static str),
     /// The constructor never ran.
-    #[error("the start-up hook did not run; link the peregrine-thread crate into the executable itself, not into a shared object")]
+    #[error(
+        "the start-up hook did not run; link the peregrine-thread crate into the executable itself, not into a shared object"
+    )]
     NoConstructor,
 }
 
@@ -132,7 +136,10 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
         core::ptr::copy_nonoverlapping(t.bytes as *const u8, to as *mut u8, t.copy_len());
         t.bytes = to;
         // Words that are patched later (the program's arguments) are not zero here and stay so.
-        t.zero = crate::statics::zero_granules(core::slice::from_raw_parts(to as *const u8, t.statics_len), t.granule);
+        t.zero = crate::statics::zero_granules(
+            core::slice::from_raw_parts(to as *const u8, t.statics_len),
+            t.granule,
+        );
         (TEMPLATE as *mut TemplateHeader).write(t);
     }
     Ok(t)
@@ -164,7 +171,10 @@ struct Phdr {
 }
 
 unsafe extern "C" {
-    fn dl_iterate_phdr(f: extern "C" fn(*const DlPhdrInfo, usize, *mut c_void) -> c_int, data: *mut c_void) -> c_int;
+    fn dl_iterate_phdr(
+        f: extern "C" fn(*const DlPhdrInfo, usize, *mut c_void) -> c_int,
+        data: *mut c_void,
+    ) -> c_int;
 }
 
 #[derive(Default)]
@@ -221,7 +231,8 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     }
     let tp = thread_pointer();
     let tls_len = (tp - seen.tls_low.min(tp)).next_multiple_of(64);
-    let pthread_len = libc_facts::sizeof_pthread().ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
+    let pthread_len =
+        libc_facts::sizeof_pthread().ok_or(TemplateError::Unknown("size of libc's struct pthread"))?;
     if !(512..16384).contains(&pthread_len) {
         return Err(TemplateError::Unknown("implausible size of libc's struct pthread"));
     }

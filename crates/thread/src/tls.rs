@@ -38,7 +38,8 @@ pub unsafe fn build(t: &TemplateHeader, area: usize, index: u32) -> usize {
             ((tp + 8) as *mut usize).write(dtv + 16);
         }
         ((tp + t.tid_offset) as *mut u32).write(TID_BASE + index);
-        if t.rseq_offset != isize::MIN && t.rseq_offset > 0 && (t.rseq_offset as usize) + 32 <= t.pthread_len {
+        if t.rseq_offset != isize::MIN && t.rseq_offset > 0 && (t.rseq_offset as usize) + 32 <= t.pthread_len
+        {
             // cpu_id_start and cpu_id: "registration failed", so libc asks the kernel which CPU this is.
             let area = tp.wrapping_add_signed(t.rseq_offset) as *mut u32;
             area.write(0);

@@ -96,6 +96,10 @@ pub struct World {
     pub vdso: [AtomicUsize; 2],
     /// Threads that must not run again: generation in the upper half, slot in the lower, plus one.
     pub doomed: [AtomicU64; 16],
+    /// Nodes killed on purpose so far, and how many of those ran a thread.
+    pub kills: [AtomicU64; 2],
+    /// Rollbacks so far.
+    pub rollbacks: AtomicU64,
     /// The nodes.
     pub nodes: [NodeShared; MAX_NODES],
 }
@@ -137,6 +141,8 @@ pub struct NodeShared {
     pub switches: AtomicU64,
     /// Moves that ended here.
     pub arrivals: AtomicU64,
+    /// Time that those took together, from leaving a node to being taken up here, in ns.
+    pub arrival_ns: AtomicU64,
     /// Preemptions so far.
     pub preemptions: AtomicU64,
     /// Monotonic time at which the running thread was given the node.
@@ -293,6 +299,8 @@ pub struct ThreadRecord {
     pub join: Lock<JoinCell>,
     /// Moves so far.
     pub moves: AtomicU64,
+    /// When it left its last node (monotonic ns); 0 once it was taken up.
+    pub sent_at: AtomicU64,
     /// Stack bytes.
     pub stack_bytes: AtomicU64,
     /// Bytes granted to the slot's heap.

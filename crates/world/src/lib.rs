@@ -11,6 +11,7 @@ mod contract;
 mod control;
 mod dirty;
 mod ends;
+mod entry;
 mod error;
 mod local;
 mod lock;
@@ -30,10 +31,11 @@ pub use channel::{Receiver, RecvError, SendError, Sender, channel};
 pub use config::{Config, ConfigError};
 pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_id, sleep, yield_now};
 pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
+pub use entry::{Tally, run_with, tally};
 pub use error::{JoinError, SpawnError};
 pub use memory::MemoryError;
-pub use spawn::{Builder, JoinHandle, spawn};
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
+pub use spawn::{Builder, JoinHandle, spawn};
 pub use supervisor::{
     DurableError, Ended, OutputError, Resumed, Stats, WorldError, median_ms, percentile_ms, resume, run,
 };

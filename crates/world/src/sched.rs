@@ -91,7 +91,7 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
     }
     let mut now = r.state.load(Ordering::Relaxed);
     if bits & mail::ARRIVE != 0 {
-        node(c.node).arrivals.fetch_add(1, Ordering::Relaxed);
+        count_arrival(c, r.sent_at.swap(0, Ordering::Relaxed));
         match now {
             state::RUNNABLE => l.push(slot),
             state::SLEEPING => {
@@ -123,6 +123,15 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
     }
 }
 
+/// Counts a move that ended here; a new thread's first arrival (`sent` is 0) is none.
+fn count_arrival(c: &Carrier, sent: u64) {
+    if sent != 0 {
+        let me = node(c.node);
+        me.arrivals.fetch_add(1, Ordering::Relaxed);
+        me.arrival_ns.fetch_add(monotonic_ns().saturating_sub(sent), Ordering::Relaxed);
+    }
+}
+
 /// Gives a suspended thread of this node to node `to`.
 fn send(c: &mut Carrier, slot: u32, to: u32) {
     let r = record(slot);
@@ -130,6 +139,7 @@ fn send(c: &mut Carrier, slot: u32, to: u32) {
     unsafe { statics::evict(c, template(), slot) };
     r.move_to.store(NONE, Ordering::Relaxed);
     r.moves.fetch_add(1, Ordering::Relaxed);
+    r.sent_at.store(monotonic_ns(), Ordering::Relaxed);
     // Release: the new owner, which acquires through the inbox, sees context and statics.
     r.node.store(to, Ordering::Release);
     post(slot, mail::ARRIVE);

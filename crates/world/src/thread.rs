@@ -91,7 +91,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     r.move_to.store(NONE, Ordering::Relaxed);
     r.stack_bytes.store(stack_bytes as u64, Ordering::Relaxed);
     r.granted.store(fixed as u64, Ordering::Relaxed);
-    for zero in [&r.moves, &r.wake_at] {
+    for zero in [&r.moves, &r.wake_at, &r.sent_at] {
         zero.store(0, Ordering::Relaxed);
     }
     for zero in [&r.waits, &r.waiting, &r.mail] {
@@ -215,6 +215,20 @@ fn exit_code(how: u32, result: usize) -> u32 {
         let blob = result as *const arena::Blob;
         if (*blob).len == 0 { 0 } else { *((result + size_of::<arena::Blob>()) as *const u8) as u32 }
     }
+}
+
+/// The bytes that `main` left when it returned; empty if it did not. For the supervisor, once no node runs.
+pub fn result_of_main() -> Vec<u8> {
+    let main = imaged().main.load(Ordering::Relaxed);
+    if imaged().main_exit.load(Ordering::Acquire) == 0 || record(main).state.load(Ordering::Acquire) != state::ENDED {
+        return Vec::new();
+    }
+    let cell = record(main).join.with(|j| *j);
+    if cell.how != ending::RETURNED || cell.result == 0 {
+        return Vec::new();
+    }
+    // SAFETY: nobody joins `main`, so its result is the supervisor's to take; no node runs that could allocate.
+    unsafe { arena::take(cell.result).0 }
 }
 
 /// Tells the supervisor to look at `bits`.

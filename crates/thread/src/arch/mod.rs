@@ -6,4 +6,6 @@ mod x86_64;
 pub use x86_64::*;
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("peregrine-thread has a context switch for x86-64 only; see the portability table in the README");
+compile_error!(
+    "peregrine-thread has a context switch for x86-64 only; see the portability table in the README"
+);

@@ -64,7 +64,12 @@ unsafe extern "C" fn pthread_create(
 }
 
 #[cfg(not(target_feature = "crt-static"))]
-unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *const c_void, arg: *mut c_void) -> i32 {
+unsafe fn real_pthread_create(
+    out: *mut c_void,
+    attr: *const c_void,
+    start: *const c_void,
+    arg: *mut c_void,
+) -> i32 {
     use core::ffi::c_char;
     unsafe extern "C" {
         fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
@@ -82,7 +87,12 @@ unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *con
 }
 
 #[cfg(target_feature = "crt-static")]
-unsafe fn real_pthread_create(out: *mut c_void, attr: *const c_void, start: *const c_void, arg: *mut c_void) -> i32 {
+unsafe fn real_pthread_create(
+    out: *mut c_void,
+    attr: *const c_void,
+    start: *const c_void,
+    arg: *mut c_void,
+) -> i32 {
     unsafe extern "C" {
         fn __pthread_create(o: *mut c_void, a: *const c_void, s: *const c_void, x: *mut c_void) -> i32;
     }
@@ -112,7 +122,15 @@ unsafe extern "C" fn wait4(pid: i32, status: *mut i32, options: i32, usage: *mut
     wait_anywhere(|| {
         // SAFETY: C's contract.
         unsafe {
-            syscall6(k::__NR_wait4, pid as isize as usize, status as usize, options as usize, usage as usize, 0, 0)
+            syscall6(
+                k::__NR_wait4,
+                pid as isize as usize,
+                status as usize,
+                options as usize,
+                usage as usize,
+                0,
+                0,
+            )
         }
     }) as i32
 }

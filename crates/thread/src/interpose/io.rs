@@ -46,5 +46,7 @@ unsafe extern "C" fn writev(fd: i32, parts: *const IoVec, count: i32) -> isize {
         return total;
     }
     // SAFETY: C's contract.
-    libc_result(unsafe { syscall6(k::__NR_writev, fd as isize as usize, parts as usize, count as usize, 0, 0, 0) })
+    libc_result(unsafe {
+        syscall6(k::__NR_writev, fd as isize as usize, parts as usize, count as usize, 0, 0, 0)
+    })
 }

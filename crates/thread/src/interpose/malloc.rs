@@ -64,7 +64,10 @@ unsafe extern "C" fn free(p: *mut c_void) {
     // SAFETY: C's contract: `p` came from this file.
     unsafe {
         let Header { size, offset } = header(p).read();
-        heap::deallocate(p.cast::<u8>().sub(offset), Layout::from_size_align_unchecked(size + offset, offset));
+        heap::deallocate(
+            p.cast::<u8>().sub(offset),
+            Layout::from_size_align_unchecked(size + offset, offset),
+        );
     }
 }
 
@@ -90,7 +93,9 @@ unsafe extern "C" fn realloc(p: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: C's contract; the copy stays inside both blocks.
     unsafe {
         let old = header(p).read();
-        let (Some(old_layout), Some(_)) = (block_layout(old.size, old.offset), block_layout(size, old.offset)) else {
+        let (Some(old_layout), Some(_)) =
+            (block_layout(old.size, old.offset), block_layout(size, old.offset))
+        else {
             fail(ENOMEM);
             return null_mut();
         };

@@ -24,7 +24,14 @@ fn block(len: usize) -> Option<Layout> {
     Layout::from_size_align(len, PAGE).ok()
 }
 
-unsafe fn in_slot(addr: *mut c_void, len: usize, prot: u32, flags: u32, fd: i32, offset: i64) -> Result<*mut c_void, i32> {
+unsafe fn in_slot(
+    addr: *mut c_void,
+    len: usize,
+    prot: u32,
+    flags: u32,
+    fd: i32,
+    offset: i64,
+) -> Result<*mut c_void, i32> {
     if len == 0 {
         return Err(EINVAL);
     }
@@ -46,7 +53,15 @@ unsafe fn in_slot(addr: *mut c_void, len: usize, prot: u32, flags: u32, fd: i32,
         if flags & k::MAP_ANONYMOUS == 0 {
             let mut done = 0usize;
             while done < len {
-                let r = syscall6(k::__NR_pread64, fd as usize, p as usize + done, len - done, offset as usize + done, 0, 0);
+                let r = syscall6(
+                    k::__NR_pread64,
+                    fd as usize,
+                    p as usize + done,
+                    len - done,
+                    offset as usize + done,
+                    0,
+                    0,
+                );
                 match check(r) {
                     Ok(0) => break,
                     Ok(n) => done += n,
@@ -65,7 +80,14 @@ unsafe fn in_slot(addr: *mut c_void, len: usize, prot: u32, flags: u32, fd: i32,
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mmap(addr: *mut c_void, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut c_void {
+unsafe extern "C" fn mmap(
+    addr: *mut c_void,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    fd: i32,
+    offset: i64,
+) -> *mut c_void {
     if hooks().is_some() {
         // SAFETY: C's contract.
         return unsafe { in_slot(addr, len, prot as u32, flags as u32, fd, offset) }.unwrap_or_else(|e| {
@@ -89,7 +111,14 @@ unsafe extern "C" fn mmap(addr: *mut c_void, len: usize, prot: i32, flags: i32, 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mmap64(addr: *mut c_void, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> *mut c_void {
+unsafe extern "C" fn mmap64(
+    addr: *mut c_void,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    fd: i32,
+    offset: i64,
+) -> *mut c_void {
     // SAFETY: passed on; off_t has 64 bits here.
     unsafe { mmap(addr, len, prot, flags, fd, offset) }
 }
@@ -133,7 +162,13 @@ unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: i32) -> i32 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mremap(old: *mut c_void, old_len: usize, new_len: usize, flags: i32, new: *mut c_void) -> *mut c_void {
+unsafe extern "C" fn mremap(
+    old: *mut c_void,
+    old_len: usize,
+    new_len: usize,
+    flags: i32,
+    new: *mut c_void,
+) -> *mut c_void {
     if is_own(old) {
         const MAYMOVE: i32 = 1;
         if flags != MAYMOVE {
@@ -155,6 +190,7 @@ unsafe extern "C" fn mremap(old: *mut c_void, old_len: usize, new_len: usize, fl
         }
     }
     // SAFETY: C's contract.
-    let r = unsafe { syscall6(k::__NR_mremap, old as usize, old_len, new_len, flags as usize, new as usize, 0) };
+    let r =
+        unsafe { syscall6(k::__NR_mremap, old as usize, old_len, new_len, flags as usize, new as usize, 0) };
     libc_result(r) as *mut c_void
 }

@@ -11,7 +11,9 @@ const EINVAL: i32 = 22;
 
 fn to_ns(t: &k::timespec) -> Option<u64> {
     let s = u64::try_from(t.tv_sec).ok()?;
-    (0..1_000_000_000).contains(&t.tv_nsec).then(|| s.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64))
+    (0..1_000_000_000)
+        .contains(&t.tv_nsec)
+        .then(|| s.saturating_mul(1_000_000_000).saturating_add(t.tv_nsec as u64))
 }
 
 #[unsafe(no_mangle)]
@@ -40,12 +42,25 @@ unsafe extern "C" fn clock_nanosleep(
     }
     // SAFETY: C's contract. This call returns the error instead of setting errno.
     let r = unsafe {
-        syscall6(k::__NR_clock_nanosleep, clock as usize, flags as usize, request as usize, remaining as usize, 0, 0)
+        syscall6(
+            k::__NR_clock_nanosleep,
+            clock as usize,
+            flags as usize,
+            request as usize,
+            remaining as usize,
+            0,
+            0,
+        )
     };
     -r as i32
 }
 
-unsafe fn clock_nanosleep_errno(clock: i32, flags: i32, request: *const k::timespec, rest: *mut k::timespec) -> isize {
+unsafe fn clock_nanosleep_errno(
+    clock: i32,
+    flags: i32,
+    request: *const k::timespec,
+    rest: *mut k::timespec,
+) -> isize {
     // SAFETY: passed on.
     match unsafe { clock_nanosleep(clock, flags, request, rest) } {
         0 => 0,

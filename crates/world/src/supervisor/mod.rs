@@ -101,6 +101,8 @@ pub struct Ended {
     pub stopped_by: Option<i32>,
     /// What it was resumed from, if it was.
     pub resumed: Option<Resumed>,
+    /// What `main` left: its exit code, then its value as postcard has it. Empty if it did not return.
+    pub result: Vec<u8>,
 }
 
 /// After an image was given up because a node did not pause, the next is tried this much later.
@@ -303,7 +305,7 @@ impl Supervisor {
                 continue;
             }
             self.act(asked)?;
-            self.outlet.flush_some();
+            self.show_output();
         }
     }
 
@@ -329,6 +331,14 @@ impl Supervisor {
             self.status_due = Some(now + 100_000_000);
         }
         Ok(())
+    }
+
+    /// Writes out what may go out, without mixing it with the status line.
+    fn show_output(&mut self) {
+        if self.outlet.is_stuck() {
+            self.stats.hide_status();
+            self.outlet.flush_some();
+        }
     }
 
     fn next_due(&self) -> Option<u64> {
@@ -497,7 +507,8 @@ impl Supervisor {
         if save || monotonic_ns() >= self.store_due {
             self.save()?;
         }
-        self.outlet.flush_some();
+        self.stats.blocked_nodes.clear();
+        self.show_output();
         self.note_released();
         Ok(())
     }
@@ -618,6 +629,8 @@ impl Supervisor {
             if signal::kill(n.pid, number::KILL).is_ok() {
                 self.stats.kills += 1;
                 self.stats.kills_hit += hit as u64;
+                let counts = [self.stats.kills, self.stats.kills_hit];
+                world().kills.iter().zip(counts).for_each(|(a, n)| a.store(n, Ordering::Relaxed));
             }
         }
     }
@@ -646,7 +659,13 @@ impl Supervisor {
     fn stop(mut self, signo: i32) -> Ended {
         self.kill_all();
         self.collect_stats();
-        Ended { code: 128 + signo, stats: self.stats, stopped_by: Some(signo), resumed: self.resumed }
+        Ended {
+            code: 128 + signo,
+            stats: self.stats,
+            stopped_by: Some(signo),
+            resumed: self.resumed,
+            result: Vec::new(),
+        }
     }
 
     fn finish(mut self, code: i32) -> Ended {
@@ -654,11 +673,17 @@ impl Supervisor {
         self.outlet.flush_all();
         self.note_released();
         self.collect_stats();
-        Ended { code, stats: self.stats, stopped_by: None, resumed: self.resumed }
+        Ended {
+            code,
+            stats: self.stats,
+            stopped_by: None,
+            resumed: self.resumed,
+            result: thread::result_of_main(),
+        }
     }
 
     fn collect_stats(&mut self) {
-        self.stats.end(world().nodes.iter().take(self.nodes.len()));
+        self.stats.end(world().nodes.iter().take(self.config.nodes as usize));
     }
 
     fn kill_all(&mut self) {

@@ -143,6 +143,7 @@ impl Supervisor {
         self.resume();
         let now = monotonic_ns();
         self.failed_starts = 0;
+        world().rollbacks.store(self.stats.rollbacks + 1, Ordering::Relaxed);
         self.stats.rollback(moved, restored - begun, now - begun, begun.saturating_sub(lost_since));
         if self.stats.kills < self.config.most_kills {
             self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);

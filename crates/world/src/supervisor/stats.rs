@@ -7,7 +7,7 @@ use peregrine_sys::timer::monotonic_ns;
 use std::io::{IsTerminal, Write};
 
 /// Counts and costs of one run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Stats {
     /// When it began (monotonic ns).
     pub started_ns: u64,
@@ -27,6 +27,8 @@ pub struct Stats {
     pub moves_asked: u64,
     /// Moves that took place.
     pub moves: u64,
+    /// Time from leaving one node to being taken up by the other, all moves together, ns.
+    pub move_ns: u64,
     /// Switches between threads.
     pub switches: u64,
     /// Preemptions.
@@ -37,8 +39,8 @@ pub struct Stats {
     pub images_given_up: u64,
     /// Nodes that did not pause last time.
     pub blocked_nodes: Vec<u32>,
-    /// Pages copied by images.
-    pub image_pages: u64,
+    /// Pages copied by each image.
+    pub image_pages: Vec<u64>,
     /// Pause of each image, ns.
     pub pause_ns: Vec<u64>,
     /// Copying part of each image, ns.
@@ -61,7 +63,11 @@ pub struct Stats {
     pub distance_ns: Vec<u64>,
     /// Pages restored.
     pub restored_pages: u64,
+    #[serde(skip)]
     shown: bool,
+    /// When the last plain line of progress was written.
+    #[serde(skip)]
+    line_ns: u64,
 }
 
 impl Stats {
@@ -71,7 +77,7 @@ impl Stats {
 
     pub(super) fn image(&mut self, moved: Moved, ns: u64) {
         self.images += 1;
-        self.image_pages += moved.pages;
+        self.image_pages.push(moved.pages);
         self.copy_ns.push(ns);
     }
 
@@ -93,28 +99,40 @@ impl Stats {
         self.ran_ns = monotonic_ns() - self.started_ns;
         for n in nodes {
             self.moves += n.arrivals.load(Ordering::Relaxed);
+            self.move_ns += n.arrival_ns.load(Ordering::Relaxed);
             self.switches += n.switches.load(Ordering::Relaxed);
             self.preemptions += n.preemptions.load(Ordering::Relaxed);
         }
-        if self.shown {
+        self.hide_status();
+    }
+
+    /// Takes the status line away, before something else is written to the terminal.
+    pub(super) fn hide_status(&mut self) {
+        if core::mem::take(&mut self.shown) {
             let _ = std::io::stderr().write_all(b"\r\x1b[K");
         }
     }
 
-    /// One line on a terminal.
+    /// One line on a terminal, rewritten in place; elsewhere a line a second.
     pub(super) fn show_status(&mut self) {
-        let err = std::io::stderr();
-        if !err.is_terminal() {
-            return;
-        }
-        self.shown = true;
-        let secs = (monotonic_ns() - self.started_ns) as f64 / 1e9;
-        let moves: u64 = crate::control::world().nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum();
-        let _ = write!(
-            err.lock(),
-            "\r\x1b[K{secs:6.1} s  images {}  moves {moves}  kills {} ({} on a running thread)  rollbacks {}",
-            self.images, self.kills, self.kills_hit, self.rollbacks
+        let now = monotonic_ns();
+        let line = format!(
+            "{:6.1} s  images {}  moves {}  kills {} ({} on a running thread)  rollbacks {}",
+            (now - self.started_ns) as f64 / 1e9,
+            self.images,
+            crate::control::world().nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum::<u64>(),
+            self.kills,
+            self.kills_hit,
+            self.rollbacks
         );
+        let mut err = std::io::stderr().lock();
+        if err.is_terminal() {
+            self.shown = true;
+            let _ = write!(err, "\r\x1b[K{line}");
+        } else if now - self.line_ns.max(self.started_ns) >= 1_000_000_000 {
+            self.line_ns = now;
+            let _ = writeln!(err, "{}", line.trim_start());
+        }
     }
 }
 

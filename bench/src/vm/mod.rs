@@ -1,0 +1,233 @@
+//! Appel and Li's table on today's Linux, each row beside its floor of bare system calls.
+
+mod dirty;
+mod fill;
+pub mod path;
+mod raw;
+mod table;
+mod yardsticks;
+
+use crate::measure::{Options, Pair};
+use crate::report::Report;
+use peregrine_base::sync::{AtomicBool, AtomicU64, Ordering};
+use peregrine_vm::capabilities::{Capabilities, Capability};
+use peregrine_vm::{Mapping, PageCount};
+use std::sync::Arc;
+
+/// How pages are protected and traps raised.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    MprotectRead,
+    MprotectNone,
+    WriteProtect,
+    Pager,
+    Guard,
+}
+
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::MprotectRead => "mprotect READ",
+            Self::MprotectNone => "mprotect NONE",
+            Self::WriteProtect => "WP+SIGBUS",
+            Self::Pager => "WP+pager",
+            Self::Guard => "guard",
+        }
+    }
+}
+
+/// What the pages are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Anonymous,
+    Memfd,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+        }
+    }
+
+    fn make(self, pages: PageCount) -> Mapping {
+        match self {
+            Self::Anonymous => Mapping::anonymous(pages),
+            Self::Memfd => Mapping::memfd(pages),
+        }
+        .expect("memory")
+    }
+}
+
+/// Sizes of the unit of protection, in pages.
+const UNITS: [(&str, PageCount); 3] =
+    [("4 KiB", PageCount::new(1)), ("64 KiB", PageCount::new(16)), ("2 MiB", PageCount::new(512))];
+
+/// A thread that runs on the other processor, so that this process's protections must interrupt it.
+struct Second {
+    stop: Arc<AtomicBool>,
+    /// The longest that it stood still since this was last cleared, in ticks of the time stamp counter.
+    longest_pause: Arc<AtomicU64>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Second {
+    /// Longer than any interrupt (10-60 µs here): it was not running, so nobody interrupted it.
+    const PAUSE_TICKS: u64 = 500_000;
+
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let longest_pause = Arc::new(AtomicU64::new(0));
+        let (seen, longest) = (stop.clone(), longest_pause.clone());
+        let thread = std::thread::spawn(move || {
+            let _ = peregrine_sys::process::pin_to_cpu(1);
+            let mut last = ticks();
+            while !seen.load(Ordering::Relaxed) {
+                let now = ticks();
+                if now - last > longest.load(Ordering::Relaxed) {
+                    longest.store(now - last, Ordering::Relaxed);
+                }
+                last = now;
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        Self { stop, longest_pause, thread: Some(thread) }
+    }
+
+    /// Takes a sample during which the second thread, if there is one, was running all the time: on a machine with other
+    /// work it often is not, and what is measured then is the case of one thread.
+    fn beside(second: Option<&Self>, mut sample: impl FnMut() -> f64) -> f64 {
+        let Some(second) = second else { return sample() };
+        let mut value = 0.0;
+        for _ in 0..20 {
+            // It must be running when the sample begins, too: wait until it writes.
+            second.longest_pause.store(0, Ordering::Relaxed);
+            while second.longest_pause.load(Ordering::Relaxed) == 0 {
+                std::hint::spin_loop();
+            }
+            second.longest_pause.store(0, Ordering::Relaxed);
+            value = sample();
+            if second.longest_pause.load(Ordering::Relaxed) < Self::PAUSE_TICKS {
+                break;
+            }
+        }
+        value
+    }
+}
+
+/// The time stamp counter.
+fn ticks() -> u64 {
+    // SAFETY: reads a register.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The whole suite.
+pub fn run(report: &mut Report, options: &Options) {
+    let caps = Capabilities::probe();
+    report.note(&format!("# peregrine bench vm\n{caps}"));
+    let missing: Vec<String> = [
+        Capability::WriteProtectAsync,
+        Capability::PagemapScan,
+        Capability::WriteProtectShared,
+        Capability::MinorShared,
+        Capability::Move,
+        Capability::GuardShared,
+    ]
+    .iter()
+    .filter_map(|c| caps.lack(*c).map(|l| l.to_string()))
+    .collect();
+    if !missing.is_empty() {
+        report.note(&format!("This suite measures every mechanism; here it can't: {}", missing.join("; ")));
+        return;
+    }
+    if peregrine_sys::process::pin_to_cpu(0).is_err() {
+        report.note("not pinned to a processor: expect a wider spread");
+    }
+    let _stack = peregrine_vm::AltStack::install(256 << 10).expect("alternate stack");
+    let mut goals = table::run(report, options, &caps);
+    dirty::run(report, options, &caps, &mut goals);
+    fill::run(report, options, &caps, &mut goals);
+    yardsticks::run(report, options, &caps, &mut goals);
+    path::run(report);
+    goals.print(report);
+}
+
+/// What the goals are judged by.
+#[derive(Default)]
+pub struct Goals {
+    /// Every row that has a floor: name and ratio.
+    layers: Vec<(String, f64, f64)>,
+    /// Named numbers.
+    numbers: Vec<(String, f64)>,
+}
+
+impl Goals {
+    fn layer(&mut self, case: &str, pair: &Pair) {
+        self.layers.push((case.to_owned(), pair.ratio(), pair.low_ratio()));
+    }
+
+    fn number(&mut self, name: &str, value: f64) {
+        self.numbers.push((name.to_owned(), value));
+    }
+
+    fn get(&self, name: &str) -> Option<f64> {
+        self.numbers.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+
+    fn print(&self, report: &Report) {
+        report.note("\n## Goals");
+        let over: Vec<_> = self.layers.iter().filter(|(_, r, _)| *r > 1.05).collect();
+        report.note(&format!(
+            "layer within 5 % of the bare calls: {} of {} rows{}",
+            self.layers.len() - over.len(),
+            self.layers.len(),
+            if over.is_empty() { ": met" } else { "; missed by:" }
+        ));
+        for (case, ratio, low) in over {
+            let noise = if *low <= 1.05 {
+                " (a quarter of the rounds lie below 1.05: within this run's noise)"
+            } else {
+                ""
+            };
+            report.note(&format!("    {case}: {ratio:.3}{noise}"));
+        }
+        let judge = |what: &str, value: Option<f64>, goal: f64, at_least: bool| match value {
+            Some(v) => {
+                let met = if at_least { v >= goal } else { v <= goal };
+                let sign = if at_least { "at least" } else { "at most" };
+                report
+                    .note(&format!("{what}: {v:.2} ({sign} {goal}): {}", if met { "met" } else { "MISSED" }));
+            }
+            None => report.note(&format!("{what}: not measured in this run")),
+        };
+        let quotient = |a: &str, b: &str| Some(self.get(a)? / self.get(b)?);
+        judge(
+            "Appel2, mprotect READ on anonymous memory over write-protect on memfd",
+            quotient("Appel2 mprotect READ anonymous 1", "Appel2 WP+SIGBUS memfd 1"),
+            1.7,
+            true,
+        );
+        judge(
+            "the same with a second thread running",
+            quotient("Appel2 mprotect READ anonymous 2", "Appel2 WP+SIGBUS memfd 2"),
+            7.0,
+            true,
+        );
+        report.note(
+            "    (the floor of bare calls has the same ratio, so it is the kernel's: after lifting write-protect from a memfd page, \
+             Linux 6.18 leaves the entry read-only, and the repeated write takes a second fault; TRAP and UNPROT show the rest)",
+        );
+        judge("DIRTY, ns a first write", self.get("first write"), 1000.0, false);
+        judge("DIRTY, ns a clean page", self.get("clean page"), 1.0, false);
+    }
+}

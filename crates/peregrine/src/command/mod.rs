@@ -1,0 +1,48 @@
+//! What can be typed after `peregrine`. One file for each command.
+//!
+//! Exit codes: 0 it did what was asked; 1 it ran, but the result is not what was asked for; 2 the command line makes no
+//! sense (clap's); 70 the system refused something; 128 + n a signal n ended it.
+
+mod cg;
+mod report;
+mod world_options;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The system refused something.
+const SYSTEM: u8 = 70;
+
+/// Threads that move between processes, go to disk and survive kill -9.
+#[derive(Debug, Parser)]
+#[command(name = "peregrine", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a program whose threads are preempted, moved, imaged and killed
+    #[command(subcommand)]
+    Run(Program),
+}
+
+#[derive(Debug, Subcommand)]
+enum Program {
+    /// The NAS benchmark CG: threads exchange vectors by messages; the result is verified
+    Cg(cg::CgOptions),
+}
+
+/// Parses the command line and obeys.
+pub(crate) fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(Program::Cg(options)) => cg::run(&options),
+    }
+}
+
+/// Prints an error as this command does and gives the exit code.
+fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
+    eprintln!("peregrine: {message}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,544 @@
+//! Mappings: holding one is having the memory.
+//!
+//! ```text
+//!                 ┌──────────── object (memfd or file) ────────────┐
+//!                 └──▲──────────────────────────▲──────────────────┘
+//!   Mapping ─────────┘   Mapping.alias(Read) ───┘      MAP2: the same frames at a second address
+//! ```
+
+use crate::volatile::Volatile;
+use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
+use peregrine_sys::memfd;
+use peregrine_sys::raw::Errno;
+use std::fs::File;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// A mapping could not be made or changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The kernel refused.
+    #[error("{call} of {pages} pages: {errno}; {remedy}", pages = pages.get())]
+    Kernel {
+        /// Which call.
+        call: &'static str,
+        /// How many pages.
+        pages: PageCount,
+        /// What it answered.
+        errno: Errno,
+        /// What would help.
+        remedy: &'static str,
+    },
+    /// Frames of private memory have no second address.
+    #[error(
+        "{range:?} is private anonymous memory, whose frames have no name: alias needs a memfd or a file"
+    )]
+    Private {
+        /// The mapping.
+        range: PageRange,
+    },
+    /// The part asked for does not lie in the mapping.
+    #[error("{asked:?} does not lie in the mapping {range:?}")]
+    Outside {
+        /// What was asked for.
+        asked: PageRange,
+        /// The mapping.
+        range: PageRange,
+    },
+    /// Evicting private anonymous memory would lose it.
+    #[error(
+        "{range:?} is private anonymous memory: evicting it would lose its contents; use `discard` to mean that"
+    )]
+    WouldLose {
+        /// The part asked for.
+        range: PageRange,
+    },
+}
+
+pub(crate) fn remedy_for(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ENOMEM => {
+            "raise sysctl vm.max_map_count or the memory limit, or use a mechanism that splits no mapping (userfaultfd, guards)"
+        }
+        Errno::EACCES | Errno::EPERM => "open the file for what the mapping needs, unsealed",
+        Errno::EMFILE | Errno::ENFILE => "raise the limit of open files (ulimit -n)",
+        Errno::ENODEV | Errno::ENOENT => "that kind of file or page is not configured",
+        Errno::EBUSY => "another userfaultfd owns the range: drop its region or tracker first",
+        _ => "see the call's manual page",
+    }
+}
+
+/// The file behind shared mappings.
+#[derive(Debug)]
+pub(crate) struct Object {
+    pub(crate) fd: OwnedFd,
+    kind: ObjectKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ObjectKind {
+    Memfd,
+    File,
+}
+
+/// What is behind a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Backing {
+    /// Private zero pages.
+    Anonymous,
+    /// A memfd, shared.
+    Memfd,
+    /// A file, shared: writes reach it.
+    File,
+    /// A file, private: writes stay in this process.
+    PrivateFile,
+}
+
+impl Backing {
+    /// Whether others may see and make changes: through an alias, another process or the file.
+    pub const fn is_shared(self) -> bool {
+        matches!(self, Self::Memfd | Self::File)
+    }
+}
+
+/// The size of the pages a mapping is to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum PageKind {
+    /// 4 KiB.
+    #[default]
+    Base,
+    /// Huge where the kernel finds one (`MADV_HUGEPAGE`, aligned to 2 MiB); otherwise 4 KiB.
+    TransparentHuge,
+    /// 2 MiB from the pool (`MAP_HUGETLB`), or an error.
+    Huge2M,
+}
+
+/// An owned range of this process's address space; dropping it unmaps it.
+///
+/// Others may change the memory (a pager, an alias, another process, the trap handler of a [`Region`](crate::Region)), so it
+/// is reached through [`Mapping::bytes`] only. For memory that is provably nobody else's, see [`PrivateMemory`].
+#[derive(Debug)]
+pub struct Mapping {
+    range: PageRange,
+    /// What was mapped, when alignment made that more than `range`.
+    whole: PageRange,
+    backing: Backing,
+    page_kind: PageKind,
+    access: Protection,
+    object: Option<Arc<Object>>,
+    /// Where in the object the mapping begins.
+    object_offset: PageCount,
+}
+
+const HUGE_PAGES: usize = (2 << 20) / PAGE_SIZE;
+
+fn map_error(call: &'static str, pages: PageCount) -> impl FnOnce(Errno) -> MapError {
+    move |errno| MapError::Kernel { call, pages, errno, remedy: remedy_for(errno) }
+}
+
+impl Mapping {
+    /// Private zero pages, readable and writable.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`]: no room, or `vm.max_map_count` mappings already.
+    pub fn anonymous(pages: PageCount) -> Result<Self, MapError> {
+        Self::anonymous_of(pages, PageKind::Base)
+    }
+
+    /// Private zero pages of a given kind.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`]; for [`PageKind::Huge2M`] also an empty pool (sysctl `vm.nr_hugepages`).
+    pub fn anonymous_of(pages: PageCount, kind: PageKind) -> Result<Self, MapError> {
+        Self::make(pages, kind, Backing::Anonymous, None, PageCount::new(0), Protection::ReadWrite)
+    }
+
+    /// Address space without access or memory: `PROT_NONE`, nothing reserved. A [`Region`](crate::Region) over it opens
+    /// parts of it by `protect`.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn reserve(pages: PageCount) -> Result<Self, MapError> {
+        Self::make(pages, PageKind::Base, Backing::Anonymous, None, PageCount::new(0), Protection::None)
+    }
+
+    /// Zero pages with a name, so that they can be mapped again ([`Mapping::alias`]) and by other processes.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn memfd(pages: PageCount) -> Result<Self, MapError> {
+        Self::memfd_of(pages, PageKind::Base)
+    }
+
+    /// As [`Mapping::memfd`], with pages of a given kind.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn memfd_of(pages: PageCount, kind: PageKind) -> Result<Self, MapError> {
+        let file_pages = if kind == PageKind::Huge2M { memfd::Pages::Huge2M } else { memfd::Pages::Base };
+        let fd =
+            memfd::create(c"peregrine-vm", pages, file_pages).map_err(map_error("memfd_create", pages))?;
+        let object = Arc::new(Object { fd, kind: ObjectKind::Memfd });
+        Self::make(pages, kind, Backing::Memfd, Some(object), PageCount::new(0), Protection::ReadWrite)
+    }
+
+    /// A memfd that came from elsewhere (another process, a descriptor passed over a socket), `pages` pages from `offset`.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn from_memfd(fd: OwnedFd, offset: PageCount, pages: PageCount) -> Result<Self, MapError> {
+        let object = Arc::new(Object { fd, kind: ObjectKind::Memfd });
+        Self::make(pages, PageKind::Base, Backing::Memfd, Some(object), offset, Protection::ReadWrite)
+    }
+
+    /// Part of a file, shared: writes reach the file. Beyond its end, a touch raises SIGBUS.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`]; EACCES: the file is not open for `access`.
+    pub fn file(
+        file: &File,
+        offset: PageCount,
+        pages: PageCount,
+        access: Protection,
+    ) -> Result<Self, MapError> {
+        let object = Self::object_of(file, pages)?;
+        Self::make(pages, PageKind::Base, Backing::File, Some(object), offset, access)
+    }
+
+    /// Part of a file, private: writes stay in this process.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn private_file(file: &File, offset: PageCount, pages: PageCount) -> Result<Self, MapError> {
+        let object = Self::object_of(file, pages)?;
+        Self::make(pages, PageKind::Base, Backing::PrivateFile, Some(object), offset, Protection::ReadWrite)
+    }
+
+    fn object_of(file: &File, pages: PageCount) -> Result<Arc<Object>, MapError> {
+        let fd = file.as_fd().try_clone_to_owned().map_err(|e| MapError::Kernel {
+            call: "dup",
+            pages,
+            errno: Errno(e.raw_os_error().unwrap_or(0)),
+            remedy: "raise the limit of open files (ulimit -n)",
+        })?;
+        Ok(Arc::new(Object { fd, kind: ObjectKind::File }))
+    }
+
+    fn make(
+        pages: PageCount,
+        kind: PageKind,
+        backing: Backing,
+        object: Option<Arc<Object>>,
+        object_offset: PageCount,
+        access: Protection,
+    ) -> Result<Self, MapError> {
+        let source = match (&object, backing) {
+            (Some(o), Backing::PrivateFile) => Source::Private(o.fd.as_fd(), object_offset),
+            (Some(o), _) => Source::Shared(o.fd.as_fd(), object_offset),
+            (None, _) => Source::Anonymous,
+        };
+        let options = MapOptions {
+            no_reserve: access == Protection::None,
+            huge_2m: kind == PageKind::Huge2M && object.is_none(),
+            ..MapOptions::default()
+        };
+        let fail = map_error("mmap", pages);
+        let (range, whole) = if kind == PageKind::TransparentHuge {
+            // Room for a start on a 2 MiB boundary, in which the mapping then takes its place.
+            let room = PageCount::new(pages.get() + HUGE_PAGES);
+            let reserve = MapOptions { no_reserve: true, ..MapOptions::default() };
+            // SAFETY: a new mapping at a place of the kernel's choice.
+            let whole = unsafe {
+                mem::map(room, Protection::None, Source::Anonymous, Placement::Anywhere, reserve)
+                    .map_err(map_error("mmap", room))?
+            };
+            let start = VirtAddr::new(whole.start().as_usize().next_multiple_of(HUGE_PAGES * PAGE_SIZE));
+            // SAFETY: `start` and `pages` beyond it lie in `whole`, which was made just now and nobody has seen.
+            match unsafe { mem::map(pages, access, source, Placement::Replace(start), options) } {
+                Ok(range) => (range, whole),
+                Err(e) => {
+                    // SAFETY: made just now, and nobody has seen it.
+                    let _ = unsafe { mem::unmap(whole) };
+                    return Err(fail(e));
+                }
+            }
+        } else {
+            // SAFETY: a new mapping at a place of the kernel's choice.
+            let range =
+                unsafe { mem::map(pages, access, source, Placement::Anywhere, options).map_err(fail)? };
+            (range, range)
+        };
+        let this = Self { range, whole, backing, page_kind: kind, access, object, object_offset };
+        if kind == PageKind::TransparentHuge {
+            this.advise(range, Advice::HugePage)?;
+        }
+        Ok(this)
+    }
+
+    /// Where it is.
+    pub const fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// What is behind it.
+    pub const fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// What pages it was asked to have.
+    pub const fn page_kind(&self) -> PageKind {
+        self.page_kind
+    }
+
+    /// The access it was mapped with; a region may have changed parts of it since.
+    pub const fn access(&self) -> Protection {
+        self.access
+    }
+
+    /// Where in its object (memfd or file) it begins.
+    pub const fn object_offset(&self) -> PageCount {
+        self.object_offset
+    }
+
+    /// The memfd or file behind it.
+    pub fn object_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.object.as_ref().map(|o| o.fd.as_fd())
+    }
+
+    pub(crate) fn object(&self) -> Option<&Arc<Object>> {
+        self.object.as_ref()
+    }
+
+    /// The bytes, copied in and out.
+    pub const fn bytes(&self) -> Volatile<'_> {
+        // SAFETY: the range is mapped until `self` is dropped, and this type never makes a reference to its bytes (S1).
+        unsafe { Volatile::new(self.range) }
+    }
+
+    /// `count` pages from page `first` of this mapping on.
+    ///
+    /// # Errors
+    /// [`MapError::Outside`].
+    pub fn pages(&self, first: usize, count: usize) -> Result<PageRange, MapError> {
+        let total = self.range.pages().get();
+        if first <= total && count <= total - first {
+            Ok(PageRange::new(
+                VirtAddr::new(self.range.start().as_usize() + first * PAGE_SIZE),
+                PageCount::new(count),
+            ))
+        } else {
+            Err(MapError::Outside {
+                asked: PageRange::new(self.range.start(), PageCount::new(first.saturating_add(count))),
+                range: self.range,
+            })
+        }
+    }
+
+    pub(crate) fn check_inside(&self, asked: PageRange) -> Result<(), MapError> {
+        let inside = asked.start() >= self.range.start() && asked.end() <= self.range.end();
+        if inside { Ok(()) } else { Err(MapError::Outside { asked, range: self.range }) }
+    }
+
+    /// MAP2: the same frames at a second address, with other rights.
+    ///
+    /// A protection on one does not hold on the other, and DIRTY on one does not see writes through the other.
+    ///
+    /// # Errors
+    /// [`MapError::Private`]: anonymous memory. [`MapError::Kernel`].
+    pub fn alias(&self, access: Protection) -> Result<Self, MapError> {
+        self.alias_part(self.range, access)
+    }
+
+    /// As [`Mapping::alias`], for part of it.
+    ///
+    /// # Errors
+    /// As [`Mapping::alias`]; [`MapError::Outside`].
+    pub fn alias_part(&self, part: PageRange, access: Protection) -> Result<Self, MapError> {
+        self.check_inside(part)?;
+        let object = match &self.object {
+            Some(object) if self.backing.is_shared() => object.clone(),
+            _ => return Err(MapError::Private { range: part }),
+        };
+        let first = (part.start().as_usize() - self.range.start().as_usize()) / PAGE_SIZE;
+        let offset = PageCount::new(self.object_offset.get() + first);
+        Self::make(part.pages(), self.page_kind, self.backing, Some(object), offset, access)
+    }
+
+    /// Whether two mappings show the same object.
+    pub fn shares_object_with(&self, other: &Self) -> bool {
+        match (&self.object, &other.object) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    fn advise(&self, part: PageRange, advice: Advice) -> Result<(), MapError> {
+        self.check_inside(part)?;
+        // SAFETY: the part lies in the range that `self` owns; callers below say what the advice does to contents.
+        unsafe { mem::advise(part, advice) }.map_err(map_error("madvise", part.pages()))
+    }
+
+    /// Faults `part` in now: for writing if `for_writing` (the pages are private, allocated and dirty), else for reading.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`]; EFAULT: the part is protected or its pages trap.
+    pub fn populate(&self, part: PageRange, for_writing: bool) -> Result<(), MapError> {
+        let advice = if for_writing { Advice::PopulateWrite } else { Advice::PopulateRead };
+        match self.advise(part, advice) {
+            // A kernel before 5.14: touch each page; a write is an atomic `|= 0`, so nobody's write is undone.
+            Err(MapError::Kernel { errno: Errno::EINVAL, .. }) => {
+                let first = part.start().as_usize() - self.range.start().as_usize();
+                for page in 0..part.pages().get() {
+                    let at = first + page * PAGE_SIZE;
+                    let touched = match for_writing {
+                        true => self.bytes().fetch_add_u64(at, 0),
+                        false => self.bytes().load_u64(at),
+                    };
+                    debug_assert!(touched.is_ok(), "checked above");
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Drops `part` from this page table; the frames stay in the object and come back on the next touch.
+    ///
+    /// # Errors
+    /// [`MapError::WouldLose`]: private memory. [`MapError::Kernel`].
+    pub fn evict(&self, part: PageRange) -> Result<(), MapError> {
+        if !self.backing.is_shared() {
+            return Err(MapError::WouldLose { range: part });
+        }
+        self.advise(part, Advice::DontNeed)
+    }
+
+    /// Gives the frames of `part` back; what is read next is zeros (a memfd or anonymous memory) or the file's contents
+    /// (a private file mapping). On a shared object the hole is seen through every alias.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`]; EOPNOTSUPP: the file system punches no holes.
+    pub fn discard(&self, part: PageRange) -> Result<(), MapError> {
+        self.check_inside(part)?;
+        if !self.backing.is_shared() {
+            return self.advise(part, Advice::DontNeed);
+        }
+        let object = self.object.as_ref().ok_or(MapError::Private { range: part })?;
+        let first = (part.start().as_usize() - self.range.start().as_usize()) / PAGE_SIZE;
+        let at = PageCount::new(self.object_offset.get() + first);
+        memfd::punch(&object.fd, at, part.pages()).map_err(map_error("fallocate(PUNCH_HOLE)", part.pages()))
+    }
+
+    /// Asks for huge pages in `part` now (`MADV_COLLAPSE`).
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`]: no huge page to be had, or the part is tracked (the kernel keeps small pages then).
+    pub fn collapse(&self, part: PageRange) -> Result<(), MapError> {
+        self.advise(part, Advice::Collapse)
+    }
+
+    /// Asks the kernel to write `part` to swap or file now (`MADV_PAGEOUT`).
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn page_out(&self, part: PageRange) -> Result<(), MapError> {
+        self.advise(part, Advice::PageOut)
+    }
+
+    /// Whether the mapping is of an ordinary file (which userfaultfd does not serve).
+    pub(crate) fn is_plain_file(&self) -> bool {
+        self.object.as_ref().is_some_and(|o| o.kind == ObjectKind::File)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped in `make` and is owned by `self`; borrows of its bytes end before `self`, and regions
+        // and trackers keep it alive through an `Arc`.
+        let _ = unsafe { mem::unmap(self.whole) };
+    }
+}
+
+/// Private memory that this value alone can change, so that plain slices of it are sound.
+///
+/// It is anonymous, has no alias, and is never given to a pager. It can be write-tracked
+/// ([`Tracker::of_private`](crate::Tracker::of_private)): that changes when the kernel traps, not what the bytes are.
+///
+/// ```
+/// use peregrine_vm::{PageCount, PrivateMemory};
+/// let mut memory = PrivateMemory::new(PageCount::new(2))?;
+/// memory[..5].copy_from_slice(b"plain");
+/// assert_eq!(&memory[..5], b"plain");
+/// # Ok::<(), peregrine_vm::MapError>(())
+/// ```
+#[derive(Debug)]
+pub struct PrivateMemory {
+    mapping: Arc<Mapping>,
+}
+
+impl PrivateMemory {
+    /// `pages` pages of zeros.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn new(pages: PageCount) -> Result<Self, MapError> {
+        Ok(Self { mapping: Arc::new(Mapping::anonymous(pages)?) })
+    }
+
+    /// As [`PrivateMemory::new`], with pages of a given kind.
+    ///
+    /// # Errors
+    /// [`MapError::Kernel`].
+    pub fn of_kind(pages: PageCount, kind: PageKind) -> Result<Self, MapError> {
+        Ok(Self { mapping: Arc::new(Mapping::anonymous_of(pages, kind)?) })
+    }
+
+    /// Where it is.
+    pub fn range(&self) -> PageRange {
+        self.mapping.range()
+    }
+
+    /// Makes `part` zeros again and gives its frames back.
+    ///
+    /// # Errors
+    /// [`MapError::Outside`], [`MapError::Kernel`].
+    pub fn discard(&mut self, part: PageRange) -> Result<(), MapError> {
+        self.mapping.discard(part)
+    }
+
+    /// Gives up the right to plain slices, for use with pagers and regions.
+    ///
+    /// # Errors
+    /// Gives `self` back if a tracker still watches it.
+    pub fn into_mapping(self) -> Result<Mapping, Self> {
+        Arc::try_unwrap(self.mapping).map_err(|mapping| Self { mapping })
+    }
+
+    /// For trackers, which watch the memory and never hand the mapping out.
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+}
+
+impl Deref for PrivateMemory {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        let range = self.range();
+        // SAFETY: mapped readable while `self` lives; nobody but `self` can write it (no alias, no pager: the mapping behind
+        // the `Arc` is seen only by trackers, which don't write), and `&self` excludes `&mut self`.
+        unsafe { core::slice::from_raw_parts(range.start().as_ptr(), range.len_bytes()) }
+    }
+}
+
+impl DerefMut for PrivateMemory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let range = self.range();
+        // SAFETY: as in `deref`; `&mut self` is exclusive.
+        unsafe { core::slice::from_raw_parts_mut(range.start().as_ptr(), range.len_bytes()) }
+    }
+}

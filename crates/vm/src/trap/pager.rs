@@ -1,0 +1,105 @@
+//! The thread that reads userfaultfd messages and runs a pager handler.
+//!
+//! Between two messages it allocates nothing, so that memory of the program's allocator may be paged by it, as far as the
+//! handler itself keeps to that.
+
+use super::{Access, Cause, Decision, Fault};
+use crate::region::{Operations, PagerHandler, Trap};
+use peregrine_base::VirtAddr;
+use peregrine_sys::raw::Errno;
+use peregrine_sys::uffd::{Event, Message};
+use peregrine_sys::{fault as signal, io};
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
+
+pub(crate) struct PagerThread {
+    thread: Option<JoinHandle<()>>,
+    /// Closing the write end tells the thread to stop.
+    stop: Option<OwnedFd>,
+}
+
+impl PagerThread {
+    pub(crate) fn start(
+        operations: Arc<Operations>,
+        handler: Box<dyn PagerHandler>,
+    ) -> Result<Self, std::io::Error> {
+        let (reader, writer) = std::io::pipe()?;
+        // A thread allocates while it starts; once it serves, it must not.
+        let serving = Arc::new(Barrier::new(2));
+        let started = serving.clone();
+        let thread = std::thread::Builder::new().name("pager".into()).spawn(move || {
+            started.wait();
+            serve(&operations, handler, &reader);
+        })?;
+        serving.wait();
+        Ok(Self { thread: Some(thread), stop: Some(writer.into()) })
+    }
+
+    /// Ends the thread; in a child, where it does not exist, only forgets it.
+    pub(crate) fn stop(mut self, here: bool) {
+        self.stop = None;
+        match self.thread.take() {
+            // A handler that panicked was answered with Deny; the thread itself does not fail.
+            Some(thread) if here => drop(thread.join()),
+            other => std::mem::forget(other),
+        }
+    }
+}
+
+impl fmt::Debug for PagerThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PagerThread")
+    }
+}
+
+fn serve(operations: &Operations, mut handler: Box<dyn PagerHandler>, stop: &std::io::PipeReader) {
+    let Some(uffd) = operations.uffd_for_pager() else { return };
+    let mut messages = [const { MaybeUninit::<Message>::uninit() }; 16];
+    loop {
+        match io::wait_readable(&[uffd.as_fd(), stop.as_fd()], None) {
+            Ok(ready) if ready & 2 != 0 => return,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+        let count = uffd.read(&mut messages).unwrap_or(0);
+        for message in &messages[..count] {
+            // SAFETY: `read` said that so many messages were written.
+            let event = unsafe { message.assume_init_ref() }.event();
+            if let Event::PageFault { address, write, write_protected, minor, thread_id } = event {
+                let cause = match (write_protected, minor) {
+                    (true, _) => Cause::WriteProtected,
+                    (false, true) => Cause::Minor,
+                    (false, false) => Cause::Missing,
+                };
+                let access = if write { Access::Write } else { Access::Read };
+                let fault = Fault { address, access, cause, instruction: VirtAddr::new(0) };
+                answer(operations, handler.as_mut(), fault, thread_id);
+            }
+        }
+    }
+}
+
+fn answer(operations: &Operations, handler: &mut dyn PagerHandler, fault: Fault, thread_id: u32) {
+    let trap = Trap::new(fault, operations);
+    // A pager that dies would leave its touchers asleep for ever: a panic (whose message is printed) denies one access.
+    let decision = catch_unwind(AssertUnwindSafe(|| handler.on_trap(&trap))).unwrap_or(Decision::Deny);
+    let page = fault.page();
+    match decision {
+        Decision::Filled if trap.was_woken() => {}
+        Decision::Filled | Decision::Retry => {
+            let _ = operations.wake(page);
+        }
+        Decision::Deny => {
+            let absent = matches!(fault.cause, Cause::Missing | Cause::Minor);
+            if !(absent && operations.poison(page).is_ok()) {
+                // No poison on this kernel or for this page: the thread gets the signal that it would have got from it.
+                let _ = signal::queue_to_thread(thread_id, signal::SIGBUS, -1, fault.address);
+            }
+            let _ = operations.wake(page);
+        }
+    }
+}

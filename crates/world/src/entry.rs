@@ -1,0 +1,76 @@
+//! A World around one typed function, and what a program can ask about its World.
+
+use crate::control::world;
+use crate::error::SpawnError;
+use crate::spawn;
+use crate::{Config, Ended, WorldError};
+use peregrine_base::sync::Ordering;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Runs `entry(argument)` as the first thread of a World of its own, until it returns.
+///
+/// The argument is serialised on the way in and the result on the way out, as in [`spawn`](crate::spawn()). What the
+/// function returned is in [`Ended::value`].
+///
+/// # Errors
+/// [`WorldError`]: the World could not be made, or lost what it stands on.
+///
+/// # Panics
+/// If the process has more than one thread: nodes are forked from it.
+pub fn run_with<A, R>(config: Config, entry: fn(A) -> R, argument: &A) -> Result<Ended, WorldError>
+where
+    A: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    let bytes = postcard::to_allocvec(argument).map_err(|e| SpawnError::Argument(e.to_string()))?;
+    crate::run(config, body::<A, R>, entry as usize, &bytes)
+}
+
+/// The body of a main thread that returns a value: exit code 0, then the value.
+fn body<A, R>(function: usize, bytes: Vec<u8>, ends: Vec<u32>) -> Result<(Vec<u8>, Vec<u32>), String>
+where
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    let (value, ends) = spawn::body::<A, R>(function, bytes, ends)?;
+    let mut result = Vec::with_capacity(value.len() + 1);
+    result.push(0);
+    result.extend_from_slice(&value);
+    Ok((result, ends))
+}
+
+impl Ended {
+    /// What the function given to [`run_with`] returned; `None` if it panicked, was stopped, ended the process itself,
+    /// or returned something else.
+    pub fn value<R: DeserializeOwned>(&self) -> Option<R> {
+        postcard::from_bytes(self.result.get(1..)?).ok()
+    }
+}
+
+/// What has happened in this World so far. It only grows: a rollback of the threads does not take it back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Nodes killed on purpose.
+    pub kills: u64,
+    /// Of those, how many ran a thread.
+    pub kills_hit: u64,
+    /// Threads that moved from one node to another.
+    pub moves: u64,
+    /// Times that all threads went back to the last image.
+    pub rollbacks: u64,
+}
+
+/// The [`Tally`] of the calling thread's World.
+///
+/// # Panics
+/// Outside a Peregrine thread.
+pub fn tally() -> Tally {
+    assert!(crate::current().is_some(), "tally() was called outside a Peregrine thread");
+    let w = world();
+    Tally {
+        kills: w.kills[0].load(Ordering::Relaxed),
+        kills_hit: w.kills[1].load(Ordering::Relaxed),
+        moves: w.nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum(),
+        rollbacks: w.rollbacks.load(Ordering::Relaxed),
+    }
+}

@@ -1,0 +1,28 @@
+//! `soak SUITE [--seed N] [--seconds S]`: the tests' random runs, for as long as one likes.
+//!
+//! The seed is printed; with the same one the same plans are tried in the same order (how threads interleave is the
+//! machine's). The first failure ends the run.
+
+mod vm;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |flag: &str| {
+        let at = arguments.iter().position(|a| a == flag)?;
+        arguments.get(at + 1)?.parse::<u64>().ok()
+    };
+    let seed = number("--seed").unwrap_or_else(|| u64::from(std::process::id()));
+    let seconds = number("--seconds").unwrap_or(60);
+    match arguments.first().map(String::as_str) {
+        Some("vm") => {
+            vm::run(seed, seconds);
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("usage: soak vm [--seed N] [--seconds S]");
+            ExitCode::from(2)
+        }
+    }
+}
