@@ -33,7 +33,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             node: index,
             fast_fs,
             wide_compare: cpu_flag(1),
-            window_pristine: false,
+            window_written: u64::MAX,
             scheduler_sp: 0,
             process_fs: cpu::thread_pointer(),
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),

@@ -218,7 +218,7 @@ impl Shadow {
                             punch(slot_base(slot));
                         }
                         // The copy's own header tells its extents; the World's may be torn.
-                        for (start, end) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
+                        for (start, end) in (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) {
                             compare_and_copy(twin(start), start, end - start, &mut moved, None);
                         }
                     }
@@ -230,7 +230,7 @@ impl Shadow {
                 match slot_index_of(start) {
                     Some(slot) => {
                         let Some(_) = self.live.get(&slot) else { continue };
-                        for (low, high) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
+                        for (low, high) in (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) {
                             let (from, to) = (start.max(low), end.min(high));
                             if from < to {
                                 moved.pages += copy(twin(from), from, to - from);
@@ -290,7 +290,7 @@ impl Shadow {
     /// All pages of the image that belong to `slot`: ranges of World addresses.
     pub fn extents_of(&self, slot: u32) -> [(usize, usize); 3] {
         // SAFETY: the copy of a live slot begins with an intact header; nobody writes the shadow but this supervisor.
-        unsafe { (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) }
+        unsafe { (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) }
     }
 
     /// The arena's part of the image.

@@ -277,7 +277,7 @@ fn patch_process_words(slot: u32, old_template: &[u8], old_vdso: [usize; 2], new
     // SAFETY: the shadow's copy of a live slot, before any node exists.
     unsafe {
         let t = template();
-        let header = &*(crate::shadow::twin(peregrine_thread::layout::slot_base(slot)) as *const SlotHeader);
+        let header = &*(crate::shadow::twin(SlotHeader::of(slot) as usize) as *const SlotHeader);
         let words = (crate::shadow::twin(header.statics)) as *mut usize;
         let new_template = t.statics().cast::<usize>();
         for i in 0..t.statics_len.min(old_template.len()) / 8 {
