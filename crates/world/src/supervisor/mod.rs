@@ -288,6 +288,8 @@ impl Supervisor {
         self.collect_reports();
         self.commit();
         self.resume();
+        // From here on there is something to resume.
+        self.save()?;
         let now = monotonic_ns();
         self.image_due = self.config.image_interval.map(|d| now + d.as_nanos() as u64);
         self.move_due = self.config.move_every.map(|d| now + d.as_nanos() as u64);
