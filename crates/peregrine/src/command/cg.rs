@@ -167,7 +167,8 @@ fn one_run(plan: &Plan, show_iterations: bool) -> Result<Outcome, String> {
     }
     let mut handles = Vec::new();
     for (rank, (to, from)) in to.into_iter().zip(from).enumerate() {
-        let seat = Seat { class: plan.class, rank, to, from, talk: plan.talk && show_iterations && rank == 0 };
+        let seat =
+            Seat { class: plan.class, rank, to, from, talk: plan.talk && show_iterations && rank == 0 };
         let builder = Builder::new().name(format!("rank {rank}")).node(rank as u32 % node_count());
         handles.push(builder.spawn(solve, seat).map_err(|e| format!("can't start rank {rank}: {e}"))?);
     }

@@ -211,7 +211,11 @@ pub(super) fn print(out: &mut impl Write, s: &Stats, runs: Option<usize>) -> std
         median(&s.image_pages)
     )?;
     if s.images_given_up > 0 {
-        writeln!(out, "            {:6}   more were given up, because a node did not pause in time", s.images_given_up)?;
+        writeln!(
+            out,
+            "            {:6}   more were given up, because a node did not pause in time",
+            s.images_given_up
+        )?;
     }
     writeln!(
         out,

@@ -81,13 +81,16 @@ impl WorldOptions {
             config.store.clone_from(&self.store);
         }
         if config.move_every.is_some() && self.nodes == 1 {
-            return Err(Clash("threads can't move with one node; use --nodes 2 or more, or drop --move-every".into()));
+            return Err(Clash(
+                "threads can't move with one node; use --nodes 2 or more, or drop --move-every".into(),
+            ));
         }
         if let Some(kill) = config.kill_every {
             match config.image_interval {
                 None => {
                     return Err(Clash(
-                        "with kills and no images every kill starts the program over; give --image-interval".into(),
+                        "with kills and no images every kill starts the program over; give --image-interval"
+                            .into(),
                     ));
                 }
                 Some(image) if image >= kill => {
