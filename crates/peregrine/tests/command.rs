@@ -312,6 +312,26 @@ fn a_world_that_was_killed_as_a_whole_goes_on_from_its_store() {
     assert!(Path::new(store).is_dir());
 }
 
+/// The example of that name, built beside the tests.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().expect("known");
+    let profile = tests.ancestors().nth(2).expect("target/PROFILE/deps");
+    profile.join("examples").join(name)
+}
+
+#[test]
+fn ps_shows_what_a_thread_does_that_blocks_its_node() {
+    let scene = Scene::new();
+    let mut command = Command::new(example("blocks"));
+    command.env("XDG_RUNTIME_DIR", scene.dir.path()).env("PEREGRINE_NODES", "2").stderr(Stdio::null());
+    let _world = World { child: command.spawn().expect("cargo test builds the examples") };
+    wait_until("the node counts as blocked", || scene.status().contains("\"blocked\""));
+    let o = scene.run(&["ps"]);
+    let table = text(&o.stdout);
+    assert!(table.contains("node 1 is blocked: thread 1"), "{table}");
+    assert!(table.contains("stay_in_the_runtime"), "{table}");
+}
+
 /// A script that prints for a few seconds; killed as a whole twice, it must come to the file that an undisturbed run writes.
 #[cfg(feature = "js")]
 #[test]
