@@ -312,11 +312,20 @@ fn a_world_that_was_killed_as_a_whole_goes_on_from_its_store() {
     assert!(Path::new(store).is_dir());
 }
 
-/// The example of that name, built beside the tests.
+/// The example of that name. `cargo test` builds it beside the tests; `cargo test --test command` alone does not.
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("known");
     let profile = tests.ancestors().nth(2).expect("target/PROFILE/deps");
-    profile.join("examples").join(name)
+    let path = profile.join("examples").join(name);
+    if !path.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().expect("cargo is there").success());
+    }
+    path
 }
 
 #[test]
