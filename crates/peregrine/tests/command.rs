@@ -65,7 +65,9 @@ impl World {
     fn processes(&self) -> Vec<u32> {
         let me = self.child.id().to_string();
         let all = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
-        all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| parent(*pid) == Some(me.clone())).collect()
+        all.filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .filter(|pid| parent(*pid) == Some(me.clone()))
+            .collect()
     }
 
     fn signal(&self, name: &str) {
@@ -111,7 +113,12 @@ fn cg_is_verified_while_its_nodes_are_killed_and_its_threads_moved() {
     let o = Scene::new().run(&["run", "cg", "--class", "S", "--nodes", "2", "--kill-every", "50ms"]);
     let said = said(&o);
     assert!(o.status.success(), "{said}");
-    for line in ["VERIFICATION SUCCESSFUL", "    iteration           ||r||                 zeta", " kills ", " moves "] {
+    for line in [
+        "VERIFICATION SUCCESSFUL",
+        "    iteration           ||r||                 zeta",
+        " kills ",
+        " moves ",
+    ] {
         assert!(said.contains(line), "{line:?} is missing:\n{said}");
     }
     assert!(!said.contains("crashed"), "{said}");
@@ -119,10 +126,12 @@ fn cg_is_verified_while_its_nodes_are_killed_and_its_threads_moved() {
 
 #[test]
 fn the_report_in_json_has_the_counts_that_the_exit_code_rests_on() {
-    let o = Scene::new().run(&["run", "cg", "--class", "S", "--kill-every", "40ms", "--kills", "4", "--json"]);
+    let o =
+        Scene::new().run(&["run", "cg", "--class", "S", "--kill-every", "40ms", "--kills", "4", "--json"]);
     let said = said(&o);
     assert!(o.status.success(), "{said}");
-    let report: serde_json::Value = serde_json::from_slice(&o.stdout).expect("one JSON object and nothing else");
+    let report: serde_json::Value =
+        serde_json::from_slice(&o.stdout).expect("one JSON object and nothing else");
     assert_eq!(report["verified"], true, "{said}");
     assert!(report["kills"].as_u64() >= Some(4), "{said}");
     assert!(report["kills_of_a_running_thread"].as_u64() >= Some(2), "{said}");
@@ -134,7 +143,18 @@ fn the_report_in_json_has_the_counts_that_the_exit_code_rests_on() {
 #[test]
 fn too_few_kills_are_a_failure_that_says_what_is_missing() {
     let o = Scene::new().run(&[
-        "run", "cg", "--class", "S", "--kill-every", "1h", "--kills", "1", "--moves", "0", "--most-runs", "1",
+        "run",
+        "cg",
+        "--class",
+        "S",
+        "--kill-every",
+        "1h",
+        "--kills",
+        "1",
+        "--moves",
+        "0",
+        "--most-runs",
+        "1",
     ]);
     assert_eq!(o.status.code(), Some(1), "{}", said(&o));
     assert!(text(&o.stdout).contains("VERIFICATION SUCCESSFUL"), "{}", said(&o));
@@ -290,4 +310,69 @@ fn a_world_that_was_killed_as_a_whole_goes_on_from_its_store() {
     assert!(line.contains("going on with image"), "{line}");
     wait_until("its threads run again", || scene.status().contains("\"rank 1\""));
     assert!(Path::new(store).is_dir());
+}
+
+/// The example of that name. `cargo test` builds it beside the tests; `cargo test --test command` alone does not.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().expect("known");
+    let profile = tests.ancestors().nth(2).expect("target/PROFILE/deps");
+    let path = profile.join("examples").join(name);
+    if !path.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().expect("cargo is there").success());
+    }
+    path
+}
+
+#[test]
+fn ps_shows_what_a_thread_does_that_blocks_its_node() {
+    let scene = Scene::new();
+    let mut command = Command::new(example("blocks"));
+    command.env("XDG_RUNTIME_DIR", scene.dir.path()).env("PEREGRINE_NODES", "2").stderr(Stdio::null());
+    let _world = World { child: command.spawn().expect("cargo test builds the examples") };
+    wait_until("the node counts as blocked", || scene.status().contains("\"blocked\""));
+    let o = scene.run(&["ps"]);
+    let table = text(&o.stdout);
+    assert!(table.contains("node 1 is blocked: thread 1"), "{table}");
+    assert!(table.contains("stay_in_the_runtime"), "{table}");
+}
+
+/// A script that prints for a few seconds; killed as a whole twice, it must come to the file that an undisturbed run writes.
+#[cfg(feature = "js")]
+#[test]
+fn a_script_that_was_killed_twice_writes_what_an_undisturbed_run_writes() {
+    let scene = Scene::new();
+    let at = |name: &str| scene.dir.path().join(name).to_str().expect("a plain path").to_owned();
+    let (script, store, out, alone) = (at("s.js"), at("store"), at("out.txt"), at("alone.txt"));
+    let source = "const k = Symbol('k'); const m = new Map([[k, 0]]); \
+                  for (let i = 0; i < 400; i++) { let x = i; for (let j = 0; j < 20000; j++) x = (x * 31 + j) % 65521; \
+                  m.set(k, (m.get(k) + x) % 65521); console.log(i, m.get(k)); }";
+    std::fs::write(&script, source).expect("written");
+    let o = scene.run(&["run", "js", &script, "--out", &alone]);
+    assert!(o.status.success(), "{}", said(&o));
+
+    let lines = || std::fs::read_to_string(&out).map_or(0, |t| t.lines().count());
+    let spawn = |args: &[&str]| World {
+        child: scene.command(args).stderr(Stdio::null()).spawn().expect("it starts"),
+    };
+    let mut world = spawn(&["run", "js", &script, "--store", &store, "--out", &out]);
+    for goal in [50, 150] {
+        wait_until("some lines are out", || {
+            lines() >= goal || world.child.try_wait().is_ok_and(|s| s.is_some())
+        });
+        world.signal("-KILL");
+        drop(world);
+        world = spawn(&["resume", &store]);
+    }
+    assert!(world.child.wait().expect("it ends").success());
+    let (is, expected) = (std::fs::read_to_string(&out), std::fs::read_to_string(&alone));
+    assert!(
+        is.expect("there") == expected.expect("there"),
+        "the output differs: see {}",
+        scene.dir.path().display()
+    );
 }

@@ -46,8 +46,9 @@ pub(super) fn ask(stream: UnixStream, request: &Request) -> Result<Reply, String
     if BufReader::new(stream).read_line(&mut answer).map_err(gone)? == 0 {
         return Err("the World ended before it answered".to_owned());
     }
-    serde_json::from_str(&answer)
-        .map_err(|e| format!("the answer can't be read ({e}): the World was built with another version of peregrine"))
+    serde_json::from_str(&answer).map_err(|e| {
+        format!("the answer can't be read ({e}): the World was built with another version of peregrine")
+    })
 }
 
 /// The World that is meant.
@@ -80,8 +81,12 @@ pub(super) fn checkpoint(options: &CheckpointOptions) -> ExitCode {
 
 fn tell(answer: Result<Reply, String>) -> ExitCode {
     match answer {
-        Ok(Reply::Moved { thread, from, to }) if from == to => println!("thread {thread} is on node {to} already"),
-        Ok(Reply::Moved { thread, from, to }) => println!("thread {thread} moved from node {from} to node {to}"),
+        Ok(Reply::Moved { thread, from, to }) if from == to => {
+            println!("thread {thread} is on node {to} already")
+        }
+        Ok(Reply::Moved { thread, from, to }) => {
+            println!("thread {thread} moved from node {from} to node {to}")
+        }
         Ok(Reply::Image { sequence, durable, milliseconds }) => {
             let place = if durable { "on disk" } else { "in memory: it survives nodes, not the World" };
             println!("image {sequence} is complete after {milliseconds:.1} ms, {place}");

@@ -53,8 +53,10 @@ const USES: &[(Capability, Verdict, &str)] = &[
 
 pub(super) fn run(options: &DoctorOptions) -> ExitCode {
     let capabilities = Capabilities::probe();
-    let mut findings: Vec<Finding> =
-        USES.iter().map(|(c, without, instead)| of_capability(&capabilities, *c, *without, instead)).collect();
+    let mut findings: Vec<Finding> = USES
+        .iter()
+        .map(|(c, without, instead)| of_capability(&capabilities, *c, *without, instead))
+        .collect();
     findings.push(of_libc());
     findings.push(of_personality());
     findings.push(of_mappings(capabilities.max_map_count()));
@@ -85,7 +87,9 @@ pub(super) fn run(options: &DoctorOptions) -> ExitCode {
 fn of_capability(all: &Capabilities, c: Capability, without: Verdict, instead: &str) -> Finding {
     match all.lack(c) {
         None => finding(c.name(), Verdict::Good, c.meaning(), String::new()),
-        Some(lack) => finding(c.name(), without, &lack.reason, format!("{instead}; to change it: {}", lack.remedy)),
+        Some(lack) => {
+            finding(c.name(), without, &lack.reason, format!("{instead}; to change it: {}", lack.remedy))
+        }
     }
 }
 
@@ -102,7 +106,12 @@ fn of_libc() -> Finding {
             );
             finding("libc", Verdict::Good, &found, String::new())
         }
-        Err(e) => finding("libc", Verdict::Fatal, &e.to_string(), "use a glibc target, such as x86_64-unknown-linux-gnu".into()),
+        Err(e) => finding(
+            "libc",
+            Verdict::Fatal,
+            &e.to_string(),
+            "use a glibc target, such as x86_64-unknown-linux-gnu".into(),
+        ),
     }
 }
 
@@ -131,15 +140,23 @@ fn of_mappings(most: usize) -> Finding {
     if most >= 65_530 {
         finding("mappings", Verdict::Good, &found, String::new())
     } else {
-        finding("mappings", Verdict::Instead, &found, "few threads fit; raise sysctl vm.max_map_count to 65530".into())
+        finding(
+            "mappings",
+            Verdict::Instead,
+            &found,
+            "few threads fit; raise sysctl vm.max_map_count to 65530".into(),
+        )
     }
 }
 
 fn of_runtime_directory() -> Finding {
     match peregrine::connect_all() {
-        Ok(worlds) => {
-            finding("control sockets", Verdict::Good, &format!("{} Worlds of yours run", worlds.len()), String::new())
-        }
+        Ok(worlds) => finding(
+            "control sockets",
+            Verdict::Good,
+            &format!("{} Worlds of yours run", worlds.len()),
+            String::new(),
+        ),
         Err(e) => finding(
             "control sockets",
             Verdict::Instead,

@@ -3,14 +3,14 @@
 use super::world_options::WorldOptions;
 use clap::Args;
 use std::path::PathBuf;
+#[cfg(not(feature = "js"))]
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 pub(super) struct JsOptions {
     /// The script
     file: PathBuf,
-    /// What the script finds in `scriptArgs`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// What the script finds in `scriptArgs`; after `--` if one begins with a hyphen
     args: Vec<String>,
     /// Write the program's output to this file: after a resume it holds exactly what an uninterrupted run writes
     #[arg(long, value_name = "FILE")]

@@ -64,7 +64,10 @@ fn show(out: &mut impl Write, w: &WorldStatus) -> std::io::Result<()> {
         let runs = n.runs.as_deref().unwrap_or("-");
         writeln!(out, "  {i:>4} {:>8}  {:<8}  {runs:<6} {:>7} {:>10}", n.pid, n.state, n.queued, n.switches)?;
     }
-    writeln!(out, "  THREAD  STATE     NODE    STACK   MEMORY    MOVES  IMAGED       NAME, WHAT IT WAITS FOR")?;
+    writeln!(
+        out,
+        "  THREAD  STATE     NODE    STACK   MEMORY    MOVES  IMAGED       NAME, WHAT IT WAITS FOR"
+    )?;
     for t in &w.threads {
         show_thread(out, t)?;
     }

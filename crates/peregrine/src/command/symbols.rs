@@ -70,7 +70,9 @@ impl File {
         let mut names = Vec::new();
         if let Ok(mut frames) = self.loader.find_frames(probe) {
             while let Ok(Some(frame)) = frames.next() {
-                let Some(name) = frame.function.as_ref().and_then(|f| f.demangle().ok().map(|n| n.into_owned())) else {
+                let Some(name) =
+                    frame.function.as_ref().and_then(|f| f.demangle().ok().map(|n| n.into_owned()))
+                else {
                     continue;
                 };
                 let place = frame.location.and_then(|l| Some(format!(" ({}:{})", l.file?, l.line?)));

@@ -139,7 +139,9 @@ impl Client {
         let end = self.read.iter().position(|b| *b == b'\n')?;
         let line: Vec<u8> = self.read.drain(..=end).collect();
         Some(serde_json::from_slice(&line).map_err(|e| {
-            format!("this World does not know the request ({e}): it was built with another version of peregrine")
+            format!(
+                "this World does not know the request ({e}): it was built with another version of peregrine"
+            )
         }))
     }
 
@@ -319,7 +321,10 @@ impl Supervisor {
             images: self.stats.images,
             images_given_up: self.stats.images_given_up,
             rollbacks: self.stats.rollbacks,
-            memory: [imaged().memory_used.load(Ordering::Relaxed), world().memory_limit.load(Ordering::Relaxed)],
+            memory: [
+                imaged().memory_used.load(Ordering::Relaxed),
+                world().memory_limit.load(Ordering::Relaxed),
+            ],
             nodes: (0..self.nodes.len()).map(|i| self.node_status(i, blocked)).collect(),
             threads: threads()
                 .map(|id| thread_status(id, self.shadow.holds(id.slot, id.generation).then_some(age_ms)))
@@ -355,7 +360,8 @@ fn id_of(slot: u32) -> ThreadId {
 }
 
 fn is_alive(id: ThreadId) -> bool {
-    id_of(id.slot) == id && !matches!(record(id.slot).state.load(Ordering::Relaxed), state::FREE | state::ENDED)
+    id_of(id.slot) == id
+        && !matches!(record(id.slot).state.load(Ordering::Relaxed), state::FREE | state::ENDED)
 }
 
 /// Every thread that is not free, by slot.
@@ -375,7 +381,10 @@ fn find(wanted: &str) -> Result<ThreadId, String> {
     match named[..] {
         [id] => Ok(*id),
         [] => Err(format!("no thread {wanted:?} is alive; `peregrine ps` lists numbers and names")),
-        _ => Err(format!("{} threads are called {wanted:?}; use the number that `peregrine ps` shows", named.len())),
+        _ => Err(format!(
+            "{} threads are called {wanted:?}; use the number that `peregrine ps` shows",
+            named.len()
+        )),
     }
 }
 
@@ -436,4 +445,3 @@ fn command_line() -> String {
     let args = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
     args.collect::<Vec<_>>().join(" ")
 }
-
