@@ -213,6 +213,21 @@ fn backtraces_name_their_frames_before_and_after_a_move() {
     assert!(kept.to_string().contains("backtraces_name_their_frames"), "{kept}");
 }
 
+fn backtraces(rounds: u32) -> u32 {
+    for _ in 0..rounds {
+        assert!(a_function_with_a_name().contains("a_function_with_a_name"));
+    }
+    rounds
+}
+
+#[peregrine::test(nodes = 2, move_every_ms = 1, slice_us = 200, least_moves = 5)]
+fn backtraces_of_many_threads_do_not_hinder_each_other() {
+    let all: Vec<_> = (0..4).map(|_| spawn(backtraces, 2)).collect();
+    for h in all {
+        assert_eq!(h.join().unwrap(), 2);
+    }
+}
+
 #[peregrine::test(program, nodes = 2)]
 fn panics_with_a_backtrace() {
     hop();
@@ -344,6 +359,24 @@ fn programs_are_started_and_waited_for_across_moves() {
         hop();
         drop(child.stdin.take());
         assert_eq!(child.wait_with_output().unwrap().stdout, b"through a pipe");
+    }
+}
+
+fn starts_programs(rounds: u32) -> u32 {
+    for _ in 0..rounds {
+        // A failed start is told through memory that the new process shares with the thread's.
+        let e = std::process::Command::new("/no/such/program").status().unwrap_err();
+        assert_eq!(e.kind(), std::io::ErrorKind::NotFound);
+        assert!(std::process::Command::new("true").status().unwrap().success());
+    }
+    rounds
+}
+
+#[peregrine::test(nodes = 2, move_every_ms = 1, slice_us = 100, least_moves = 10)]
+fn a_program_is_started_whole_or_not_at_all() {
+    let all: Vec<_> = (0..4).map(|_| spawn(starts_programs, 60)).collect();
+    for h in all {
+        assert_eq!(h.join().unwrap(), 60);
     }
 }
 

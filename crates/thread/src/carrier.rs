@@ -45,6 +45,10 @@ pub struct Carrier {
     pub process_fs: usize,
     /// Range of the vDSO: code at an address that differs between processes.
     pub vdso: (usize, usize),
+    /// Code of shared libraries, unused entries empty: see `preempt`.
+    pub libraries: [(usize, usize); crate::preempt::MOST_LIBRARIES],
+    /// How often in a row an interruption inside a library was put off.
+    pub put_off: u32,
     /// Called on the thread's stack when a signal or a [`leave`] finds something pending.
     pub on_preempt: fn(u32),
     /// What interposed libc functions call to reach the scheduler.

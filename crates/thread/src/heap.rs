@@ -131,10 +131,9 @@ fn map_process_heap() -> Option<()> {
     // Under a tight RLIMIT_AS a smaller heap is better than none.
     let mut bytes = PROCESS_HEAP_BYTES;
     while let Err(e) = memory::map_fixed(PROCESS_HEAP, bytes, Backing::PrivateAnonymous) {
+        let taken = e == peregrine_sys::raw::Errno::EEXIST;
         // SAFETY: something is mapped there, and nothing but this heap may be.
-        if e == peregrine_sys::raw::Errno::EEXIST
-            && unsafe { (*(PROCESS_HEAP as *const ProcessHeap)).magic } == MAGIC
-        {
+        if taken && unsafe { (*(PROCESS_HEAP as *const ProcessHeap)).magic } == MAGIC {
             // On a node: inherited from the zygote, which the statics in the window know nothing of.
             MAPPED.store(2, Ordering::Release);
             return Some(());
@@ -167,9 +166,10 @@ pub unsafe fn allocate(layout: Layout) -> *mut u8 {
     match current_slot() {
         // SAFETY: the thread in slot `i` is the one that runs, and nobody else uses its heap (S5).
         Some(i) => unsafe { (*SlotHeader::of(i)).heap.allocate(layout, |by| (carrier().hooks.grant)(by)) },
-        // SAFETY: the lock is held.
         None => {
-            with_process_heap(|h| unsafe { h.allocate(layout, |_| true) }).unwrap_or(core::ptr::null_mut())
+            // SAFETY: the lock is held.
+            let block = with_process_heap(|h| unsafe { h.allocate(layout, |_| true) });
+            block.unwrap_or(core::ptr::null_mut())
         }
     }
 }

@@ -13,6 +13,11 @@
 //! running thread's slot (the scheduler's, or the gap between choosing a thread and being on it), not inside the
 //! vDSO (its address differs between processes). Otherwise it notes the reason and returns.
 //!
+//! In the middle of a shared library it is put off for a few signals: the library's data are the process's, and a thread that
+//! is carried away between, say, `posix_spawn`'s mapping of a stack and its use would find no stack on the other node, or
+//! leave a lock behind. A system call that waits may be suspended at once; code that stays in a library for long, such as one
+//! large copy, is suspended after all. (In a static executable libc's data are the thread's, and nothing is put off.)
+//!
 //! *Trap code*: allocates nothing, takes no lock, panics never (S3).
 
 use crate::carrier::{Carrier, NONE, Pending, carrier};
@@ -50,6 +55,38 @@ fn suspendable(c: &Carrier, sp: usize, ip: usize) -> bool {
         && !(c.vdso.0..c.vdso.1).contains(&ip)
 }
 
+/// Shared libraries whose code is looked after; programs have three to ten.
+pub const MOST_LIBRARIES: usize = 24;
+/// Interruptions in a row that are put off.
+const MOST_PUT_OFF: u32 = 12;
+
+/// Whether the interrupted code is a shared library's, other than a system call that waits.
+fn inside_library(c: &Carrier, context: &UContext) -> bool {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    const EINTR: i64 = 4;
+    let ip = context.ip();
+    if !c.libraries.iter().any(|(start, end)| (*start..*end).contains(&ip)) {
+        return false;
+    }
+    // SAFETY: code of a loaded library is readable; its first page holds more than code.
+    let (before, at) = unsafe { (((ip - 2) as *const [u8; 2]).read(), (ip as *const [u8; 2]).read()) };
+    let waits = at == SYSCALL || (before == SYSCALL && context.gregs[13] as i64 == -EINTR);
+    !waits
+}
+
+/// The code of the shared libraries in this process.
+pub fn libraries() -> [(usize, usize); MOST_LIBRARIES] {
+    let mut list = [(0, 0); MOST_LIBRARIES];
+    let mut n = 0;
+    crate::template::each_library_code(|range| {
+        if n < MOST_LIBRARIES {
+            list[n] = range;
+            n += 1;
+        }
+    });
+    list
+}
+
 unsafe fn interrupt(why: u32, context: &UContext) {
     // SAFETY: handlers are installed after the carrier.
     let c = unsafe { carrier() };
@@ -57,6 +94,13 @@ unsafe fn interrupt(why: u32, context: &UContext) {
         c.pending.store(c.pending.load(Ordering::Relaxed) | why, Ordering::Relaxed);
         return;
     }
+    if c.put_off < MOST_PUT_OFF && inside_library(c, context) {
+        // The next tick, the supervisor's next signal, or the end of a runtime section comes back to it.
+        c.put_off += 1;
+        c.pending.store(c.pending.load(Ordering::Relaxed) | why, Ordering::Relaxed);
+        return;
+    }
+    c.put_off = 0;
     c.depth.store(1, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
     let why = why | c.pending.load(Ordering::Relaxed);

@@ -140,13 +140,14 @@ fn starters() -> impl Iterator<Item = fn()> {
 /// `(argc, argv, envp)` as the loader passed them to this process.
 pub fn start_arguments() -> (usize, usize, usize) {
     // SAFETY: written before main only.
-    unsafe { *(&raw const START) }
+    unsafe { (&raw const START).read() }
 }
 
 /// What the constructor found.
 pub fn taken() -> Result<TemplateHeader, TemplateError> {
     // SAFETY: written before main only.
-    unsafe { (*(&raw const TAKEN)).clone() }.unwrap_or(Err(TemplateError::NoConstructor))
+    let taken = unsafe { (&raw const TAKEN).as_ref() };
+    taken.cloned().flatten().unwrap_or(Err(TemplateError::NoConstructor))
 }
 
 /// Copies the template to [`TEMPLATE`], where all nodes see it.
@@ -249,6 +250,33 @@ extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_in
         }
     }
     0
+}
+
+/// Calls `f` with each executable range of each shared library.
+pub(crate) fn each_library_code(mut f: impl FnMut((usize, usize))) {
+    struct Data<'a> {
+        modules: usize,
+        f: &'a mut dyn FnMut((usize, usize)),
+    }
+    extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_int {
+        const PT_LOAD: u32 = 1;
+        const PF_X: u32 = 1;
+        // SAFETY: the loader's own list, during its own iteration; our own data.
+        let (info, data) = unsafe { (&*info, &mut *data.cast::<Data<'_>>()) };
+        // SAFETY: as above.
+        let headers = unsafe { core::slice::from_raw_parts(info.phdr, info.phnum as usize) };
+        // The executable comes first.
+        if data.modules != 0 {
+            for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.flags & PF_X != 0) {
+                (data.f)((info.addr + h.vaddr, info.addr + h.vaddr + h.memsz));
+            }
+        }
+        data.modules += 1;
+        0
+    }
+    let mut data = Data { modules: 0, f: &mut f };
+    // SAFETY: the callback only reads and calls `f`.
+    unsafe { dl_iterate_phdr(look, (&raw mut data).cast()) };
 }
 
 fn take() -> Result<TemplateHeader, TemplateError> {

@@ -37,6 +37,8 @@ pub unsafe fn become_node(index: u32) -> ! {
             scheduler_sp: 0,
             process_fs: cpu::thread_pointer(),
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
+            libraries: preempt::libraries(),
+            put_off: 0,
             on_preempt: sched::on_preempt,
             hooks: Hooks {
                 sleep_until: context::sleep_until,

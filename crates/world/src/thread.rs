@@ -66,6 +66,7 @@ pub type Init = fn();
 /// In a runtime section, or in the supervisor before the nodes run. `start.body` accepts the argument.
 pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError> {
     let stack_bytes = slot::check_stack_size(start.stack_bytes)?;
+    // SAFETY: the World is made.
     let t = unsafe { template() };
     let fixed = stack_bytes / 8 + t.copy_len() + 8192;
     arena::charge(fixed)?;

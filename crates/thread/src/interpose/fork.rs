@@ -108,7 +108,9 @@ fn wait_anywhere(options: i32, mut wait: impl FnMut(i32) -> isize) -> isize {
         let (r, node) = {
             // SAFETY: a thread runs. It stays on this node while it asks, without waiting.
             let _here = unsafe { RuntimeSection::enter() };
-            (wait(WNOHANG), unsafe { carrier() }.node)
+            let r = wait(WNOHANG);
+            // SAFETY: as above.
+            (r, unsafe { carrier() }.node)
         };
         if gone(r) {
             asked |= 1 << node;

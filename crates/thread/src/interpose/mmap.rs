@@ -254,7 +254,7 @@ fn is_own(addr: *mut c_void) -> bool {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> i32 {
     if is_own(addr) {
-        if len == 0 || addr as usize % PAGE != 0 {
+        if len == 0 || !(addr as usize).is_multiple_of(PAGE) {
             return fail(EINVAL) as i32;
         }
         unmap(addr as usize, len);
