@@ -139,8 +139,8 @@ pub unsafe fn allocate(layout: Layout) -> *mut u8 {
     match current_slot() {
         // SAFETY: the thread in slot `i` is the one that runs, and nobody else uses its heap (S5).
         Some(i) => unsafe { (*SlotHeader::of(i)).heap.allocate(layout, |by| (carrier().hooks.grant)(by)) },
-        // SAFETY: the lock is held.
         None => {
+            // SAFETY: the lock is held.
             with_process_heap(|h| unsafe { h.allocate(layout, |_| true) }).unwrap_or(core::ptr::null_mut())
         }
     }

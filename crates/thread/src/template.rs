@@ -114,13 +114,13 @@ extern "C" fn constructor(argc: c_int, argv: *const *const c_char, envp: *const 
 /// `(argc, argv, envp)` as the loader passed them to this process.
 pub fn start_arguments() -> (usize, usize, usize) {
     // SAFETY: written before main only.
-    unsafe { *(&raw const START) }
+    unsafe { (&raw const START).read() }
 }
 
 /// What the constructor found.
 pub fn taken() -> Result<TemplateHeader, TemplateError> {
     // SAFETY: written before main only.
-    unsafe { (*(&raw const TAKEN)).clone() }.unwrap_or(Err(TemplateError::NoConstructor))
+    unsafe { (&raw const TAKEN).as_ref() }.and_then(Clone::clone).unwrap_or(Err(TemplateError::NoConstructor))
 }
 
 /// Copies the template to [`TEMPLATE`], where all nodes see it.
