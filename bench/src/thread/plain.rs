@@ -77,7 +77,7 @@ static mut FS: bool = false;
 unsafe fn next() {
     // SAFETY: one OS thread; every context but the running one was saved or made.
     unsafe {
-        let saved = &mut *(&raw mut SAVED);
+        let saved = (&raw mut SAVED).as_mut().expect("an address");
         let from = AT;
         let to = if from + 1 == saved.len() { 0 } else { from + 1 };
         AT = to;
@@ -102,7 +102,7 @@ pub fn raw_switch(threads: usize, samples: usize) {
     let mut stacks: Vec<Vec<u128>> = (1..threads).map(|_| vec![0u128; 4096 - 8]).collect();
     // SAFETY: fresh stacks, 16-byte aligned, kept until the round is over.
     unsafe {
-        let saved = &mut *(&raw mut SAVED);
+        let saved = (&raw mut SAVED).as_mut().expect("an address");
         saved.push(0);
         for s in &mut stacks {
             saved.push(arch::first_frame(s.as_mut_ptr_range().end as usize, turn_for_ever));
