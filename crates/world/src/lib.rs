@@ -36,9 +36,9 @@ pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
 pub use entry::{Tally, run_with, tally};
 pub use error::{JoinError, SpawnError};
 pub use memory::MemoryError;
+pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use rendezvous::{RendezvousError, connect_all};
 pub use spawn::{Builder, JoinHandle, spawn};
-pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use status::{NodeStatus, Reply, Request, ThreadStatus, WorldStatus};
 pub use supervisor::{
     DurableError, Ended, OutputError, Resumed, Stats, WorldError, median_ms, percentile_ms, resume, run,

@@ -218,7 +218,9 @@ impl Shadow {
                             punch(slot_base(slot));
                         }
                         // The copy's own header tells its extents; the World's may be torn.
-                        for (start, end) in (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) {
+                        for (start, end) in
+                            (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true)
+                        {
                             compare_and_copy(twin(start), start, end - start, &mut moved, None);
                         }
                     }
@@ -230,7 +232,9 @@ impl Shadow {
                 match slot_index_of(start) {
                     Some(slot) => {
                         let Some(_) = self.live.get(&slot) else { continue };
-                        for (low, high) in (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) {
+                        for (low, high) in
+                            (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true)
+                        {
                             let (from, to) = (start.max(low), end.min(high));
                             if from < to {
                                 moved.pages += copy(twin(from), from, to - from);
@@ -357,7 +361,8 @@ impl Shadow {
 /// How many slots were ever used, read without the lock that a dead node may hold.
 pub fn threads_used_now() -> u32 {
     // SAFETY: mapped; a plain word that nodes may write meanwhile, read at once and bounded before use (S1).
-    unsafe { (&raw const (*(IMAGED as *const TornImaged)).threads_used).read_volatile() }.min(SLOT_COUNT as u32)
+    unsafe { (&raw const (*(IMAGED as *const TornImaged)).threads_used).read_volatile() }
+        .min(SLOT_COUNT as u32)
 }
 
 /// Bytes that each of [`imaged_tables`] has in use, read without the locks, which the dead may hold; never more than there

@@ -357,7 +357,10 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<u64> {
         let retry = self.outlet.is_stuck().then(|| monotonic_ns() + 5_000_000);
-        [self.image_due, self.kill_due, self.move_due, self.status_due, self.control.due(), retry].into_iter().flatten().min()
+        [self.image_due, self.kill_due, self.move_due, self.status_due, self.control.due(), retry]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Sleeps until something happens; a signal that ends the World, if one came.
