@@ -114,9 +114,8 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
         let to = r.move_to.load(Ordering::Acquire);
         if to == NONE || to == c.node {
             r.move_to.store(NONE, Ordering::Release);
-        } else if now == state::PARKED || now == state::SLEEPING {
-            send(c, slot, to);
-        } else if now == state::RUNNABLE && l.remove(slot) {
+        } else if now == state::PARKED || now == state::SLEEPING || (now == state::RUNNABLE && l.remove(slot))
+        {
             send(c, slot, to);
         }
         // A running one is sent when it next comes through `reschedule`.

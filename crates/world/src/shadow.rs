@@ -162,7 +162,7 @@ impl Shadow {
                 self.live.insert(slot, generation);
             }
         }
-        // SAFETY (of all copies): World and shadow are mapped here, and paused nodes write neither.
+        // SAFETY: World and shadow are mapped here, and paused nodes write neither.
         unsafe {
             for &(start, end) in &changes.ranges {
                 match slot_index_of(start) {
@@ -206,7 +206,7 @@ impl Shadow {
         let now: Vec<(u32, u32)> = (0..used_now.max(used_then))
             .map(|s| (record(s).state.load(Ordering::Relaxed), record(s).generation.load(Ordering::Relaxed)))
             .collect();
-        // SAFETY (of all copies): as in `commit`.
+        // SAFETY: as in `commit`.
         unsafe {
             for (slot, (state_now, generation_now)) in now.iter().enumerate() {
                 let slot = slot as u32;
@@ -342,7 +342,7 @@ impl Shadow {
 
     /// Puts a page into the image; `false` if there is no such page in a World.
     pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
-        let inside = page % PAGE == 0
+        let inside = page.is_multiple_of(PAGE)
             && (slot_index_of(page).is_some() || (ARENA..ARENA + ARENA_BYTES).contains(&page));
         if inside {
             // SAFETY: inside the shadow, which only this supervisor writes.

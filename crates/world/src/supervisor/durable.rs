@@ -157,7 +157,7 @@ impl Durable {
             Ok(bytes) => {
                 self.output_done = shadow.output_tail;
                 self.commits += 1;
-                if self.commits % 64 == 0 {
+                if self.commits.is_multiple_of(64) {
                     let _ = self.store.prune();
                 }
                 Ok(bytes)

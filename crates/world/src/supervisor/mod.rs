@@ -650,7 +650,7 @@ impl Supervisor {
     fn kill_one(&mut self) {
         let runs = |i: usize| node(i as u32).current.load(Ordering::Relaxed) != NONE;
         let mut i = (self.next_random() % self.nodes.len() as u64) as usize;
-        if self.next_random() % 4 != 0 {
+        if !self.next_random().is_multiple_of(4) {
             let begun = monotonic_ns();
             while !runs(i) && monotonic_ns() - begun < 200_000 {
                 i = (i + 1) % self.nodes.len();
