@@ -1,3 +1,5 @@
+//! Four threads that compute with everything a thread owns: maps, statics, messages. The total is always the same.
+
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 

@@ -1,4 +1,5 @@
-//! Peregrine: threads that move between processes, go to disk, and survive `kill -9`.
+#![doc = include_str!("../../../README.md")]
+
 pub use peregrine_macros::{init, main, test};
 pub use peregrine_world::*;
 
