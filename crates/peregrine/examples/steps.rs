@@ -1,11 +1,11 @@
-//! Three threads that print and compute for a while: something to kill and resume.
+//! Three threads that print and compute for a while: something to kill and resume. `steps [ROUNDS]`
 use std::collections::BTreeMap;
 
-fn work(n: u64) -> u64 {
+fn work((n, rounds): (u64, u64)) -> u64 {
     let mut map: BTreeMap<u64, String> = BTreeMap::new();
     let mut x = n + 1;
-    for step in 0..200u64 {
-        for _ in 0..5_000 {
+    for step in 0..rounds {
+        for _ in 0..1_000 {
             x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             map.insert(x >> 50, format!("{x:x}"));
         }
@@ -21,7 +21,8 @@ fn work(n: u64) -> u64 {
 
 #[peregrine::main]
 fn main() {
-    let handles: Vec<_> = (0..3).map(|n| peregrine::spawn(work, n)).collect();
+    let rounds = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(200);
+    let handles: Vec<_> = (0..3).map(|n| peregrine::spawn(work, (n, rounds))).collect();
     for h in handles {
         println!("result {:x}", h.join().unwrap());
     }

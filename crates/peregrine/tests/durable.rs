@@ -1,0 +1,160 @@
+//! Whole Worlds are killed, and go on from disk.
+//!
+//! Each test runs an example program as a user would, kills its supervisor with SIGKILL (which ends every process of the World)
+//! at some moment, resumes it, and compares what it wrote with an undisturbed run.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// The example `name`, which cargo builds beside this test.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("examples").join(name)
+}
+
+struct Life<'a> {
+    program: &'a Path,
+    args: &'a [&'a str],
+    store: &'a Path,
+    output: &'a Path,
+}
+
+impl Life<'_> {
+    fn start(&self, variable: &str) -> Child {
+        let output = OpenOptions::new().create(true).append(true).open(self.output).expect("output file");
+        Command::new(self.program)
+            .args(self.args)
+            .env(variable, self.store)
+            .env("PEREGRINE_NODES", "2")
+            .env("PEREGRINE_STORE_INTERVAL", "20")
+            .env("PEREGRINE_MOVE_EVERY", "5")
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts")
+    }
+}
+
+/// Waits no longer than `limit`; `None` if it still runs then.
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return Some(status);
+        }
+        if begun.elapsed() > limit {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn undisturbed(program: &Path, args: &[&str]) -> Vec<u8> {
+    let done = Command::new(program).args(args).env("PEREGRINE_NODES", "2").output().expect("the program runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    done.stdout
+}
+
+/// Kills after the first `first` and then each life a little later than the one before, until one ends by itself.
+fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
+    let mut child = life.start("PEREGRINE_STORE");
+    let mut lives = 1;
+    let mut patience = first;
+    loop {
+        if let Some(status) = wait(&mut child, patience) {
+            let mut said = String::new();
+            if let Some(mut err) = child.stderr.take() {
+                let _ = std::io::Read::read_to_string(&mut err, &mut said);
+            }
+            assert!(status.success(), "life {lives} ended with {status}: {said}");
+            return lives;
+        }
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(lives < 200, "no end in sight");
+        patience += Duration::from_millis(20);
+        lives += 1;
+        child = life.start("PEREGRINE_RESUME");
+    }
+}
+
+fn survives(program: &Path, args: &[&str], first: Duration, least_lives: u32) {
+    let expected = undisturbed(program, args);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+    let lives = kill_until_done(&Life { program, args, store: &store, output: &output }, first);
+    let found = std::fs::read(&output).expect("output");
+    assert!(lives >= least_lives, "only {lives} lives: the program was too quick for this test");
+    assert!(
+        found == expected,
+        "after {lives} lives the output differs:\n{}\nexpected:\n{}",
+        String::from_utf8_lossy(&found),
+        String::from_utf8_lossy(&expected)
+    );
+    println!("{lives} lives");
+}
+
+#[test]
+fn output_in_a_file_is_exactly_that_of_an_undisturbed_run_after_many_kills_of_everything() {
+    survives(&example("steps"), &["120"], Duration::from_millis(300), 3);
+}
+
+#[test]
+fn an_unmodified_javascript_engine_goes_on_after_kills_of_everything() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../js/scripts/identity.js");
+    survives(&example("script"), &[script, "4"], Duration::from_millis(400), 2);
+}
+
+#[test]
+fn an_executable_at_a_fixed_address_is_resumed_with_randomisation_on() {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["rustc", "--quiet", "--example", "fixed"]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    cargo.args(["--", "-C", "relocation-model=static", "-C", "target-feature=+crt-static"]);
+    let built = cargo.output().expect("cargo runs");
+    if !built.status.success() {
+        let said = String::from_utf8_lossy(&built.stderr).into_owned();
+        assert!(said.contains("cannot find -lc") || said.contains("unable to find library"), "{said}");
+        println!("SKIPPED: the C library is not there for static linking (Debian: libc6-dev)");
+        return;
+    }
+    let program = example("fixed");
+    // The second half of an ELF header's type: 2 is an executable at a fixed address.
+    assert_eq!(std::fs::read(&program).expect("the program")[16], 2);
+    survives(&program, &["120"], Duration::from_millis(300), 3);
+}
+
+#[test]
+fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+    let program = example("steps");
+    let life = Life { program: &program, args: &["100000"], store: &store, output: &output };
+    let mut first = life.start("PEREGRINE_STORE");
+    let begun = Instant::now();
+    while std::fs::read_dir(store.join("world")).map_or(0, Iterator::count) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no image within a minute");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let refused = |program: &Path, variable: &str, word: &str| {
+        let done = Command::new(program)
+            .env(variable, &store)
+            .stdout(File::create(dir.path().join("other")).expect("file"))
+            .stderr(Stdio::piped())
+            .output()
+            .expect("the program runs");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success() && said.contains(word), "{said}");
+    };
+    refused(&program, "PEREGRINE_RESUME", "in use by");
+    first.kill().expect("kill");
+    first.wait().expect("wait");
+    std::thread::sleep(Duration::from_millis(300));
+    refused(&program, "PEREGRINE_STORE", "is a store already");
+    refused(&example("demo"), "PEREGRINE_RESUME", "was written by build");
+}
