@@ -110,6 +110,8 @@ unsafe fn interrupt(why: u32, context: &UContext) {
     c.put_off = 0;
     c.depth.store(1, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
+    // Others run with signals open; `sigreturn` gives this thread the mask that it had.
+    signal::set_mask(0);
     let why = why | c.pending.load(Ordering::Relaxed);
     c.pending.store(0, Ordering::Relaxed);
     // SAFETY (of what runs there): the thread is suspendable, so the scheduler may switch away from here.
@@ -127,8 +129,10 @@ unsafe fn interrupt(why: u32, context: &UContext) {
 pub unsafe fn install() -> Result<(), Errno> {
     // SAFETY: `interrupt` checks at each signal whether it may act.
     unsafe {
-        signal::install(SIG_TICK, on_tick, HandlerFlags::RESTART_NODEFER)?;
-        signal::install(SIG_STOP, on_stop, HandlerFlags::RESTART_NODEFER)
+        // Blocked until the handler has decided: a second signal would else find it, not what it interrupted.
+        let mask = signal::bit(SIG_TICK) | signal::bit(SIG_STOP);
+        signal::install_masked(SIG_TICK, on_tick, HandlerFlags::RESTART_NODEFER, mask)?;
+        signal::install_masked(SIG_STOP, on_stop, HandlerFlags::RESTART_NODEFER, mask)
     }
 }
 
