@@ -6,6 +6,7 @@
 
 mod measure;
 mod report;
+mod thread;
 mod vm;
 
 use report::{Format, Report};
@@ -19,11 +20,14 @@ fn main() -> ExitCode {
     let format = if has("--json") { Format::Json } else { Format::Table };
     let options = measure::Options { quick: has("--quick"), only: value_of("--only") };
     match arguments.first().map(String::as_str) {
+        Some("thread") => thread::run(&mut Report::new("thread", format), &options),
+        // Not a suite: one subject of `thread`, in a process of its own.
+        Some("thread-case") => return thread::run_case(&arguments[1..]),
         Some("vm") => vm::run(&mut Report::new("vm", format), &options),
         // Not a suite: the two programs whose instructions `vm` has counted.
         Some("vm-path") => vm::path::run_one(&arguments[1..]),
         _ => {
-            eprintln!("usage: bench vm [--json] [--quick] [--only TEXT]");
+            eprintln!("usage: bench thread|vm [--json] [--quick] [--only TEXT]");
             return ExitCode::from(2);
         }
     }

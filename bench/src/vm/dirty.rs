@@ -1,10 +1,14 @@
 //! DIRTY: the cost of a first write, of a dirty page taken, of a clean page scanned.
 
 use super::{Goals, Kind, Second};
-use crate::measure::{Options, Rng, alone, time_ns, versus};
+use crate::measure::{Options, Rng, Samples, time_ns, versus};
 use crate::report::Report;
+use peregrine_sys::mem;
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
-use peregrine_vm::{Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Tracker};
+use peregrine_sys::uffd::{Features, RegisterMode, Uffd};
+use peregrine_vm::{
+    Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Protection, Tracker,
+};
 use std::sync::Arc;
 
 const PAGES: usize = 8192;
@@ -98,6 +102,8 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                     clean_ns / PAGES as f64,
                     Some(("bare system calls", pair.baseline.median() / PAGES as f64)),
                 );
+                let floor = pair.baseline.median() / PAGES as f64;
+                goals.number("floor clean page", goals.get("floor clean page").unwrap_or(0.0).max(floor));
                 goals.number(
                     "clean page",
                     goals.get("clean page").unwrap_or(0.0).max(clean_ns / PAGES as f64),
@@ -113,42 +119,163 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                 };
                 let (first, bare_first) = (median(&writes), median(&bare_writes));
                 report.value(&case, "first write", "ns", first, Some(("bare system calls", bare_first)));
+                goals.number(
+                    "floor first write",
+                    goals.get("floor first write").unwrap_or(0.0).max(bare_first),
+                );
                 goals.number("first write", goals.get("first write").unwrap_or(0.0).max(first));
             }
         }
     }
-    report.section("DIRTY, every mechanism, 10 % of the pages of a memfd written in random order; ns");
+    report.section("DIRTY over a memfd, every mechanism; baseline of a take: bare calls that protect the same runs again (compare: memcmp); ns");
     for threads in [1, 2] {
         let second = (threads == 2).then(Second::start);
         for mechanism in DirtyMechanism::ALL {
-            let case = format!("DIRTY {mechanism} memfd 10 % {threads}");
-            if !options.wants(&case) {
-                continue;
+            for percent in [1, 10, 50, 100] {
+                let case = format!("DIRTY {mechanism} memfd {percent} % {threads}");
+                if options.wants(&case) {
+                    one(report, options, caps, goals, mechanism, percent, &case, second.as_ref());
+                }
             }
-            let memory = Arc::new(Kind::Memfd.make(PageCount::new(PAGES)));
-            memory.populate(memory.range(), true).expect("populate");
-            let mut tracker = Tracker::of(memory.clone()).force(mechanism).start(caps).expect("tracker");
-            let order = Rng(9).permutation(PAGES);
-            let dirty = &order[..PAGES / 10];
-            let mut value = 0;
-            let mut take = crate::measure::Samples::default();
-            let take_all = |tracker: &mut Tracker| {
-                time_ns(|| {
-                    tracker.take_dirty_each(memory.range(), |_| ()).expect("take");
-                })
-            };
-            let writes = alone(options.rounds(30), || {
-                let ns = Second::beside(second.as_ref(), || {
-                    // A sample that has to be repeated begins with clean pages too.
-                    take_all(&mut tracker);
-                    value += 1;
-                    time_ns(|| write_pages(&memory, dirty, value)) / dirty.len() as f64
-                });
-                take.push(take_all(&mut tracker));
-                ns
-            });
-            report.single(&case, "first write", "ns", dirty.len(), &writes);
-            report.single(&case, "take of all", "ns", 1, &take);
         }
+    }
+}
+
+/// What a take comes down to where the kernel keeps no books: the same runs, protected again.
+enum Floor {
+    Protect { memory: Mapping, uffd: Option<Uffd>, runs: Vec<PageRange> },
+    Compare { now: Vec<u8>, shadow: Vec<u8> },
+    Scan(Bare),
+}
+
+impl Floor {
+    fn new(mechanism: DirtyMechanism, dirty: &[usize], tracked: &Mapping) -> Self {
+        match mechanism {
+            DirtyMechanism::AsyncWriteProtect => Self::Scan(Bare {
+                range: tracked.range(),
+                pagemap: Pagemap::open().expect("pagemap"),
+                found: vec![PageRegion::default(); 256],
+            }),
+            DirtyMechanism::Compare => {
+                let bytes = PAGES * PAGE_SIZE;
+                Self::Compare { now: vec![1; bytes], shadow: vec![1; bytes] }
+            }
+            _ => {
+                let memory = Kind::Memfd.make(PageCount::new(PAGES));
+                memory.populate(memory.range(), true).expect("populate");
+                let uffd = (mechanism != DirtyMechanism::Mprotect).then(|| {
+                    let features =
+                        Features::SIGBUS | Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM;
+                    let uffd = Uffd::open(features).expect("userfaultfd");
+                    // SAFETY: the memory is this function's.
+                    unsafe { uffd.by_ref().register(memory.range(), RegisterMode::WP).expect("register") };
+                    uffd
+                });
+                let mut sorted = dirty.to_vec();
+                sorted.sort_unstable();
+                let mut runs: Vec<PageRange> = Vec::new();
+                for page in sorted {
+                    let page = memory.pages(page, 1).expect("in bounds");
+                    match runs.last_mut() {
+                        Some(last) if last.end() == page.start() => {
+                            *last = PageRange::new(last.start(), PageCount::new(last.pages().get() + 1));
+                        }
+                        _ => runs.push(page),
+                    }
+                }
+                let floor = Self::Protect { memory, uffd, runs };
+                floor.set_all(Protection::Read);
+                floor
+            }
+        }
+    }
+
+    fn set(&self, range: PageRange, access: Protection) {
+        if let Self::Protect { uffd, .. } = self {
+            match uffd {
+                Some(uffd) => {
+                    uffd.by_ref().write_protect(range, access == Protection::Read).expect("protect")
+                }
+                // SAFETY: the range lies in this value's memory.
+                None => unsafe { mem::protect(range, access).expect("protect") },
+            }
+        }
+    }
+
+    fn set_all(&self, access: Protection) {
+        if let Self::Protect { memory, .. } = self {
+            self.set(memory.range(), access);
+        }
+    }
+
+    /// One sample; `tracked` has been written where our side's is, page by page as traps would have opened it.
+    fn sample(&mut self, tracked: &Mapping, dirty: &[usize]) -> f64 {
+        match self {
+            Self::Scan(bare) => {
+                write_pages(tracked, dirty, 1);
+                time_ns(|| {
+                    std::hint::black_box(bare.take());
+                })
+            }
+            Self::Compare { now, shadow } => time_ns(|| {
+                let same =
+                    now.chunks_exact(PAGE_SIZE).zip(shadow.chunks_exact(PAGE_SIZE)).filter(|(a, b)| a == b);
+                std::hint::black_box(same.count());
+            }),
+            Self::Protect { .. } => {
+                let Self::Protect { memory, runs, .. } = &*self else { return f64::NAN };
+                for &page in dirty {
+                    self.set(memory.pages(page, 1).expect("in bounds"), Protection::ReadWrite);
+                }
+                write_pages(memory, dirty, 1);
+                time_ns(|| runs.iter().for_each(|run| self.set(*run, Protection::Read)))
+            }
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one row of a table, spelled out once")]
+fn one(
+    report: &Report,
+    options: &Options,
+    caps: &Capabilities,
+    goals: &mut Goals,
+    mechanism: DirtyMechanism,
+    percent: usize,
+    case: &str,
+    second: Option<&Second>,
+) {
+    let memory = Arc::new(Kind::Memfd.make(PageCount::new(PAGES)));
+    memory.populate(memory.range(), true).expect("populate");
+    let mut tracker = Tracker::of(memory.clone()).force(mechanism).start(caps).expect("tracker");
+    let order = Rng(9).permutation(PAGES);
+    let dirty = &order[..PAGES * percent / 100];
+    let mut floor = Floor::new(mechanism, dirty, &memory);
+    let mut value = 0u8;
+    let mut writes = Samples::default();
+    let take_all = |tracker: &mut Tracker| {
+        time_ns(|| {
+            tracker.take_dirty_each(memory.range(), |_| ()).expect("take");
+        })
+    };
+    let rounds = options.rounds(if percent <= 10 { 30 } else { 10 });
+    let pair = versus(
+        rounds,
+        || {
+            let write = Second::beside(second, || {
+                // A sample that has to be repeated begins with clean pages too.
+                take_all(&mut tracker);
+                value = value.wrapping_add(1);
+                time_ns(|| write_pages(&memory, dirty, value)) / dirty.len() as f64
+            });
+            writes.push(write);
+            take_all(&mut tracker)
+        },
+        || floor.sample(&memory, dirty),
+    );
+    report.single(case, "first write", "ns", dirty.len(), &writes);
+    report.pair(case, "take of all", "ns", "bare calls", 1, &pair);
+    if mechanism != DirtyMechanism::Compare && second.is_none() {
+        goals.layer(&format!("{case}: take"), &pair);
     }
 }

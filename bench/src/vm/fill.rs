@@ -1,7 +1,7 @@
 //! Fills: trap, fill a block, go on; ns a page, for blocks of 4 KiB, 64 KiB and 2 MiB.
 
 use super::raw::{self, Fill};
-use super::{Goals, Kind, UNITS};
+use super::{Goals, Kind, Second, UNITS};
 use crate::measure::{Options, alone, time_ns, versus};
 use crate::report::Report;
 use peregrine_vm::{
@@ -34,8 +34,23 @@ fn refill(source: &Mapping) {
 }
 
 pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &mut Goals) {
-    report
-        .section(&format!("Fills of {PAGES} pages inline (SIGBUS): ns a page; baseline: bare system calls"));
+    for threads in [1, 2] {
+        report.section(&format!(
+            "Fills of {PAGES} pages inline (SIGBUS), {threads} thread(s) running: ns a page; baseline: bare system calls"
+        ));
+        let second = (threads == 2).then(Second::start);
+        fills(report, options, caps, goals, threads, second.as_ref());
+    }
+}
+
+fn fills(
+    report: &Report,
+    options: &Options,
+    caps: &Capabilities,
+    goals: &mut Goals,
+    threads: usize,
+    second: Option<&Second>,
+) {
     for (what, fill, kind) in [
         ("COPY", Fill::Copy, Kind::Anonymous),
         ("COPY", Fill::Copy, Kind::Memfd),
@@ -45,7 +60,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
         ("MOVE", Fill::Move, Kind::Anonymous),
     ] {
         for (unit_name, unit) in UNITS {
-            let case = format!("fill {what} {} {unit_name}", kind.name());
+            let case = format!("fill {what} {} {unit_name} {threads}", kind.name());
             if !options.wants(&case) {
                 continue;
             }
@@ -91,19 +106,23 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             let pair = versus(
                 rounds,
                 || {
-                    empty(&memory, fill);
-                    if fill == Fill::Move {
-                        refill(&source);
-                    }
-                    time_ns(|| touch_all(&memory)) / PAGES as f64
+                    Second::beside(second, || {
+                        empty(&memory, fill);
+                        if fill == Fill::Move {
+                            refill(&source);
+                        }
+                        time_ns(|| touch_all(&memory)) / PAGES as f64
+                    })
                 },
                 || {
-                    empty(&memory, fill);
-                    if fill == Fill::Move {
-                        refill(&source);
-                    }
-                    raw::aim_fill(uffd, memory.range(), unit, fill, from);
-                    raw::with_handler(|| time_ns(|| touch_all(&memory)) / PAGES as f64)
+                    Second::beside(second, || {
+                        empty(&memory, fill);
+                        if fill == Fill::Move {
+                            refill(&source);
+                        }
+                        raw::aim_fill(uffd, memory.range(), unit, fill, from);
+                        raw::with_handler(|| time_ns(|| touch_all(&memory)) / PAGES as f64)
+                    })
                 },
             );
             report.pair(&case, "per page", "ns", "bare system calls", PAGES, &pair);
@@ -111,7 +130,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
         }
     }
     for kind in [Kind::Anonymous, Kind::Memfd] {
-        let case = format!("fill by the kernel itself {} 4 KiB", kind.name());
+        let case = format!("fill by the kernel itself {} 4 KiB {threads}", kind.name());
         if options.wants(&case) {
             let memory = kind.make(PageCount::new(PAGES));
             let samples = alone(options.rounds(40), || {

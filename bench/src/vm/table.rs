@@ -236,6 +236,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
                     if unit.get() == 1 {
                         let name = format!("{} {} {} {threads}", row.name(), way.name(), kind.name());
                         goals.number(&name, pair.ours.median());
+                        goals.number(&format!("floor {name}"), pair.baseline.median());
                     }
                 }
             }

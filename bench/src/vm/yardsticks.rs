@@ -1,6 +1,6 @@
 //! The paper's yardsticks: a trap in adds and in pages scanned; what a handler's own way to a protected page costs; MAP2.
 
-use super::{Goals, Kind};
+use super::{Goals, Kind, Second};
 use crate::measure::{Options, alone, time_ns, versus};
 use crate::report::Report;
 use peregrine_sys::io;
@@ -98,7 +98,14 @@ pub fn run(report: &mut Report, options: &Options, _caps: &Capabilities, goals: 
     }
     buffer.fill(0);
 
-    report.section("MAP2; baseline: bare system calls");
+    for threads in [1, 2] {
+        report.section(&format!("MAP2, {threads} thread(s) running; baseline: bare system calls"));
+        let _second = (threads == 2).then(Second::start);
+        map2(report, options, goals, threads);
+    }
+}
+
+fn map2(report: &Report, options: &Options, goals: &mut Goals, threads: usize) {
     let pages = PageCount::new(256);
     let memory = Kind::Memfd.make(pages);
     memory.populate(memory.range(), true).expect("populate");
@@ -136,8 +143,9 @@ pub fn run(report: &mut Report, options: &Options, _caps: &Capabilities, goals: 
             ns
         },
     );
-    report.pair("MAP2 set-up of 1 MiB", "per alias", "ns", "bare system calls", REPEAT, &pair);
-    goals.layer("MAP2 set-up of 1 MiB", &pair);
+    let case = format!("MAP2 set-up of 1 MiB {threads}");
+    report.pair(&case, "per alias", "ns", "bare system calls", REPEAT, &pair);
+    goals.layer(&case, &pair);
     let touch = |start: *mut u8| {
         for page in 0..pages.get() {
             // SAFETY: in the mapping that starts there.
@@ -171,7 +179,8 @@ pub fn run(report: &mut Report, options: &Options, _caps: &Capabilities, goals: 
             },
         );
         let case = if populate { "MAP2 populate and first touch" } else { "MAP2 first touch" };
-        report.pair(case, "per page", "ns", "bare system calls", pages.get(), &pair);
-        goals.layer(case, &pair);
+        let case = format!("{case} {threads}");
+        report.pair(&case, "per page", "ns", "bare system calls", pages.get(), &pair);
+        goals.layer(&case, &pair);
     }
 }

@@ -233,6 +233,7 @@ unsafe extern "C" {
 fn forks() {
     // SAFETY: refused, as this program is to show.
     for f in [fork, vfork] {
+        // SAFETY: libc's function of that type.
         let r = unsafe { f() };
         let errno = std::io::Error::last_os_error().raw_os_error();
         assert_eq!((r, errno), (-1, Some(95)), "EOPNOTSUPP");
@@ -431,7 +432,8 @@ fn vector_sum(seed: f64) -> f64 {
     let mut lanes = [seed; 16];
     let begun = Instant::now();
     let mut rounds = 0u32;
-    while rounds < 40_000 || (begun.elapsed() < Duration::from_millis(150) && rounds % 40_000 != 0) {
+    while rounds < 40_000 || (begun.elapsed() < Duration::from_millis(150) && !rounds.is_multiple_of(40_000))
+    {
         for (k, lane) in lanes.iter_mut().enumerate() {
             *lane = (*lane * 1.000_000_1 + k as f64) % 1000.0;
         }

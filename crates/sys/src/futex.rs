@@ -30,5 +30,15 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout_ns: Option<u64>) {
 #[inline]
 pub fn wake(word: &AtomicU32, n: u32) -> Result<usize, Errno> {
     // SAFETY: FUTEX_WAKE reads nothing through the pointer but the page it names.
-    check(unsafe { syscall6(__NR_futex, word.as_ptr() as usize, FUTEX_WAKE as usize, n.min(i32::MAX as u32) as usize, 0, 0, 0) })
+    check(unsafe {
+        syscall6(
+            __NR_futex,
+            word.as_ptr() as usize,
+            FUTEX_WAKE as usize,
+            n.min(i32::MAX as u32) as usize,
+            0,
+            0,
+            0,
+        )
+    })
 }

@@ -1,8 +1,8 @@
 //! Guard ranges (`MADV_GUARD_INSTALL`): every touch raises SIGSEGV, and no mapping is split.
 //!
 //! On anonymous memory installing one destroys the contents; on a memfd it keeps them (only this page table's entries
-//! go). Installing over a memfd page that a userfaultfd holds write-protected livelocks in Linux 6.18:
-//! lift the protection first.
+//! go). Installing over a memfd page that a userfaultfd holds write-protected, synchronously or asynchronously (both
+//! tried), livelocks in Linux 6.18 until the process is killed: lift the protection first.
 
 use crate::mem::{self, Advice};
 use crate::raw::Errno;

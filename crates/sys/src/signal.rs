@@ -185,5 +185,6 @@ pub mod number {
 pub fn signalfd(mask: u64) -> Result<i32, Errno> {
     let flags = (k::O_CLOEXEC | k::O_NONBLOCK) as usize;
     // SAFETY: the mask lives through the call.
-    check(unsafe { syscall6(k::__NR_signalfd4, usize::MAX, &raw const mask as usize, 8, flags, 0, 0) }).map(|fd| fd as i32)
+    check(unsafe { syscall6(k::__NR_signalfd4, usize::MAX, &raw const mask as usize, 8, flags, 0, 0) })
+        .map(|fd| fd as i32)
 }

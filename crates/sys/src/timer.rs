@@ -60,6 +60,11 @@ pub fn thread_cpu_ns() -> u64 {
     clock_ns(k::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// CPU time of the calling process, all its threads together, in nanoseconds.
+pub fn process_cpu_ns() -> u64 {
+    clock_ns(k::CLOCK_PROCESS_CPUTIME_ID)
+}
+
 fn clock_ns(clock: u32) -> u64 {
     let mut ts = k::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `ts` is live for the call.

@@ -37,8 +37,8 @@ pub struct Carrier {
     pub fast_fs: bool,
     /// AVX2 may be used to compare the window.
     pub wide_compare: bool,
-    /// Whether the statics window holds exactly the template.
-    pub window_pristine: bool,
+    /// Granules of the statics window that may differ from the template, when it has no owner or just lost it.
+    pub window_written: u64,
     /// Saved stack pointer of the scheduler.
     pub scheduler_sp: usize,
     /// The process's own thread pointer.
@@ -152,7 +152,10 @@ fn act_on_pending() {
             c.depth.store(1, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
             c.pending.store(0, Ordering::Relaxed);
+            // The section may have been entered from C code, through its allocator for one.
+            let words = crate::arch::ControlWords::aside();
             (c.on_preempt)(why);
+            drop(words);
             compiler_fence(Ordering::SeqCst);
             carrier().depth.store(0, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //!  slot_base                                                                         slot_base + SLOT_BYTES
-//!  │ header │ statics copy │ TLS + TCB + dtv │ guard │ stack ↓ │ guard │ heap ↑ …                    │
-//!  └─ 4 KiB ┘                                        ▲         ▲       ▲
-//!                                             stack_low   stack_high  heap_base
+//!  │ colour │ header │ TLS + TCB + dtv │ statics copy │ guard │ stack ↓ │ guard │ heap ↑ …           │
+//!                                                             ▲         ▲       ▲
+//!                                                      stack_low   stack_high  heap_base
 //! ```
+//!
+//! The colour is unused: it keeps the same parts of different slots out of each other's cache and TLB sets.
 //!
 //! Guards are markers in the node's page table (`MADV_GUARD_INSTALL`; one big mapping is never split), or pages
 //! without access where the kernel has no markers. Markers belong to a page table, so each node installs them
 //! before a slot's thread first runs there.
 
 use crate::heap::SlotHeap;
-use crate::layout::{SLOT_BYTES, slot_base};
+use crate::layout::{SLOT_BYTES, colour_bytes, slot_base};
 use crate::template::TemplateHeader;
 use peregrine_sys::memory::{self, Advice};
 use peregrine_sys::raw::Errno;
@@ -29,8 +31,8 @@ pub const MIN_STACK_BYTES: usize = 64 << 10;
 pub struct SlotHeader {
     /// This slot's number.
     pub index: u32,
-    /// Whether `statics` holds the thread's own bytes (else they equal the template).
-    pub statics_private: bool,
+    /// Granules of `statics` that hold the thread's own bytes; the others equal the template's (`statics`).
+    pub statics_written: u64,
     /// Stack pointer of the suspended thread.
     pub saved_sp: usize,
     /// The thread pointer.
@@ -79,7 +81,7 @@ impl SlotHeader {
     /// The header of slot `index`.
     #[inline(always)]
     pub fn of(index: u32) -> *mut SlotHeader {
-        slot_base(index) as *mut SlotHeader
+        (slot_base(index) + colour_bytes(index)) as *mut SlotHeader
     }
 
     /// Lays out an empty slot: header, TLS, heap bounds, and a first frame that enters `start`.
@@ -88,20 +90,21 @@ impl SlotHeader {
     /// The slot belongs to the caller alone, its pages are zero, and `stack_bytes` passed [`check_stack_size`].
     pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
         let base = slot_base(index);
-        let statics = base + 4096;
-        // The thread pointer keeps its place within a page, so that every alignment up to a page holds in the copy.
-        let earliest = statics + t.statics_len + t.tls_len;
-        let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & 4095) - t.tls_len;
-        let stack_low = (tls + t.tls_area_len()).next_multiple_of(4096) + GUARD_BYTES;
+        // The thread pointer keeps its alignment to what the program's thread-locals ask for.
+        let earliest = (Self::of(index) as usize + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
+        let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & (t.tls_align - 1)) - t.tls_len;
+        let statics = (tls + t.tls_area_len()).next_multiple_of(64);
+        let stack_low = (statics + t.statics_len).next_multiple_of(4096) + GUARD_BYTES;
         let stack_high = stack_low + stack_bytes;
         let heap_base = stack_high + GUARD_BYTES;
         // SAFETY: all addresses lie in the slot, which the caller owns.
         unsafe {
             let fs_base = crate::tls::build(t, tls, index);
-            let saved_sp = crate::arch::first_frame(stack_high - 64, start);
+            // The same colour for the line that a stack begins with.
+            let saved_sp = crate::arch::first_frame(stack_high - 64 - colour_bytes(index) % 4096, start);
             Self::of(index).write(SlotHeader {
                 index,
-                statics_private: false,
+                statics_written: 0,
                 saved_sp,
                 fs_base,
                 statics,
@@ -181,7 +184,7 @@ impl SlotHeader {
             && high.saturating_add(GUARD_BYTES) == heap
             && heap <= water
             && water <= end;
-        sound.then(|| Self::parts(base, low, high, heap, water, sp, live_only))
+        sound.then(|| Self::parts(h as usize & !4095, low, high, heap, water, sp, live_only))
     }
 
     /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
@@ -189,7 +192,7 @@ impl SlotHeader {
     pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
         let (low, high, heap, water) =
             (self.stack_low, self.stack_high, self.heap_base, self.heap.high_water());
-        Self::parts(slot_base(self.index), low, high, heap, water, self.saved_sp, live_only)
+        Self::parts(Self::of(self.index) as usize & !4095, low, high, heap, water, self.saved_sp, live_only)
     }
 
     fn parts(

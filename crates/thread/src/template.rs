@@ -26,8 +26,14 @@ pub struct TemplateHeader {
     pub statics_start: usize,
     /// Its length in bytes.
     pub statics_len: usize,
+    /// Bytes of a granule of the window (`statics`).
+    pub granule: usize,
+    /// Granules of the window that are zero in the template.
+    pub zero: u64,
     /// Bytes of thread-locals below the thread pointer.
     pub tls_len: usize,
+    /// Alignment that the program's thread-locals ask for, at least 64.
+    pub tls_align: usize,
     /// Bytes of `struct pthread` at and above it.
     pub pthread_len: usize,
     /// The thread pointer of the process that the copy was taken in.
@@ -156,6 +162,11 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
     unsafe {
         core::ptr::copy_nonoverlapping(t.bytes as *const u8, to as *mut u8, t.copy_len());
         t.bytes = to;
+        // Words that are patched later (the program's arguments) are not zero here and stay so.
+        t.zero = crate::statics::zero_granules(
+            core::slice::from_raw_parts(to as *const u8, t.statics_len),
+            t.granule,
+        );
         (TEMPLATE as *mut TemplateHeader).write(t);
     }
     Ok(t)
@@ -199,10 +210,12 @@ struct Seen {
     window: Option<(usize, usize)>,
     two_windows: bool,
     tls_low: usize,
+    tls_align: usize,
 }
 
 extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_int {
     const PT_LOAD: u32 = 1;
+    const PT_TLS: u32 = 7;
     const PT_GNU_RELRO: u32 = 0x6474_e552;
     const PF_W: u32 = 2;
     // SAFETY: the loader's own list, during its own iteration.
@@ -216,7 +229,8 @@ extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_in
             .find(|h| h.kind == PT_GNU_RELRO)
             .map_or(0, |h| (info.addr + h.vaddr + h.memsz) & !4095);
         for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.flags & PF_W != 0) {
-            let (start, end) = ((info.addr + h.vaddr).max(relro_end) & !7, info.addr + h.vaddr + h.memsz);
+            // Whole cache lines: what shares the first and the last with the window is padding of the same pages.
+            let (start, end) = ((info.addr + h.vaddr).max(relro_end) & !63, info.addr + h.vaddr + h.memsz);
             if start >= end {
                 continue;
             }
@@ -231,6 +245,8 @@ extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_in
         // Modules loaded with the program have their block right below the thread pointer.
         if at < tp && tp - at < 1 << 20 {
             seen.tls_low = seen.tls_low.min(at);
+            let asked = headers.iter().find(|h| h.kind == PT_TLS).map_or(1, |h| h.align as usize);
+            seen.tls_align = seen.tls_align.max(asked);
         }
     }
     0
@@ -297,7 +313,10 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     let mut t = TemplateHeader {
         statics_start: start,
         statics_len: end - start,
+        granule: crate::statics::granule_bytes(end - start),
+        zero: 0,
         tls_len,
+        tls_align: seen.tls_align.max(64).next_power_of_two(),
         pthread_len,
         maker_tp: tp,
         dtv_words,

@@ -450,6 +450,21 @@ impl Mapping {
         self.advise(part, Advice::PageOut)
     }
 
+    /// Pages that the kernel protects and fills as one: 512 in the pool, else 1.
+    pub const fn grain(&self) -> PageCount {
+        match self.page_kind {
+            PageKind::Huge2M => PageCount::new(HUGE_PAGES),
+            PageKind::Base | PageKind::TransparentHuge => PageCount::new(1),
+        }
+    }
+
+    /// The grain that holds `addr`: its page, or its page of the pool.
+    #[inline]
+    pub(crate) const fn grain_of(&self, addr: VirtAddr) -> PageRange {
+        let bytes = self.grain().bytes();
+        PageRange::new(VirtAddr::new(addr.as_usize() / bytes * bytes), self.grain())
+    }
+
     /// Whether the mapping is of an ordinary file (which userfaultfd does not serve).
     pub(crate) fn is_plain_file(&self) -> bool {
         self.object.as_ref().is_some_and(|o| o.kind == ObjectKind::File)

@@ -21,6 +21,14 @@ use peregrine_base::{PageRange, VirtAddr};
 /// assert_eq!(&back, b"frame");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// There is no way to a slice:
+///
+/// ```compile_fail
+/// use peregrine_vm::{Mapping, PageCount};
+/// let memory = Mapping::memfd(PageCount::new(1)).unwrap();
+/// let slice: &[u8] = &memory;
+/// ```
 #[derive(Clone, Copy)]
 pub struct Volatile<'a> {
     start: *mut u8,

@@ -388,6 +388,18 @@ fn dropping_the_region_makes_the_memory_plain(m: Mechanism, k: Memory, c: &Capab
     Outcome::Passed
 }
 
+fn a_huge_page_is_protected_and_opened_as_one(m: Mechanism, k: Memory, c: &Capabilities) -> Outcome {
+    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
+    memory.populate(memory.range(), true).unwrap();
+    let (region, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+    region.protect(&[region.range()], Protection::Read).unwrap();
+    for page in [300, 0, 511] {
+        memory.bytes().store_u64(page * PAGE_SIZE, 3).unwrap();
+        assert_eq!(seen.traps(), 1, "the first write opens all of it");
+    }
+    Outcome::Passed
+}
+
 // ---- trackers ----
 
 fn track(memory: &Arc<Mapping>, m: DirtyMechanism, c: &Capabilities) -> Result<Tracker, Outcome> {
@@ -552,8 +564,12 @@ type TrackerCheck = fn(DirtyMechanism, Memory, &Capabilities) -> Outcome;
 fn region_applies(name: &str, m: Mechanism, k: Memory) -> bool {
     let userfaultfd = matches!(m, Mechanism::Sigbus | Mechanism::Pager);
     let huge = matches!(k, Memory::Huge | Memory::Pool);
-    if userfaultfd && k == Memory::File || k == Memory::Pool {
+    if userfaultfd && k == Memory::File {
         return false;
+    }
+    let as_one = name == "a_huge_page_is_protected_and_opened_as_one";
+    if as_one || k == Memory::Pool {
+        return as_one && k == Memory::Pool && m != Mechanism::Guard;
     }
     match name {
         "every_access_to_a_page_without_access_traps_and_contents_stay" => !userfaultfd,
@@ -587,6 +603,7 @@ fn main() -> std::process::ExitCode {
             "a_system_call_on_a_protected_page_is_served_or_fails_with_efault",
             a_system_call_on_a_protected_page_is_served_or_fails_with_efault,
         ),
+        ("a_huge_page_is_protected_and_opened_as_one", a_huge_page_is_protected_and_opened_as_one),
         ("dropping_the_region_makes_the_memory_plain", dropping_the_region_makes_the_memory_plain),
     ];
     let tracker_checks: &[(&'static str, TrackerCheck)] = &[

@@ -329,6 +329,63 @@ fn registrations_come_and_go_while_others_trap() -> Outcome {
     Outcome::Passed
 }
 
+fn regions_and_trackers_may_go_while_others_trap_in_them() -> Outcome {
+    let caps = Capabilities::probe();
+    let memory = Arc::new(Mapping::memfd(PageCount::new(16)).unwrap());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (memory, stop) = (&memory, &stop);
+            scope.spawn(move || {
+                let mut n = thread;
+                while !stop.load(Ordering::SeqCst) {
+                    n = (n * 7 + 3) % 16;
+                    memory.bytes().fetch_add_u64(n * PAGE_SIZE, 1).unwrap();
+                }
+            });
+        }
+        for round in 0..60 {
+            let mechanism = [Mechanism::Sigbus, Mechanism::Pager, Mechanism::Mprotect][round % 3];
+            let builder = Region::builder(memory.clone()).force(mechanism);
+            let builder = match mechanism.is_inline() {
+                true => builder.inline(inline(|t| t.unprotect())),
+                false => builder.pager(|t: &Trap<'_>| t.unprotect()),
+            };
+            if let Ok(region) = builder.build(&caps) {
+                for _ in 0..5 {
+                    region.protect(&[region.range()], Protection::Read).unwrap();
+                    std::thread::yield_now();
+                }
+                region.protect(&[region.range()], Protection::Read).unwrap();
+            }
+            let mechanism = peregrine_vm::DirtyMechanism::ALL[round % 4];
+            if let Ok(mut tracker) = peregrine_vm::Tracker::of(memory.clone()).force(mechanism).start(&caps) {
+                std::thread::yield_now();
+                tracker.take_dirty().unwrap();
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    Outcome::Passed
+}
+
+fn helper_touches_what_a_dropped_region_left_without_access() -> Outcome {
+    // SAFETY: the default action.
+    unsafe { fault::action(SIGSEGV, Some(&Action::default_action())).unwrap() };
+    let memory = Arc::new(Mapping::reserve(PageCount::new(1)).unwrap());
+    let builder =
+        Region::builder(memory.clone()).force(Mechanism::Mprotect).inline(inline(|t| t.unprotect()));
+    drop(builder.build(&Capabilities::probe()).unwrap());
+    memory.bytes().store_u8(0, 1).unwrap();
+    Outcome::Passed
+}
+
+fn a_bad_access_after_the_region_went_still_kills() -> Outcome {
+    let ended = run_helper("helper_touches_what_a_dropped_region_left_without_access");
+    assert_eq!(ended.status.and_then(|s| s.signal()), Some(SIGSEGV), "{ended:?}");
+    Outcome::Passed
+}
+
 fn a_child_keeps_mprotect_traps_and_its_handlers() -> Outcome {
     let memory = Arc::new(Mapping::anonymous(PageCount::new(2)).unwrap());
     let builder =
@@ -526,6 +583,9 @@ fn main() -> std::process::ExitCode {
         a_fault_on_the_stack_itself_is_handled_on_the_alternate_stack,
         threads_made_later_trap_too_even_without_an_alternate_stack,
         registrations_come_and_go_while_others_trap,
+        regions_and_trackers_may_go_while_others_trap_in_them,
+        helper_touches_what_a_dropped_region_left_without_access,
+        a_bad_access_after_the_region_went_still_kills,
         a_child_keeps_mprotect_traps_and_its_handlers,
         a_child_of_a_userfaultfd_region_has_plain_memory_and_cannot_touch_its_parents,
         a_denied_pager_trap_is_a_bus_error_in_the_toucher,

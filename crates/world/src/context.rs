@@ -79,7 +79,9 @@ pub fn migrate_to(node: u32) -> Result<(), MoveError> {
         // SAFETY: in a section, on a node.
         unsafe {
             if carrier().node != node {
+                let words = peregrine_thread::arch::ControlWords::aside();
                 sched::reschedule(Action::Move(node));
+                drop(words);
             }
         }
     })

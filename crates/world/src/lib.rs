@@ -18,9 +18,11 @@ mod lock;
 mod memory;
 mod node;
 mod output;
+mod rendezvous;
 mod sched;
 mod shadow;
 mod spawn;
+mod status;
 mod supervisor;
 mod thread;
 mod transit;
@@ -35,7 +37,9 @@ pub use entry::{Tally, run_with, tally};
 pub use error::{JoinError, SpawnError};
 pub use memory::MemoryError;
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
+pub use rendezvous::{RendezvousError, connect_all};
 pub use spawn::{Builder, JoinHandle, spawn};
+pub use status::{NodeStatus, Reply, Request, ThreadStatus, WorldStatus};
 pub use supervisor::{
     DurableError, Ended, OutputError, Resumed, Stats, WorldError, median_ms, percentile_ms, resume, run,
 };

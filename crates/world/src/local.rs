@@ -121,6 +121,12 @@ impl Local {
         (self.len != 0).then(|| self.queue[self.head])
     }
 
+    /// The one `i` places behind the front.
+    #[inline(always)]
+    pub fn peek(&self, i: usize) -> u32 {
+        self.queue[(self.head + i) % SLOT_COUNT]
+    }
+
     /// Takes from the front.
     #[inline(always)]
     pub fn pop(&mut self) -> Option<u32> {

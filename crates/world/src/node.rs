@@ -33,7 +33,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             node: index,
             fast_fs,
             wide_compare: cpu_flag(1),
-            window_pristine: false,
+            window_written: u64::MAX,
             scheduler_sp: 0,
             process_fs: cpu::thread_pointer(),
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
@@ -168,10 +168,10 @@ extern "C" fn on_trace(_: Signo, _: *mut SigInfo, context: *mut UContext) {
     // SAFETY: on a node; the walk reads frames of this process only.
     unsafe {
         let me = node(carrier().node);
-        let mut walk = Walk { n: 0, to: &me.trace };
+        let mut walk = Walk { n: 0, from: (*context).ip(), to: &me.trace };
         me.trace[0].store((*context).ip(), Ordering::Relaxed);
         _Unwind_Backtrace(step, (&raw mut walk).cast());
-        me.trace_len.store(walk.n as u32, Ordering::Release);
+        me.trace_len.store(walk.n.max(1) as u32, Ordering::Release);
         world().acks.fetch_add(1, Ordering::Release);
         let _ = futex::wake(&world().acks, 1);
     }
@@ -180,6 +180,8 @@ extern "C" fn on_trace(_: Signo, _: *mut SigInfo, context: *mut UContext) {
 #[repr(C)]
 struct Walk<'a> {
     n: usize,
+    /// Where the thread was interrupted: the frames before it are the handler's own.
+    from: usize,
     to: &'a [peregrine_base::sync::AtomicUsize; 64],
 }
 
@@ -195,7 +197,11 @@ extern "C" fn step(context: *mut u8, walk: *mut Walk<'_>) -> i32 {
         if w.n == w.to.len() {
             return 5;
         }
-        w.to[w.n].store(_Unwind_GetIP(context), Ordering::Relaxed);
+        let pc = _Unwind_GetIP(context);
+        if pc == 0 || (w.n == 0 && pc != w.from) {
+            return 0;
+        }
+        w.to[w.n].store(pc, Ordering::Relaxed);
         w.n += 1;
     }
     0

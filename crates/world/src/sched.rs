@@ -114,9 +114,8 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
         let to = r.move_to.load(Ordering::Acquire);
         if to == NONE || to == c.node {
             r.move_to.store(NONE, Ordering::Release);
-        } else if now == state::PARKED || now == state::SLEEPING {
-            send(c, slot, to);
-        } else if now == state::RUNNABLE && l.remove(slot) {
+        } else if now == state::PARKED || now == state::SLEEPING || (now == state::RUNNABLE && l.remove(slot))
+        {
             send(c, slot, to);
         }
         // A running one is sent when it next comes through `reschedule`.
@@ -140,14 +139,16 @@ fn send(c: &mut Carrier, slot: u32, to: u32) {
     r.move_to.store(NONE, Ordering::Relaxed);
     r.moves.fetch_add(1, Ordering::Relaxed);
     r.sent_at.store(monotonic_ns(), Ordering::Relaxed);
+    // Before the node: whoever sees that the thread is its own sees too that it has not been taken up yet (`wake`).
+    r.mail.fetch_or(mail::ARRIVE, Ordering::AcqRel);
     // Release: the new owner, which acquires through the inbox, sees context and statics.
     r.node.store(to, Ordering::Release);
     post(slot, mail::ARRIVE);
 }
 
-/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler. `keep` threads are not given
-/// away: one if none runs here, or two idle nodes would hand a thread to and fro instead of running it.
-fn service(c: &mut Carrier, l: &mut Local, keep: usize) {
+/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler, which keeps the
+/// first `own` threads of the queue: one that is about to run here anyway is not sent away.
+fn service(c: &mut Carrier, l: &mut Local, own: usize) {
     drain(c, l);
     if let Some(first) = l.next_deadline() {
         let now = monotonic_ns();
@@ -161,7 +162,7 @@ fn service(c: &mut Carrier, l: &mut Local, keep: usize) {
         }
     }
     let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
-    if hungry != 0 && l.queued() > keep {
+    if hungry != 0 && l.queued() > own {
         donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
@@ -202,6 +203,7 @@ pub unsafe fn reschedule(action: Action) {
                         record(me).state.store(state::RUNNING, Ordering::Relaxed);
                         return;
                     }
+                    look_ahead(l);
                     enter(c, next);
                     arch::switch(&raw mut (*SlotHeader::of(me)).saved_sp, (*SlotHeader::of(next)).saved_sp);
                     return;
@@ -211,6 +213,24 @@ pub unsafe fn reschedule(action: Action) {
         }
         (l.action, l.previous) = (action, me);
         arch::switch(&raw mut (*SlotHeader::of(me)).saved_sp, c.scheduler_sp);
+    }
+}
+
+/// Has the processor fetch what the next switches will touch: with many threads nothing of theirs is in its caches.
+#[inline(always)]
+fn look_ahead(l: &Local) {
+    const FEW: usize = 16;
+    if l.queued() > FEW {
+        let (soon, later) = (l.peek(0), l.peek(2));
+        // SAFETY: both are runnable threads, whose headers are mapped and intact; fetching has no effect but speed.
+        unsafe {
+            arch::prefetch(SlotHeader::of(later) as usize);
+            arch::prefetch(core::ptr::from_ref(record(later)) as usize);
+            let header = SlotHeader::of(soon);
+            arch::prefetch((*header).saved_sp);
+            arch::prefetch((*header).saved_sp + 64);
+            arch::prefetch((*header).fs_base);
+        }
     }
 }
 
@@ -391,8 +411,7 @@ fn settle(c: &mut Carrier, l: &mut Local) {
             send(c, slot, to);
         }
         Action::Ended => {
-            c.window_owner.store(NONE, Ordering::Relaxed);
-            c.window_pristine = false;
+            statics::forget(c);
             crate::thread::bury(slot);
         }
     }
@@ -516,7 +535,10 @@ pub unsafe fn park(deadline: u64, reason: u32, on: u32) -> bool {
         } else {
             r.state.store(state::PARKED, Ordering::Relaxed);
         }
+        // A wait is long beside this; a bare yield trusts its caller to run with the defaults.
+        let words = arch::ControlWords::aside();
         reschedule(Action::Parked);
+        drop(words);
         r.waiting.store(0, Ordering::Relaxed);
         deadline == 0 || monotonic_ns() < deadline
     }
@@ -538,8 +560,9 @@ pub unsafe fn wake(slot: u32) {
     if peregrine_thread::carrier::current_slot().is_some() {
         // SAFETY: a thread runs, so this is a node.
         let (c, l) = unsafe { (carrier(), local()) };
-        if r.node.load(Ordering::Acquire) == c.node && r.mail.load(Ordering::Acquire) & mail::POSTED == 0 {
-            // Ours, and not on its way here (its arrival would queue it once more): no detour through the inbox.
+        if r.node.load(Ordering::Acquire) == c.node && r.mail.load(Ordering::Acquire) & mail::ARRIVE == 0 {
+            // Ours: no detour through the inbox. One that is still arriving would be queued a second time when it is
+            // taken up, and later run here while it runs elsewhere.
             let now = r.state.load(Ordering::Relaxed);
             if now == state::PARKED || now == state::SLEEPING {
                 r.state.store(state::RUNNABLE, Ordering::Relaxed);

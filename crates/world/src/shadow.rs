@@ -125,6 +125,11 @@ impl Shadow {
         })
     }
 
+    /// Whether the image holds this thread.
+    pub fn holds(&self, slot: u32, generation: u32) -> bool {
+        self.live.get(&slot) == Some(&generation)
+    }
+
     /// Makes the World's present state the image.
     ///
     /// # Safety
@@ -157,7 +162,7 @@ impl Shadow {
                 self.live.insert(slot, generation);
             }
         }
-        // SAFETY (of all copies): World and shadow are mapped here, and paused nodes write neither.
+        // SAFETY: World and shadow are mapped here, and paused nodes write neither.
         unsafe {
             for &(start, end) in &changes.ranges {
                 match slot_index_of(start) {
@@ -201,7 +206,7 @@ impl Shadow {
         let now: Vec<(u32, u32)> = (0..used_now.max(used_then))
             .map(|s| (record(s).state.load(Ordering::Relaxed), record(s).generation.load(Ordering::Relaxed)))
             .collect();
-        // SAFETY (of all copies): as in `commit`.
+        // SAFETY: as in `commit`.
         unsafe {
             for (slot, (state_now, generation_now)) in now.iter().enumerate() {
                 let slot = slot as u32;
@@ -213,7 +218,9 @@ impl Shadow {
                             punch(slot_base(slot));
                         }
                         // The copy's own header tells its extents; the World's may be torn.
-                        for (start, end) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
+                        for (start, end) in
+                            (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true)
+                        {
                             compare_and_copy(twin(start), start, end - start, &mut moved, None);
                         }
                     }
@@ -225,7 +232,9 @@ impl Shadow {
                 match slot_index_of(start) {
                     Some(slot) => {
                         let Some(_) = self.live.get(&slot) else { continue };
-                        for (low, high) in (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) {
+                        for (low, high) in
+                            (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true)
+                        {
                             let (from, to) = (start.max(low), end.min(high));
                             if from < to {
                                 moved.pages += copy(twin(from), from, to - from);
@@ -285,7 +294,7 @@ impl Shadow {
     /// All pages of the image that belong to `slot`: ranges of World addresses.
     pub fn extents_of(&self, slot: u32) -> [(usize, usize); 3] {
         // SAFETY: the copy of a live slot begins with an intact header; nobody writes the shadow but this supervisor.
-        unsafe { (*(twin(slot_base(slot)) as *const SlotHeader)).extents(true) }
+        unsafe { (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) }
     }
 
     /// The arena's part of the image.
@@ -333,7 +342,7 @@ impl Shadow {
 
     /// Puts a page into the image; `false` if there is no such page in a World.
     pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
-        let inside = page % PAGE == 0
+        let inside = page.is_multiple_of(PAGE)
             && (slot_index_of(page).is_some() || (ARENA..ARENA + ARENA_BYTES).contains(&page));
         if inside {
             // SAFETY: inside the shadow, which only this supervisor writes.
@@ -347,6 +356,13 @@ impl Shadow {
         let at = core::mem::offset_of!(TornImaged, threads_used);
         u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or([0; 4]))
     }
+}
+
+/// How many slots were ever used, read without the lock that a dead node may hold.
+pub fn threads_used_now() -> u32 {
+    // SAFETY: mapped; a plain word that nodes may write meanwhile, read at once and bounded before use (S1).
+    unsafe { (&raw const (*(IMAGED as *const TornImaged)).threads_used).read_volatile() }
+        .min(SLOT_COUNT as u32)
 }
 
 /// Bytes that each of [`imaged_tables`] has in use, read without the locks, which the dead may hold; never more than there

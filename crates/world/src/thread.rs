@@ -199,6 +199,8 @@ fn end((how, bytes, ends): (u32, Vec<u8>, Vec<u32>)) -> ! {
     // SAFETY: a thread runs; it is never resumed after this.
     unsafe {
         core::mem::forget(peregrine_thread::carrier::RuntimeSection::enter());
+        // What the thread's code left in force ends with it.
+        core::mem::forget(peregrine_thread::arch::ControlWords::aside());
         let c = carrier();
         c.depth.store(c.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let slot = c.current.load(Ordering::Relaxed);

@@ -110,6 +110,7 @@ fn serve(fd: RawFd) -> ! {
                 let flags = ForkFlags { share_files: true, sibling: true };
                 // SAFETY: the zygote has one thread; the child never returns from `become_node`.
                 match unsafe { process::fork_with(flags) } {
+                    // SAFETY: a fresh child, as `become_node` asks.
                     Ok(Forked::Child) => unsafe { node::become_node(arg) },
                     Ok(Forked::Parent(pid)) => pid,
                     Err(e) => -e.0,

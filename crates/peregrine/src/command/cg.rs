@@ -6,6 +6,7 @@
 //!     └────join───────┘   once more, while too few kills and moves have happened
 //! ```
 
+use super::finished::Finished;
 use super::report::{Demand, report};
 use super::world_options::WorldOptions;
 use super::{SYSTEM, fail};
@@ -83,7 +84,11 @@ pub(super) fn run(options: &CgOptions) -> ExitCode {
 }
 
 /// The World's main thread.
-fn benchmark(plan: Plan) -> Solved {
+fn benchmark(plan: Plan) -> Finished {
+    Finished::Cg(solve_until_enough(&plan))
+}
+
+fn solve_until_enough(plan: &Plan) -> Solved {
     if plan.talk {
         let problem = plan.class.problem();
         println!(
@@ -98,7 +103,7 @@ fn benchmark(plan: Plan) -> Solved {
     let mut solved = Solved { runs: Vec::new(), trouble: None, demand: plan.demand };
     loop {
         let first = solved.runs.is_empty();
-        match one_run(&plan, first) {
+        match one_run(plan, first) {
             Ok(outcome) => {
                 if plan.talk && first {
                     println!("\n{outcome}");

@@ -1,6 +1,6 @@
 //! What a run came to: the verdict, what was done to it, and what that cost.
 
-use super::cg::Solved;
+use super::finished::Finished;
 use cg::Outcome;
 use peregrine::{Ended, Stats, Tally, median_ms, percentile_ms};
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,10 @@ struct Pages {
 /// Prints it; the exit code is 0 if the result is right and enough has happened.
 pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
     let s = &ended.stats;
-    let solved = ended.value::<Solved>();
+    let solved = match ended.value() {
+        Some(Finished::Cg(solved)) => Some(solved),
+        _ => None,
+    };
     let runs = solved.as_ref().map_or(&[][..], |v| &v.runs);
     let demand = solved.as_ref().map(|v| v.demand).unwrap_or_default();
     let verified = !runs.is_empty() && runs.iter().all(|r| r.verified);
@@ -98,10 +101,13 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
         let report = as_report(s, runs, demand, verified, trouble.as_deref());
         serde_json::to_writer(&mut out, &report).map_err(Into::into).and_then(|()| writeln!(out))
     } else if quiet {
-        let verdict = if verified { "VERIFICATION SUCCESSFUL" } else { "VERIFICATION FAILED" };
-        writeln!(out, "{verdict}")
+        match &solved {
+            None => Ok(()),
+            Some(_) if verified => writeln!(out, "VERIFICATION SUCCESSFUL"),
+            Some(_) => writeln!(out, "VERIFICATION FAILED"),
+        }
     } else {
-        print(&mut out, s, runs.len())
+        print(&mut out, s, Some(runs.len()))
     };
     drop(out);
     if let Some(trouble) = &trouble {
@@ -169,9 +175,14 @@ fn as_report<'a>(
     }
 }
 
-fn print(out: &mut impl Write, s: &Stats, runs: usize) -> std::io::Result<()> {
+/// What was done to a program, and what it cost.
+pub(super) fn print(out: &mut impl Write, s: &Stats, runs: Option<usize>) -> std::io::Result<()> {
     writeln!(out)?;
-    let times = if runs == 1 { "1 run".to_owned() } else { format!("{runs} runs, all reported above") };
+    let times = match runs {
+        None => "1 program".to_owned(),
+        Some(1) => "1 run".to_owned(),
+        Some(n) => format!("{n} runs"),
+    };
     writeln!(out, " {times} in {:.1} s", s.ran_ns as f64 / 1e9)?;
     writeln!(
         out,

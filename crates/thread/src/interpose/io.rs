@@ -11,6 +11,8 @@ unsafe extern "C" fn write(fd: i32, buf: *const u8, len: usize) -> isize {
         && let Some((_, hooks)) = hooks()
         && len != 0
     {
+        // C code may have set others.
+        let _words = crate::arch::ControlWords::aside();
         // SAFETY: C's contract: `len` readable bytes.
         if (hooks.output)(fd, unsafe { from_raw_parts(buf, len) }) {
             return len as isize;

@@ -35,6 +35,8 @@ unsafe extern "C" fn clock_nanosleep(
         // SAFETY: C's contract.
         let Some(ns) = to_ns(unsafe { &*request }) else { return EINVAL };
         let deadline = if flags & TIMER_ABSTIME != 0 { ns } else { monotonic_ns().saturating_add(ns) };
+        // C code may have set others.
+        let _words = crate::arch::ControlWords::aside();
         (hooks.sleep_until)(deadline);
         return 0;
     }
@@ -76,6 +78,8 @@ extern "C" fn usleep(us: u32) -> i32 {
 #[unsafe(no_mangle)]
 extern "C" fn sched_yield() -> i32 {
     if let Some((_, hooks)) = hooks() {
+        // C code may have set others.
+        let _words = crate::arch::ControlWords::aside();
         (hooks.yield_now)();
         return 0;
     }

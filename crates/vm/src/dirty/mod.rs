@@ -182,6 +182,12 @@ impl Builder {
                 .or_else(|| lack(Capability::PagemapScan)),
             DirtyMechanism::Compare => None,
             _ => {
+                if self.mapping.grain().get() > 1 {
+                    return Some(
+                        "pages of the pool are tracked by the kernel (AsyncWriteProtect) or by Compare"
+                            .into(),
+                    );
+                }
                 let pager = mechanism == DirtyMechanism::SyncWriteProtectPager;
                 if let (true, Some(why)) =
                     (self.kernel_writes && pager, lack(Capability::UserfaultfdKernelFaults))

@@ -20,7 +20,7 @@ pub(crate) use mechanism::Wishes;
 pub(crate) use mechanism::objection;
 pub use mechanism::{Choice, Mechanism};
 pub use operations::{Operations, RegionError};
-use peregrine_base::sync::AtomicU8;
+use peregrine_base::sync::{AtomicBool, AtomicU8, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::capabilities::{Capabilities, Capability};
 use peregrine_sys::raw::Errno;
@@ -53,14 +53,14 @@ impl<'a> Trap<'a> {
         self.fault.address
     }
 
-    /// The page that was touched.
-    pub const fn page(&self) -> PageRange {
-        self.fault.page()
+    /// The page that was touched; of the pool, the huge page.
+    pub fn page(&self) -> PageRange {
+        self.region.mapping.grain_of(self.fault.address)
     }
 
     /// Which page of the region that is.
     pub const fn page_index(&self) -> usize {
-        (self.page().start().as_usize() - self.region.range.start().as_usize()) / PAGE_SIZE
+        (self.fault.page().start().as_usize() - self.region.range.start().as_usize()) / PAGE_SIZE
     }
 
     /// What was attempted.
@@ -81,7 +81,7 @@ impl<'a> Trap<'a> {
     /// The aligned block of `pages` pages that holds the page, cut at the region's ends: fill in blocks, for a trap costs
     /// far more than a page.
     pub fn block(&self, pages: PageCount) -> PageRange {
-        let size = pages.get().max(1);
+        let size = pages.get().max(self.region.mapping.grain().get());
         let first = self.page_index() / size * size;
         let count = size.min(self.region.range.pages().get() - first);
         let start = self.region.range.start().as_usize() + first * PAGE_SIZE;
@@ -334,6 +334,7 @@ impl Builder {
             range: self.part,
             uffd,
             generation: process::current(),
+            live: AtomicBool::new(false),
             minor: wishes.absent_traps && shared && caps.has(Capability::MinorShared),
             states: (0..state_count).map(|_| AtomicU8::new(0)).collect(),
             populate_first: !shared && !caps.has(Capability::WriteProtectUnpopulated),
@@ -379,6 +380,8 @@ impl Builder {
                 BuildError::Prepare(RegionError::Kernel { operation, range: self.part, mechanism, errno })
             })?;
         }
+        // Release pairs with the Acquire in `is_live`.
+        region.operations.live.store(true, Ordering::Release);
         Ok(region)
     }
 }
@@ -418,7 +421,12 @@ struct Adapter {
 unsafe impl SignalHandler for Adapter {
     #[inline]
     fn on_fault(&self, fault: &Fault) -> Decision {
-        self.handler.on_trap(&Trap::new(*fault, &self.operations))
+        match self.handler.on_trap(&Trap::new(*fault, &self.operations)) {
+            // The region was not there yet when this thread faulted, or goes while it is on its way here, so the handler could
+            // do nothing: the access repeats on plain memory.
+            Decision::Deny if !self.operations.is_live() => Decision::Retry,
+            decision => decision,
+        }
     }
 }
 
@@ -496,6 +504,8 @@ impl Drop for Region {
     fn drop(&mut self) {
         let ops = &self.operations;
         let here = ops.generation.is_current();
+        // Release pairs with the Acquire in `is_live`; the calls below come after it.
+        ops.live.store(false, Ordering::Release);
         match ops.mechanism {
             // In a child the descriptor is the parent's: unregistering there would strip the parent's memory.
             Mechanism::Sigbus | Mechanism::Pager if here => {

@@ -3,8 +3,8 @@
 
 use super::mechanism::Mechanism;
 use crate::mapping::{Backing, Mapping, Object};
-use crate::process::{Forked, Generation, page_of};
-use peregrine_base::sync::{AtomicU8, Ordering};
+use crate::process::{Forked, Generation};
+use peregrine_base::sync::{AtomicBool, AtomicU8, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice};
 use peregrine_sys::raw::Errno;
@@ -81,6 +81,9 @@ pub struct Operations {
     pub(super) mapping: Arc<Mapping>,
     pub(super) uffd: Option<Uffd>,
     pub(super) generation: Generation,
+    /// Set once the region is made, cleared before it is undone: a trap outside that time was under way since before, and
+    /// finds the memory plain, or about to be.
+    pub(super) live: AtomicBool,
     /// One a page where absent pages are emulated; else empty.
     pub(super) states: Box<[AtomicU8]>,
     /// Registered for minor faults: a page may be in the object and not here.
@@ -143,6 +146,13 @@ impl Operations {
         self.uffd.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether the region is wholly made and not being undone. Trap-safe.
+    pub(crate) fn is_live(&self) -> bool {
+        // Acquire pairs with the Release stores in `Builder::build` and `Region::drop`: whoever met a range that is not
+        // registered sees why.
+        self.live.load(Ordering::Acquire)
+    }
+
     pub(crate) fn uffd_for_pager(&self) -> Option<UffdRef<'_>> {
         self.uffd.as_ref().map(Uffd::by_ref)
     }
@@ -176,17 +186,17 @@ impl Operations {
         if self.mechanism != Mechanism::Pager {
             return self.unprotect(page);
         }
-        let (range, uffd) = (page_of(page), self.uffd("protect")?);
+        let (range, uffd) = (self.mapping.grain_of(page), self.uffd("protect")?);
         retry(|| uffd.lift_without_waking(range)).map_err(self.failed("protect", range))
     }
 
-    /// UNPROT: opens one page for reading and writing.
+    /// UNPROT: opens one page (of the pool: one huge page) for reading and writing.
     ///
     /// # Errors
     /// [`RegionError`].
     #[inline]
     pub fn unprotect(&self, page: VirtAddr) -> Result<(), RegionError> {
-        self.protect_one(page_of(page), Protection::ReadWrite)
+        self.protect_one(self.mapping.grain_of(page), Protection::ReadWrite)
     }
 
     #[inline]
@@ -472,7 +482,7 @@ impl Operations {
                 // The address space is changing (a fork, a remap): the other side will finish.
                 Err(Partial { errno: Errno::EAGAIN, .. }) => io::yield_now(),
                 Err(Partial { errno: Errno::EEXIST, .. }) => {
-                    let page = page_of(rest.start());
+                    let page = self.mapping.grain_of(rest.start());
                     if let (Some(mode), true) = (or_continue, self.minor) {
                         // In the object, though perhaps not in this page table.
                         // SAFETY: the page is the region's.
@@ -480,7 +490,7 @@ impl Operations {
                     }
                     // There now in any case: whoever waits for it may go on.
                     let _ = uffd.wake(page);
-                    at += PAGE_SIZE;
+                    at += page.len_bytes();
                 }
                 Err(Partial { errno, .. }) => return Err(self.failed(operation, rest)(errno)),
             }

@@ -89,6 +89,9 @@ pub unsafe trait SignalHandler: Send + Sync + 'static {
 
 /// A registered [`SignalHandler`]; dropping it unregisters, and returns when no thread is inside the handler any more.
 ///
+/// A thread may have faulted before that, and its signal arrive after: up to 256 faults in the range are answered by
+/// repeating the access, which succeeds if the memory is plain by then; the next one goes down the chain.
+///
 /// Must not be dropped inside a handler.
 pub struct Registration {
     entry: Arc<registry::Entry>,

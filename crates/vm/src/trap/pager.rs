@@ -87,10 +87,14 @@ fn answer(operations: &Operations, handler: &mut dyn PagerHandler, fault: Fault,
     let trap = Trap::new(fault, operations);
     // A pager that dies would leave its touchers asleep for ever: a panic (whose message is printed) denies one access.
     let decision = catch_unwind(AssertUnwindSafe(|| handler.on_trap(&trap))).unwrap_or(Decision::Deny);
-    let page = fault.page();
+    let page = trap.page();
     match decision {
         Decision::Filled if trap.was_woken() => {}
         Decision::Filled | Decision::Retry => {
+            let _ = operations.wake(page);
+        }
+        // The region is being undone, so the handler could do nothing; unregistering wakes everybody.
+        Decision::Deny if !operations.is_live() => {
             let _ = operations.wake(page);
         }
         Decision::Deny => {

@@ -18,13 +18,32 @@
 
 use super::SignalHandler;
 use crate::process;
-use peregrine_base::sync::{AtomicPtr, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use peregrine_base::{PageRange, VirtAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
 static EPOCH: AtomicUsize = AtomicUsize::new(0);
-static WRITER: Mutex<Vec<Arc<Entry>>> = Mutex::new(Vec::new());
+static WRITER: Mutex<Writer> = Mutex::new(Writer { entries: Vec::new(), ghosts: Vec::new() });
+
+struct Writer {
+    entries: Vec<Arc<Entry>>,
+    ghosts: Vec<Arc<Ghost>>,
+}
+
+/// A range whose registration went. A thread may have faulted there before that, and its signal may arrive now: it is in
+/// no count yet, so no grace period can wait for it. It repeats its access, which is right if the memory is plain by now;
+/// if it is not, the access faults again, and after so many times the signal goes where it would have gone.
+struct Ghost {
+    range: PageRange,
+    /// Faults that may still be forgiven: at most one a thread was under way.
+    budget: AtomicU32,
+}
+
+/// Ghosts that are kept; of more, the oldest goes.
+const GHOSTS: usize = 64;
+/// Threads that may have a fault under way in one range when its registration goes.
+const FORGIVEN: u32 = 256;
 
 /// One registration.
 pub(super) struct Entry {
@@ -43,15 +62,16 @@ struct Segment {
 pub(super) struct Table {
     segments: Vec<Segment>,
     chains: Vec<Arc<Entry>>,
+    ghosts: Vec<Arc<Ghost>>,
 }
 
 impl Table {
-    fn build(entries: &[Arc<Entry>]) -> Self {
+    fn build(entries: &[Arc<Entry>], ghosts: &[Arc<Ghost>]) -> Self {
         let mut bounds: Vec<usize> =
             entries.iter().flat_map(|e| [e.range.start().as_usize(), e.range.end().as_usize()]).collect();
         bounds.sort_unstable();
         bounds.dedup();
-        let mut table = Self { segments: Vec::new(), chains: Vec::new() };
+        let mut table = Self { segments: Vec::new(), chains: Vec::new(), ghosts: ghosts.to_vec() };
         for pair in bounds.windows(2) {
             let first = table.chains.len();
             let covering = entries.iter().rev().filter(|e| e.range.contains(VirtAddr::new(pair[0])));
@@ -106,6 +126,18 @@ impl Inside {
         // SAFETY: null or a table that `replace` frees only after `self.count` came back to zero.
         unsafe { self.table.as_ref() }.map_or(&[], |t| t.find(addr))
     }
+
+    /// Whether a fault that nobody wants may be one that was under way when a registration went. Trap code.
+    #[cold]
+    pub(super) fn may_be_late(&self, addr: VirtAddr) -> bool {
+        // SAFETY: as in `find`.
+        let Some(table) = (unsafe { self.table.as_ref() }) else { return false };
+        table.ghosts.iter().filter(|g| g.range.contains(addr)).any(|ghost| {
+            let spend = |left: u32| left.checked_sub(1);
+            // Relaxed: a count of its own, which orders nothing.
+            ghost.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
+        })
+    }
 }
 
 impl Drop for Inside {
@@ -116,8 +148,8 @@ impl Drop for Inside {
     }
 }
 
-fn replace(entries: &[Arc<Entry>]) {
-    let fresh = Box::into_raw(Box::new(Table::build(entries)));
+fn replace(writer: &Writer) {
+    let fresh = Box::into_raw(Box::new(Table::build(&writer.entries, &writer.ghosts)));
     let old = TABLE.swap(fresh, Ordering::SeqCst);
     for _ in 0..2 {
         let parity = EPOCH.fetch_add(1, Ordering::SeqCst) & 1;
@@ -137,18 +169,23 @@ fn replace(entries: &[Arc<Entry>]) {
 
 /// Adds `entry` as the innermost registration of its range.
 pub(super) fn add(entry: Arc<Entry>) {
-    // A panic while the lock is held can only be our own allocation failing, which leaves the list as it was.
-    let mut entries = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+    // A panic while the lock is held can only be our own allocation failing, which leaves the lists as they were.
+    let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
     process::page();
-    entries.push(entry);
-    replace(&entries);
+    writer.entries.push(entry);
+    replace(&writer);
 }
 
 /// Takes `entry` out; when it returns, no trap is inside its handler.
 pub(super) fn remove(entry: &Arc<Entry>) {
-    let mut entries = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
-    entries.retain(|e| !Arc::ptr_eq(e, entry));
-    replace(&entries);
+    let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+    writer.entries.retain(|e| !Arc::ptr_eq(e, entry));
+    writer.ghosts.retain(|g| g.range != entry.range);
+    if writer.ghosts.len() == GHOSTS {
+        writer.ghosts.remove(0);
+    }
+    writer.ghosts.push(Arc::new(Ghost { range: entry.range, budget: AtomicU32::new(FORGIVEN) }));
+    replace(&writer);
 }
 
 #[cfg(test)]
@@ -173,7 +210,7 @@ mod tests {
     #[test]
     fn the_innermost_registration_comes_first_and_the_outer_ones_follow() {
         let all = [entry(10, 10), entry(12, 2), entry(13, 4), entry(40, 1)];
-        let table = Table::build(&all);
+        let table = Table::build(&all, &[]);
         for page in 0..50 {
             let naive: Vec<_> =
                 all.iter().rev().filter(|e| e.range.contains(VirtAddr::new(page * 4096 + 7))).collect();

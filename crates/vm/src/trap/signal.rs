@@ -92,6 +92,9 @@ unsafe extern "C" fn on_signal(number: i32, info: *mut c_void, context: *mut c_v
                     }
                 }
             }
+            if inside.may_be_late(address) {
+                return;
+            }
         }
     }
     // SAFETY: the arguments are this handler's own.

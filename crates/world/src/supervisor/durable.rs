@@ -157,7 +157,7 @@ impl Durable {
             Ok(bytes) => {
                 self.output_done = shadow.output_tail;
                 self.commits += 1;
-                if self.commits % 64 == 0 {
+                if self.commits.is_multiple_of(64) {
                     let _ = self.store.prune();
                 }
                 Ok(bytes)
@@ -277,7 +277,7 @@ fn patch_process_words(slot: u32, old_template: &[u8], old_vdso: [usize; 2], new
     // SAFETY: the shadow's copy of a live slot, before any node exists.
     unsafe {
         let t = template();
-        let header = &*(crate::shadow::twin(peregrine_thread::layout::slot_base(slot)) as *const SlotHeader);
+        let header = &*(crate::shadow::twin(SlotHeader::of(slot) as usize) as *const SlotHeader);
         let words = (crate::shadow::twin(header.statics)) as *mut usize;
         let new_template = t.statics().cast::<usize>();
         for i in 0..t.statics_len.min(old_template.len()) / 8 {

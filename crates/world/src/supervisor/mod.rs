@@ -14,6 +14,7 @@
 //! It is single-threaded and sleeps in one `poll`. It never executes a thread's code, and touches the World only while all
 //! nodes are paused or dead, but for posting moves.
 
+mod control_socket;
 mod durable;
 mod outlet;
 mod recover;
@@ -142,6 +143,7 @@ struct Supervisor {
     resumed: Option<Resumed>,
     failed_starts: u32,
     strings_len: usize,
+    control: control_socket::ControlSocket,
 }
 
 /// Runs `main` in a World of its own until it ends.
@@ -269,6 +271,8 @@ impl Supervisor {
             resumed: None,
             strings_len,
             failed_starts: 0,
+            // After the zygote was forked: nodes do not inherit it.
+            control: control_socket::ControlSocket::open(),
         })
     }
 
@@ -284,6 +288,8 @@ impl Supervisor {
         self.collect_reports();
         self.commit();
         self.resume();
+        // From here on there is something to resume.
+        self.save()?;
         let now = monotonic_ns();
         self.image_due = self.config.image_interval.map(|d| now + d.as_nanos() as u64);
         self.move_due = self.config.move_every.map(|d| now + d.as_nanos() as u64);
@@ -305,7 +311,7 @@ impl Supervisor {
             if self.nodes.iter().any(Option::is_none) {
                 self.recover()?;
             }
-            let asked = world().requests.swap(0, Ordering::AcqRel);
+            let asked = world().requests.swap(0, Ordering::AcqRel) | self.serve_control();
             if asked & request::MAIN_ENDED != 0 || imaged().main_exit.load(Ordering::Acquire) != 0 {
                 if let Some(code) = self.try_finish()? {
                     return Ok(self.finish(code));
@@ -351,7 +357,10 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<u64> {
         let retry = self.outlet.is_stuck().then(|| monotonic_ns() + 5_000_000);
-        [self.image_due, self.kill_due, self.move_due, self.status_due, retry].into_iter().flatten().min()
+        [self.image_due, self.kill_due, self.move_due, self.status_due, self.control.due(), retry]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Sleeps until something happens; a signal that ends the World, if one came.
@@ -362,6 +371,7 @@ impl Supervisor {
         });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(self.nodes.iter().flatten().map(|n| PollFd::new(&n.pidfd, PollFlags::IN)));
+        fds.extend(self.control.poll_fds());
         match poll(&mut fds, ts.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(kernel("poll")(e)),
@@ -595,7 +605,7 @@ impl Supervisor {
         if imaged().checkpoints_asked.load(Ordering::Relaxed) == 0 {
             return;
         }
-        for slot in 0..imaged().threads.with(|l| l.used) {
+        for slot in 0..imaged_used() {
             if record(slot).waiting.load(Ordering::Relaxed) == control::wait::CHECKPOINT {
                 // SAFETY: nodes are paused; the post is seen when they go on.
                 unsafe { crate::sched::wake(slot) };
@@ -636,8 +646,16 @@ impl Supervisor {
         self.stats.moves_asked += 1;
     }
 
+    /// Kills a node: mostly one that runs a thread, for that is the harder case.
     fn kill_one(&mut self) {
-        let i = (self.next_random() % self.nodes.len() as u64) as usize;
+        let runs = |i: usize| node(i as u32).current.load(Ordering::Relaxed) != NONE;
+        let mut i = (self.next_random() % self.nodes.len() as u64) as usize;
+        if !self.next_random().is_multiple_of(4) {
+            let begun = monotonic_ns();
+            while !runs(i) && monotonic_ns() - begun < 200_000 {
+                i = (i + 1) % self.nodes.len();
+            }
+        }
         if let Some(n) = &self.nodes[i] {
             let hit = node(i as u32).current.load(Ordering::Relaxed) != NONE;
             if signal::kill(n.pid, number::KILL).is_ok() {
@@ -726,8 +744,8 @@ fn reap(pid: i32) -> Option<rustix::process::WaitStatus> {
 }
 
 fn imaged_used() -> u32 {
-    // Read without the lock: only a hint.
-    imaged().threads.with(|l| l.used)
+    // Without the lock: a node that was killed may hold it, and it is the supervisor that would have to notice.
+    crate::shadow::threads_used_now()
 }
 
 /// Slots that node `i` ran since it was last asked.

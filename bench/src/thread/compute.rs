@@ -1,0 +1,56 @@
+//! CG class A in one thread on one node, beside the same solver as a plain function in a plain process.
+
+use super::{columns, in_world, quiet_world};
+use crate::measure::{Options, Samples, versus};
+use crate::report::Report;
+use cg::{Class, solve_serial};
+use peregrine_sys::timer::process_cpu_ns;
+use peregrine_world::Config;
+
+pub fn run(report: &mut Report, options: &Options) {
+    report.section("CG class A, one thread, s");
+    for (world, what) in [("default", "default settings"), ("quiet", "no images")] {
+        let case = format!("CG class A, {what}");
+        if !options.wants(&case) {
+            continue;
+        }
+        let mut rest: [[Samples; 2]; 2] = Default::default();
+        let [ours, theirs] = &mut rest;
+        let subject = |of: &str, keep: &mut [Samples; 2]| {
+            let c = columns(&format!("cg {of}"));
+            keep[0].push(c[1].median());
+            keep[1].push(c[2].median());
+            c[0].median()
+        };
+        let pair = versus(options.rounds(7), || subject(world, ours), || subject("plain", theirs));
+        report.pair(&case, "timed part", "s", "plain function", 1, &pair);
+        for (of, metric) in ["making the matrix", "processor time of all"].into_iter().enumerate() {
+            let (a, b) = (rest[0][of].median(), rest[1][of].median());
+            report.value(&case, metric, "s", a, Some(("plain function", b)));
+        }
+        report
+            .note(&format!("    goal: within 3 %: {}", if pair.ratio() <= 1.03 { "met" } else { "MISSED" }));
+    }
+}
+
+pub fn case(name: &str, words: &[&str]) -> bool {
+    match (name, words.first()) {
+        ("cg", Some(&"plain")) => solve(""),
+        ("cg", Some(&"default")) => drop(in_world(Config { nodes: 1, ..Config::default() }, solve, "")),
+        ("cg", Some(&"quiet")) => drop(in_world(quiet_world(1), solve, "")),
+        _ => return false,
+    }
+    true
+}
+
+fn solve(_: &str) {
+    let begun = process_cpu_ns();
+    let outcome = solve_serial(Class::A, &mut |_| ());
+    assert!(outcome.verified, "{outcome}");
+    println!(
+        "{} {} {}",
+        outcome.seconds,
+        outcome.initialisation_seconds,
+        (process_cpu_ns() - begun) as f64 / 1e9
+    );
+}

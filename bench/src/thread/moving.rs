@@ -1,0 +1,269 @@
+//! One way from node to node, in its parts: the receiver's wake-up, our own work, and the pages touched again.
+//!
+//! ```text
+//!   node 0 (CPU 0)  fill fresh pages │ migrate_to(1) ─┐
+//!   node 1 (CPU 1)        asleep, or spinning         └─▶ │ touch each page │ touch each page again
+//!                                     ├─── one way ──────┤├── re-faults ────┤
+//! ```
+//!
+//! With the receiver awake (it spins) the way is our own work alone; what it takes longer with the receiver asleep is
+//! the wake-up, which stands beside a bare futex wake between two processes of the same run.
+//!
+//! A process counts with its best tenth, ours and the baseline's alike: with neighbours on the same processors the middle
+//! tells how long the receiver waits for its turn.
+
+use super::{columns, in_world, numbers, quiet_world};
+use crate::measure::{Options, Pair, Samples, versus};
+use crate::report::Report;
+use peregrine_base::PageCount;
+use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
+use peregrine_sys::memory::{Backing, map_fixed};
+use peregrine_sys::process::{ForkFlags, Forked, exit_now, fork_with, pin_to_cpu};
+use peregrine_sys::timer::monotonic_ns;
+use peregrine_sys::{futex, memfd};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+const SIZES: [(usize, &str, u32); 3] =
+    [(64 << 10, "64 KiB", 124), (1 << 20, "1 MiB", 449), (16 << 20, "16 MiB", 7185)];
+const SAMPLES: usize = 15;
+/// Long enough for an idle node to fall asleep.
+const CALM: Duration = Duration::from_micros(400);
+
+pub fn run(report: &mut Report, options: &Options) {
+    report.section("Move between two nodes, one way, us");
+    for (bytes, name, ampi) in SIZES {
+        let case = format!("move with {name} of heap");
+        if !options.wants(&case) {
+            continue;
+        }
+        let rounds = options.rounds(7);
+        let mut parts: [Samples; 4] = Default::default();
+        let mut keep = |of: usize, sample: f64| {
+            parts[of].push(sample);
+            sample
+        };
+        let asleep = versus(
+            rounds,
+            || {
+                let c = columns(&format!("move {bytes} asleep"));
+                keep(0, calm(&c[1]));
+                keep(1, calm(&c[2]));
+                calm(&c[0])
+            },
+            || best(&format!("copy pipe {bytes}")),
+        );
+        report.pair(&case, "one way, receiver asleep", "us", "pipe between two processes", SAMPLES, &asleep);
+        let awake =
+            versus(rounds, || best(&format!("move {bytes} awake")), || best(&format!("copy memfd {bytes}")));
+        report.pair(&case, "own work (receiver awake)", "us", "copy through a memfd", SAMPLES, &awake);
+        let wake = versus(1, || asleep.ours.median() - awake.ours.median(), || best("wake"));
+        report.pair(
+            &case,
+            "wake-up (asleep less awake)",
+            "us",
+            "futex wake across processors",
+            SAMPLES,
+            &wake,
+        );
+        report.single(&case, "first touch of all pages there", "us", SAMPLES, &parts[0]);
+        report.single(&case, "second touch", "us", SAMPLES, &parts[1]);
+        judge(report, &asleep);
+        report.note(&format!("    quoted, not measured here: AMPI {ampi} us"));
+    }
+}
+
+/// What is left when nobody is in the way.
+fn calm(samples: &Samples) -> f64 {
+    samples.quantile(0.1)
+}
+
+fn best(arguments: &str) -> f64 {
+    calm(&columns(arguments)[0])
+}
+
+fn judge(report: &Report, asleep: &Pair) {
+    let us = asleep.ours.median();
+    report.note(&format!(
+        "    goal: at most 25 us for wake-up and own work: {}",
+        if us <= 25.0 { "met" } else { "MISSED" }
+    ));
+}
+
+pub fn case(name: &str, words: &[&str]) -> bool {
+    let bytes = numbers(words).first().copied().unwrap_or(0);
+    match name {
+        "move" => {
+            let mut config = quiet_world(2);
+            if words.contains(&"awake") {
+                config.spin = Duration::from_secs(100);
+            }
+            in_world(config, travel, &words.join(" "));
+        }
+        "wake" => wake(),
+        "copy" if words.contains(&"pipe") => copy_by_pipe(bytes),
+        "copy" => copy_by_memfd(bytes),
+        _ => return false,
+    }
+    true
+}
+
+fn busy(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+fn micros(d: Duration) -> f64 {
+    d.as_nanos() as f64 / 1000.0
+}
+
+fn touch(bytes: &mut [u8]) -> u64 {
+    bytes
+        .iter_mut()
+        .step_by(4096)
+        .map(|b| {
+            *b = b.wrapping_add(1);
+            u64::from(*b)
+        })
+        .sum()
+}
+
+fn travel(argument: &str) {
+    let bytes = numbers(&argument.split_whitespace().collect::<Vec<_>>())[0];
+    let go = |node: u32| {
+        peregrine_world::migrate_to(node).expect("two nodes");
+        // The process that the thread now runs in.
+        let _ = pin_to_cpu(node as usize);
+    };
+    go(1);
+    go(0);
+    // Blocks are kept, so that each round's pages are new to node 1.
+    let (mut kept, mut lines) = (Vec::new(), Vec::new());
+    for _ in 0..SAMPLES {
+        let mut block = vec![1u8; bytes];
+        busy(CALM);
+        let begun = Instant::now();
+        peregrine_world::migrate_to(1).expect("two nodes");
+        let there = Instant::now();
+        let sum = touch(&mut block);
+        let touched = Instant::now();
+        let again = touch(&mut block);
+        let end = Instant::now();
+        assert_eq!((sum, again), ((bytes / 4096) as u64 * 2, (bytes / 4096) as u64 * 3));
+        lines.push([there - begun, touched - there, end - touched].map(micros));
+        kept.push(block);
+        busy(CALM);
+        peregrine_world::migrate_to(0).expect("two nodes");
+    }
+    for [way, first, second] in lines {
+        println!("{way} {first} {second}");
+    }
+}
+
+/// What two processes of a baseline share; data begin a page further.
+#[repr(C)]
+struct Shared {
+    turn: AtomicU32,
+    sent_ns: AtomicU64,
+    took_ns: AtomicU64,
+}
+
+const SHARED: usize = 0x0500_0000_0000;
+
+/// Forks: the child calls `receive` for each round on CPU 1, which notes how long it took since `sent_ns`; the parent
+/// calls `send` on CPU 0 and prints that.
+fn both(bytes: usize, mut send: impl FnMut(&Shared), mut receive: impl FnMut(&Shared)) {
+    let all = 4096 + bytes;
+    let fd = memfd::create(c"bench", PageCount::for_bytes(all), memfd::Pages::Base).expect("a memfd");
+    map_fixed(SHARED, all.next_multiple_of(4096), Backing::SharedFile { fd: fd.as_raw_fd(), offset: 0 })
+        .expect("a mapping");
+    // SAFETY: just mapped, zeroed; all fields are atomics.
+    let s = unsafe { &*(SHARED as *const Shared) };
+    let wait_for = |turn: u32| loop {
+        let now = s.turn.load(Ordering::Acquire);
+        if now == turn {
+            return;
+        }
+        futex::wait(&s.turn, now, None);
+    };
+    // SAFETY: one thread; the child ends by `exit_now`.
+    match unsafe { fork_with(ForkFlags::default()) }.expect("a process") {
+        Forked::Child => {
+            peregrine_sys::process::die_with_parent();
+            let _ = pin_to_cpu(1);
+            for round in 0..=SAMPLES as u32 {
+                receive(s);
+                s.took_ns.store(monotonic_ns() - s.sent_ns.load(Ordering::Acquire), Ordering::Release);
+                s.turn.store(2 * round + 2, Ordering::Release);
+                let _ = futex::wake(&s.turn, 1);
+            }
+            exit_now(0)
+        }
+        Forked::Parent(_) => {
+            let _ = pin_to_cpu(0);
+            for round in 0..=SAMPLES as u32 {
+                busy(CALM);
+                s.sent_ns.store(monotonic_ns(), Ordering::Release);
+                send(s);
+                wait_for(2 * round + 2);
+                // The first round touched everything for the first time.
+                if round != 0 {
+                    println!("{}", s.took_ns.load(Ordering::Acquire) as f64 / 1000.0);
+                }
+            }
+        }
+    }
+}
+
+/// Passes the turn on: even numbers are the sender's.
+fn pass(s: &Shared) {
+    s.turn.fetch_add(1, Ordering::Release);
+    let _ = futex::wake(&s.turn, 1);
+}
+
+fn await_turn(s: &Shared) {
+    loop {
+        let now = s.turn.load(Ordering::Acquire);
+        if now & 1 == 1 {
+            return;
+        }
+        futex::wait(&s.turn, now, None);
+    }
+}
+
+fn wake() {
+    both(0, pass, await_turn);
+}
+
+fn copy_by_pipe(bytes: usize) {
+    let (mut from, mut to) = std::io::pipe().expect("a pipe");
+    let source = vec![1u8; bytes];
+    let mut target = vec![0u8; bytes];
+    both(
+        0,
+        |_| to.write_all(&source).expect("a reader"),
+        |_| from.read_exact(&mut target).expect("a writer"),
+    );
+}
+
+fn copy_by_memfd(bytes: usize) {
+    let source = vec![1u8; bytes];
+    let mut target = vec![0u8; bytes];
+    let at = (SHARED + 4096) as *mut u8;
+    both(
+        bytes,
+        |s| {
+            // SAFETY: `bytes` are mapped there; the other side looks only after its turn has come.
+            unsafe { core::ptr::copy_nonoverlapping(source.as_ptr(), at, bytes) };
+            pass(s);
+        },
+        |s| {
+            await_turn(s);
+            // SAFETY: as above.
+            unsafe { core::ptr::copy_nonoverlapping(at, target.as_mut_ptr(), bytes) };
+        },
+    );
+}

@@ -1,0 +1,127 @@
+//! Baselines without a World: operating-system threads, and this crate's switch alone.
+
+use super::CPU;
+use super::switch::rounds_of;
+use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use peregrine_sys::timer::process_cpu_ns;
+use peregrine_sys::{cpu, futex};
+use peregrine_thread::arch;
+use std::sync::Arc;
+
+/// Threads on one processor that yield: time over yields.
+pub fn os_yield(threads: usize, samples: usize) {
+    let _ = peregrine_sys::process::pin_to_cpu(CPU);
+    let stop = Arc::new(AtomicBool::new(false));
+    let turns: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
+    let all: Vec<_> = (0..threads)
+        .map(|i| {
+            let (stop, turns) = (stop.clone(), turns.clone());
+            std::thread::Builder::new()
+                .stack_size(64 << 10)
+                .spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        turns[i].fetch_add(1, Ordering::Relaxed);
+                        std::thread::yield_now();
+                    }
+                })
+                .expect("an OS thread")
+        })
+        .collect();
+    let total = || turns.iter().map(|t| t.load(Ordering::Relaxed)).sum::<u64>();
+    for _ in 0..samples {
+        let (begun, before) = (process_cpu_ns(), total());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        println!("{}", (process_cpu_ns() - begun) as f64 / (total() - before).max(1) as f64);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for t in all {
+        let _ = t.join();
+    }
+}
+
+/// Two threads on one processor that wake each other by futex.
+pub fn os_futex(samples: usize) {
+    let _ = peregrine_sys::process::pin_to_cpu(CPU);
+    const TURNS: u32 = 5000;
+    let word = Arc::new(AtomicU32::new(0));
+    let run = |word: Arc<AtomicU32>, parity: u32, samples: usize| {
+        let mut out = Vec::new();
+        for _ in 0..samples {
+            let begun = process_cpu_ns();
+            for _ in 0..TURNS {
+                while word.load(Ordering::Acquire) & 1 != parity {
+                    futex::wait(&word, parity ^ 1 | word.load(Ordering::Acquire) & !1, None);
+                }
+                word.fetch_add(1, Ordering::Release);
+                let _ = futex::wake(&word, 1);
+            }
+            out.push((process_cpu_ns() - begun) as f64 / f64::from(2 * TURNS));
+        }
+        out
+    };
+    let theirs = word.clone();
+    let other = std::thread::spawn(move || run(theirs, 1, samples));
+    for sample in run(word, 0, samples) {
+        println!("{sample}");
+    }
+    let _ = other.join();
+}
+
+/// The contexts of the bare round: index 0 is the caller's own.
+static mut SAVED: Vec<usize> = Vec::new();
+static mut AT: usize = 0;
+static mut FS: bool = false;
+
+/// Goes on in the next context of the round.
+#[inline(never)]
+unsafe fn next() {
+    // SAFETY: one OS thread; every context but the running one was saved or made.
+    unsafe {
+        let saved = (&raw mut SAVED).as_mut().expect("an address");
+        let from = AT;
+        let to = if from + 1 == saved.len() { 0 } else { from + 1 };
+        AT = to;
+        if FS {
+            cpu::set_fs_base(cpu::thread_pointer(), true);
+        }
+        let at = saved.as_mut_ptr();
+        arch::switch(at.add(from), *at.add(to));
+    }
+}
+
+extern "C" fn turn_for_ever() -> ! {
+    loop {
+        // SAFETY: as `next`.
+        unsafe { next() };
+    }
+}
+
+/// The switch alone, and with a write of the FS base: two columns.
+pub fn raw_switch(threads: usize, samples: usize) {
+    let _ = peregrine_sys::process::pin_to_cpu(CPU);
+    let mut stacks: Vec<Vec<u128>> = (1..threads).map(|_| vec![0u128; 4096 - 8]).collect();
+    // SAFETY: fresh stacks, 16-byte aligned, kept until the round is over.
+    unsafe {
+        let saved = (&raw mut SAVED).as_mut().expect("an address");
+        saved.push(0);
+        for s in &mut stacks {
+            saved.push(arch::first_frame(s.as_mut_ptr_range().end as usize, turn_for_ever));
+        }
+    }
+    let rounds = rounds_of(threads);
+    let fast = cpu::has_fsgsbase();
+    let round = |with_fs: bool| {
+        // SAFETY: read and written by this OS thread only.
+        unsafe { FS = with_fs && fast };
+        let begun = process_cpu_ns();
+        for _ in 0..rounds {
+            // SAFETY: this is context 0, whose turn it is.
+            unsafe { next() };
+        }
+        (process_cpu_ns() - begun) as f64 / (rounds * threads) as f64
+    };
+    round(true);
+    for _ in 0..samples {
+        println!("{} {}", round(false), round(true));
+    }
+}
