@@ -93,11 +93,20 @@ unsafe extern "C" {
 /// # Safety
 /// The handler must be sound at every instruction it can interrupt.
 pub unsafe fn install(signo: Signo, handler: Handler, flags: HandlerFlags) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { install_masked(signo, handler, flags, 0) }
+}
+
+/// [`install`], with the signals in `mask` blocked from before the handler's first instruction to its return.
+///
+/// # Safety
+/// As [`install`].
+pub unsafe fn install_masked(signo: Signo, handler: Handler, flags: HandlerFlags, mask: u64) -> Result<(), Errno> {
     let act = KernelSigaction {
         handler: handler as *const () as usize,
         flags: flags.0 | k::SA_SIGINFO as u64 | k::SA_RESTORER as u64,
         restorer: restorer as *const () as usize,
-        mask: 0,
+        mask,
     };
     // SAFETY: the struct has the kernel's layout and lives through the call.
     check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) })

@@ -23,6 +23,7 @@
 use crate::carrier::{Carrier, NONE, Pending, carrier};
 use crate::layout::slot_index_of;
 use peregrine_base::sync::{Ordering, compiler_fence};
+use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::Errno;
 use peregrine_sys::signal::{self, Handler, HandlerFlags, SigInfo, Signo, UContext};
 
@@ -58,7 +59,7 @@ fn suspendable(c: &Carrier, sp: usize, ip: usize) -> bool {
 /// Shared libraries whose code is looked after; programs have three to ten.
 pub const MOST_LIBRARIES: usize = 24;
 /// Interruptions in a row that are put off.
-const MOST_PUT_OFF: u32 = 12;
+const MOST_PUT_OFF: u32 = 40;
 
 /// Whether the interrupted code is a shared library's, other than a system call that waits.
 fn inside_library(c: &Carrier, context: &UContext) -> bool {
@@ -70,7 +71,13 @@ fn inside_library(c: &Carrier, context: &UContext) -> bool {
     }
     // SAFETY: code of a loaded library is readable; its first page holds more than code.
     let (before, at) = unsafe { (((ip - 2) as *const [u8; 2]).read(), (ip as *const [u8; 2]).read()) };
-    let waits = at == SYSCALL || (before == SYSCALL && context.gregs[13] as i64 == -EINTR);
+    // A call to be restarted looks like one not yet made: those that never wait are told apart by their number.
+    let nr = context.gregs[13] as u32;
+    let never_waits = [k::__NR_mmap, k::__NR_mprotect, k::__NR_munmap, k::__NR_rt_sigaction, k::__NR_rt_sigprocmask]
+        .into_iter()
+        .chain([k::__NR_clone, k::__NR_clone3, k::__NR_vfork, k::__NR_madvise, k::__NR_brk, k::__NR_close])
+        .any(|n| n == nr);
+    let waits = (at == SYSCALL && !never_waits) || (before == SYSCALL && context.gregs[13] as i64 == -EINTR);
     !waits
 }
 
@@ -103,6 +110,8 @@ unsafe fn interrupt(why: u32, context: &UContext) {
     c.put_off = 0;
     c.depth.store(1, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
+    // Others run with signals open; `sigreturn` gives this thread the mask that it had.
+    signal::set_mask(0);
     let why = why | c.pending.load(Ordering::Relaxed);
     c.pending.store(0, Ordering::Relaxed);
     // SAFETY (of what runs there): the thread is suspendable, so the scheduler may switch away from here.
@@ -120,8 +129,10 @@ unsafe fn interrupt(why: u32, context: &UContext) {
 pub unsafe fn install() -> Result<(), Errno> {
     // SAFETY: `interrupt` checks at each signal whether it may act.
     unsafe {
-        signal::install(SIG_TICK, on_tick, HandlerFlags::RESTART_NODEFER)?;
-        signal::install(SIG_STOP, on_stop, HandlerFlags::RESTART_NODEFER)
+        // Blocked until the handler has decided: a second signal would else find it, not what it interrupted.
+        let mask = signal::bit(SIG_TICK) | signal::bit(SIG_STOP);
+        signal::install_masked(SIG_TICK, on_tick, HandlerFlags::RESTART_NODEFER, mask)?;
+        signal::install_masked(SIG_STOP, on_stop, HandlerFlags::RESTART_NODEFER, mask)
     }
 }
 

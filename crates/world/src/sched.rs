@@ -295,6 +295,8 @@ pub extern "C" fn scheduler() -> ! {
     unsafe {
         let c = carrier();
         c.depth.store(1, Ordering::Relaxed);
+        // A reset may have come in the middle of a handler that held others off.
+        peregrine_sys::signal::set_mask(0);
         c.current.store(NONE, Ordering::Relaxed);
         statics::forget(c);
         node(c.node).current.store(NONE, Ordering::Relaxed);
