@@ -53,7 +53,8 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 }
 
 fn undisturbed(program: &Path, args: &[&str]) -> Vec<u8> {
-    let done = Command::new(program).args(args).env("PEREGRINE_NODES", "2").output().expect("the program runs");
+    let done =
+        Command::new(program).args(args).env("PEREGRINE_NODES", "2").output().expect("the program runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     done.stdout
 }

@@ -101,7 +101,12 @@ pub unsafe fn install(signo: Signo, handler: Handler, flags: HandlerFlags) -> Re
 ///
 /// # Safety
 /// As [`install`].
-pub unsafe fn install_masked(signo: Signo, handler: Handler, flags: HandlerFlags, mask: u64) -> Result<(), Errno> {
+pub unsafe fn install_masked(
+    signo: Signo,
+    handler: Handler,
+    flags: HandlerFlags,
+    mask: u64,
+) -> Result<(), Errno> {
     let act = KernelSigaction {
         handler: handler as *const () as usize,
         flags: flags.0 | k::SA_SIGINFO as u64 | k::SA_RESTORER as u64,

@@ -73,10 +73,18 @@ fn inside_library(c: &Carrier, context: &UContext) -> bool {
     let (before, at) = unsafe { (((ip - 2) as *const [u8; 2]).read(), (ip as *const [u8; 2]).read()) };
     // A call to be restarted looks like one not yet made: those that never wait are told apart by their number.
     let nr = context.gregs[13] as u32;
-    let never_waits = [k::__NR_mmap, k::__NR_mprotect, k::__NR_munmap, k::__NR_rt_sigaction, k::__NR_rt_sigprocmask]
-        .into_iter()
-        .chain([k::__NR_clone, k::__NR_clone3, k::__NR_vfork, k::__NR_madvise, k::__NR_brk, k::__NR_close])
-        .any(|n| n == nr);
+    let never_waits =
+        [k::__NR_mmap, k::__NR_mprotect, k::__NR_munmap, k::__NR_rt_sigaction, k::__NR_rt_sigprocmask]
+            .into_iter()
+            .chain([
+                k::__NR_clone,
+                k::__NR_clone3,
+                k::__NR_vfork,
+                k::__NR_madvise,
+                k::__NR_brk,
+                k::__NR_close,
+            ])
+            .any(|n| n == nr);
     let waits = (at == SYSCALL && !never_waits) || (before == SYSCALL && context.gregs[13] as i64 == -EINTR);
     !waits
 }

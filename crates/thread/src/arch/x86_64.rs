@@ -161,8 +161,9 @@ mod tests {
     fn control_words_set_aside_are_the_defaults_meanwhile_and_come_back() {
         // SAFETY: round towards zero, in both units; no arithmetic happens before they are put back.
         unsafe {
-            asm!("ldmxcsr [{}]", in(reg) &raw const *&0x7f80u32);
-            asm!("fldcw [{}]", in(reg) &raw const *&0x0f7fu16);
+            let (mxcsr, x87) = (0x7f80u32, 0x0f7fu16);
+            asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr);
+            asm!("fldcw [{}]", in(reg) &raw const x87);
         }
         let before = in_force();
         let words = ControlWords::aside();
