@@ -156,6 +156,12 @@ impl SlotHeader {
         Ok(())
     }
 
+    /// Pages of the stack, by which a node knows whether the guards it put up are those of this thread.
+    #[inline(always)]
+    pub fn stack_pages(&self) -> u32 {
+        ((self.stack_high - self.stack_low) / 4096) as u32
+    }
+
     /// Whether `addr` lies in a guard of this slot.
     pub fn is_guard(&self, addr: usize) -> bool {
         (self.stack_low - GUARD_BYTES..self.stack_low).contains(&addr)

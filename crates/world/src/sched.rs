@@ -174,6 +174,7 @@ fn donate(c: &mut Carrier, l: &mut Local, to: u32) {
     let bit = 1 << to;
     if world().hungry.fetch_and(!bit, Ordering::AcqRel) & bit != 0
         && let Some(slot) = l.pop_last()
+        && may_run(c, slot)
     {
         send(c, slot, to);
     }
@@ -193,7 +194,7 @@ pub unsafe fn reschedule(action: Action) {
         if matches!(action, Action::Requeue | Action::Parked) && quiet(c, shared) {
             match l.first() {
                 None if action == Action::Requeue => return,
-                Some(next) if ready_here(l, next) => {
+                Some(next) if ready_here(c, l, next) => {
                     l.pop();
                     if action == Action::Requeue {
                         record(me).state.store(state::RUNNABLE, Ordering::Relaxed);
@@ -244,8 +245,17 @@ fn quiet(c: &Carrier, shared: &NodeShared) -> bool {
 
 /// Whether `slot` can be entered at once: its guards are up and nobody wants it elsewhere.
 #[inline(always)]
-fn ready_here(l: &mut Local, slot: u32) -> bool {
-    *l.guards_of(slot) != 0
+fn ready_here(c: &Carrier, l: &mut Local, slot: u32) -> bool {
+    // SAFETY: only plain words of a header are read, and only if the thread is ours and suspended.
+    may_run(c, slot) && *l.guards_of(slot) == unsafe { (*SlotHeader::of(slot)).stack_pages() }
+}
+
+/// Whether an entry of the queue still stands: its thread is ours and may run. Whatever put it there, a thread that runs, waits,
+/// has ended or belongs to another node is never entered.
+#[inline(always)]
+fn may_run(c: &Carrier, slot: u32) -> bool {
+    let r = record(slot);
+    r.state.load(Ordering::Relaxed) == state::RUNNABLE && r.node.load(Ordering::Relaxed) == c.node
 }
 
 /// Makes `slot` the running thread in all respects but the registers.
@@ -339,6 +349,9 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     }
     service(c, l, 1);
     let Some(next) = l.pop() else { return idle(c, l, w) };
+    if !may_run(c, next) {
+        return;
+    }
     let to = record(next).move_to.load(Ordering::Acquire);
     if to != NONE && to != c.node {
         return send(c, next, to);
@@ -365,7 +378,7 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
 unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
     // SAFETY: a prepared slot's header is intact.
     let header = unsafe { &*SlotHeader::of(slot) };
-    let pages = ((header.stack_high - header.stack_low) / 4096) as u32;
+    let pages = header.stack_pages();
     let known = l.guards_of(slot);
     if *known == pages {
         return true;
