@@ -3,6 +3,7 @@
 //! The seed is printed; with the same one the same plans are tried in the same order (how threads interleave is the
 //! machine's). The first failure ends the run.
 
+mod thread;
 mod vm;
 
 use std::process::ExitCode;
@@ -20,8 +21,10 @@ fn main() -> ExitCode {
             vm::run(seed, seconds);
             ExitCode::SUCCESS
         }
+        Some("thread") if thread::run(seed, seconds) => ExitCode::SUCCESS,
+        Some("thread") => ExitCode::FAILURE,
         _ => {
-            eprintln!("usage: soak vm [--seed N] [--seconds S]");
+            eprintln!("usage: soak vm|thread [--seed N] [--seconds S]");
             ExitCode::from(2)
         }
     }

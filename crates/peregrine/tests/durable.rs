@@ -59,9 +59,19 @@ fn undisturbed(program: &Path, args: &[&str]) -> Vec<u8> {
     done.stdout
 }
 
+/// Waits until the store holds an image: before that there is nothing to resume.
+fn wait_for_image(store: &Path) {
+    let begun = Instant::now();
+    while std::fs::read_dir(store.join("world")).map_or(0, Iterator::count) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no image within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Kills after the first `first` and then each life a little later than the one before, until one ends by itself.
 fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
     let mut child = life.start("PEREGRINE_STORE");
+    wait_for_image(life.store);
     let mut lives = 1;
     let mut patience = first;
     loop {
@@ -137,11 +147,7 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
     let program = example("steps");
     let life = Life { program: &program, args: &["100000"], store: &store, output: &output };
     let mut first = life.start("PEREGRINE_STORE");
-    let begun = Instant::now();
-    while std::fs::read_dir(store.join("world")).map_or(0, Iterator::count) == 0 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no image within a minute");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for_image(&store);
     let refused = |program: &Path, variable: &str, word: &str| {
         let done = Command::new(program)
             .env(variable, &store)
