@@ -49,7 +49,7 @@ pub struct Carrier {
     pub libraries: [(usize, usize); crate::preempt::MOST_LIBRARIES],
     /// How often in a row an interruption inside a library was put off.
     pub put_off: u32,
-    /// Called on the thread's stack when a signal or a [`leave`] finds something pending.
+    /// Called on the thread's stack when a signal, or the end of a runtime section, finds something pending.
     pub on_preempt: fn(u32),
     /// What interposed libc functions call to reach the scheduler.
     pub hooks: Hooks,

@@ -3,7 +3,7 @@
 //! The slot heap is [`talc`] over `[heap_base, high_water)`, which grows upwards in steps; its books lie in the slot
 //! header and in the heap itself, so it travels with the thread and needs no lock: only the slot's thread uses it,
 //! and if that thread is preempted inside an allocation nobody else looks. The process heap is the same allocator at
-//! [`PROCESS_HEAP`](crate::layout::PROCESS_HEAP) behind a spin lock; it serves the supervisor, tests, and everything
+//! [`PROCESS_HEAP`] behind a spin lock; it serves the supervisor, tests, and everything
 //! before `main`.
 //!
 //! Frees go by address.
