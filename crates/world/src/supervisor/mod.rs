@@ -16,14 +16,16 @@
 
 mod control_socket;
 mod durable;
+mod image;
 mod outlet;
 mod recover;
 mod stats;
+mod strings;
 
 use crate::config::Config;
 use crate::contract::{Contract, ContractError, fix_addresses};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, request, state, world};
-use crate::memory::{MemoryError, STRINGS, WorldMemory};
+use crate::memory::{MemoryError, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
 use crate::zygote::{Zygote, ZygoteError};
@@ -32,8 +34,7 @@ pub use outlet::OutputError;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
-use peregrine_sys::{futex, process, rustix};
-use peregrine_thread::preempt::SIG_STOP;
+use peregrine_sys::{process, rustix};
 use peregrine_thread::template::{self, TemplateError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
@@ -105,9 +106,6 @@ pub struct Ended {
     /// What `main` left: its exit code, then its value as postcard has it. Empty if it did not return.
     pub result: Vec<u8>,
 }
-
-/// After an image was given up because a node did not pause, the next is tried this much later.
-const GIVEN_UP_FOR_NS: u64 = 2_000_000_000;
 
 /// A node's process, seen from here.
 #[derive(Debug)]
@@ -225,7 +223,7 @@ impl Supervisor {
         let strings_len = unsafe {
             template::install()?;
             control::initialise(config.nodes);
-            move_strings()
+            strings::move_to_world()
         };
         let w = world();
         w.supervisor.store(process::pid() as u32, Ordering::Relaxed);
@@ -387,232 +385,6 @@ impl Supervisor {
         Ok(ending)
     }
 
-    /// Asks every node to pause and waits; `false` if one died or does not come.
-    fn pause(&mut self, kind: PauseKind, patience: Duration) -> bool {
-        let w = world();
-        w.pause_kind.store(kind as u32, Ordering::Relaxed);
-        let word = w.pause.load(Ordering::Relaxed);
-        // Release: who sees the new word sees the kind.
-        w.pause.store(if word & 1 == 0 { word + 1 } else { word + 2 }, Ordering::Release);
-        for (i, n) in self.nodes.iter().enumerate() {
-            let Some(n) = n else { continue };
-            if node(i as u32).ready.load(Ordering::Acquire) == 0 {
-                // It has no handlers yet, and will see the pause by itself.
-                continue;
-            }
-            let signo = match kind {
-                PauseKind::Image if node(i as u32).current.load(Ordering::Relaxed) == NONE => None,
-                PauseKind::Image => Some(SIG_STOP),
-                PauseKind::Rebuild => None,
-                PauseKind::Rollback => Some(peregrine_thread::preempt::SIG_RESET),
-            };
-            if let Some(signo) = signo {
-                let _ = signal::kill(n.pid, signo);
-            }
-            crate::sched::nudge(i as u32);
-        }
-        if kind != PauseKind::Image {
-            let _ = futex::wake(&w.pause, u32::MAX);
-        }
-        self.wait_for_pause(patience)
-    }
-
-    /// Waits until every node has obeyed the pause.
-    fn wait_for_pause(&mut self, patience: Duration) -> bool {
-        let w = world();
-        let word = w.pause.load(Ordering::Relaxed);
-        let deadline = monotonic_ns() + patience.as_nanos() as u64;
-        let mut kicked = monotonic_ns();
-        loop {
-            let acks = w.acks.load(Ordering::Acquire);
-            let missing: Vec<u32> = (0..self.nodes.len() as u32)
-                .filter(|i| self.nodes[*i as usize].is_some())
-                .filter(|i| node(*i).paused.load(Ordering::Acquire) != word)
-                .collect();
-            if missing.is_empty() {
-                return true;
-            }
-            if missing.iter().any(|i| self.is_dead(*i as usize)) {
-                return false;
-            }
-            let now = monotonic_ns();
-            if now > deadline {
-                return false;
-            }
-            if now - kicked > 500_000 && w.pause_kind.load(Ordering::Relaxed) == PauseKind::Image as u32 {
-                // It may have begun a thread since, or been in the vDSO.
-                kicked = now;
-                for i in &missing {
-                    if let Some(n) = &self.nodes[*i as usize]
-                        && node(*i).ready.load(Ordering::Acquire) != 0
-                    {
-                        let _ = signal::kill(n.pid, SIG_STOP);
-                    }
-                    crate::sched::nudge(*i);
-                }
-            }
-            futex::wait(&w.acks, acks, Some(300_000));
-        }
-    }
-
-    fn is_dead(&self, i: usize) -> bool {
-        let Some(n) = &self.nodes[i] else { return true };
-        let mut fds = [PollFd::new(&n.pidfd, PollFlags::IN)];
-        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)
-    }
-
-    /// Lets the nodes run.
-    fn resume(&mut self) {
-        let w = world();
-        w.pause.fetch_add(1, Ordering::Release);
-        let _ = futex::wake(&w.pause, u32::MAX);
-    }
-
-    /// Unites what the paused nodes report with what is known already.
-    fn collect_reports(&mut self) {
-        for i in 0..self.nodes.len() as u32 {
-            let n = node(i);
-            let ran = take_ran(i);
-            if self.nodes[i as usize].is_none() || n.dirty.load(Ordering::Acquire) == crate::dirty::UNKNOWN {
-                self.changes.add_unknown(ran.into_iter());
-            } else {
-                let len = n.dirty.load(Ordering::Acquire).min(control::DIRTY_CAPACITY);
-                // SAFETY: the node is paused and does not write its list; S1: the slice lives for this call.
-                self.changes.add_report(unsafe { core::slice::from_raw_parts(control::dirty_list(i), len) });
-            }
-            n.dirty.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Makes the paused World the image.
-    fn commit(&mut self) {
-        let begun = monotonic_ns();
-        let sequence = imaged().sequence.load(Ordering::Relaxed) + 1;
-        imaged().sequence.store(sequence, Ordering::Relaxed);
-        // SAFETY: every node is paused.
-        let moved = unsafe { self.shadow.commit(&self.changes) };
-        self.changes = Changes::default();
-        self.last_image_ns = monotonic_ns();
-        self.stats.image(moved, self.last_image_ns - begun);
-        if self.durable.is_none() {
-            world().committed.store(sequence, Ordering::Release);
-            self.outlet.commit(self.shadow.output_tail);
-            self.wake_checkpointers();
-        }
-    }
-
-    /// Takes an image; with `save` it goes to the store at once.
-    fn image(&mut self, save: bool) -> Result<(), WorldError> {
-        let begun = monotonic_ns();
-        if !self.pause(PauseKind::Image, Duration::from_millis(500)) {
-            if (0..self.nodes.len()).any(|i| self.is_dead(i)) {
-                // The pause goes on as a rollback; what the others have reported must not be lost.
-                self.collect_from_paused();
-                return Ok(());
-            }
-            self.stats.images_given_up += 1;
-            self.stats.blocked_nodes = self.unpaused();
-            // What some nodes have reported already must not be lost.
-            self.collect_from_paused();
-            self.resume();
-            // The others must not stand still for it each time.
-            self.image_due = Some(monotonic_ns() + GIVEN_UP_FOR_NS);
-            return Ok(());
-        }
-        self.collect_reports();
-        self.commit();
-        self.resume();
-        self.stats.pause_ns.push(monotonic_ns() - begun);
-        if save || monotonic_ns() >= self.store_due {
-            self.save()?;
-        }
-        self.stats.blocked_nodes.clear();
-        self.show_output();
-        self.note_released();
-        Ok(())
-    }
-
-    /// Writes the image to the store, if there is one, while the nodes run.
-    fn save(&mut self) -> Result<(), WorldError> {
-        use peregrine_store::StoreError as E;
-        let Some(durable) = &mut self.durable else { return Ok(()) };
-        let begun = monotonic_ns();
-        match durable.commit(&mut self.shadow, &self.outlet) {
-            Ok(bytes) => {
-                self.stats.saved(bytes, monotonic_ns() - begun);
-                let sequence = imaged().sequence.load(Ordering::Relaxed);
-                world().committed.store(sequence, Ordering::Release);
-                self.outlet.commit(self.shadow.output_tail);
-                self.wake_checkpointers();
-                self.save_failing = false;
-            }
-            Err(e @ (E::Lost { .. } | E::Superseded { .. } | E::InDoubt { .. } | E::Stopped { .. })) => {
-                return Err(WorldError::Store(e));
-            }
-            Err(e) => {
-                self.stats.saves_failed += 1;
-                if !self.save_failing {
-                    eprintln!("peregrine: image {} could not be stored: {e}", durable.sequence());
-                    eprintln!(
-                        "peregrine: the program runs on; its output is held until an image can be stored"
-                    );
-                }
-                self.save_failing = true;
-            }
-        }
-        let pause =
-            if self.save_failing { 1_000_000_000 } else { self.config.store_interval.as_nanos() as u64 };
-        self.store_due = monotonic_ns() + pause;
-        Ok(())
-    }
-
-    /// Tells the store how much output has left.
-    fn note_released(&mut self) {
-        if let (Some(durable), Some(position)) = (&mut self.durable, self.outlet.done()) {
-            durable.released(position);
-        }
-    }
-
-    fn unpaused(&self) -> Vec<u32> {
-        let word = world().pause.load(Ordering::Relaxed);
-        (0..self.nodes.len() as u32).filter(|i| node(*i).paused.load(Ordering::Acquire) != word).collect()
-    }
-
-    /// Keeps the reports of those that did pause when the image was given up.
-    fn collect_from_paused(&mut self) {
-        let late = self.unpaused();
-        for i in 0..self.nodes.len() as u32 {
-            if late.contains(&i) {
-                continue;
-            }
-            let n = node(i);
-            let len = n.dirty.load(Ordering::Acquire);
-            if len == crate::dirty::UNKNOWN {
-                self.changes.add_unknown(take_ran(i).into_iter());
-            } else {
-                // SAFETY: as in `collect_reports`.
-                self.changes.add_report(unsafe {
-                    core::slice::from_raw_parts(control::dirty_list(i), len.min(control::DIRTY_CAPACITY))
-                });
-            }
-            n.dirty.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Wakes the threads that wait for an image.
-    fn wake_checkpointers(&mut self) {
-        if imaged().checkpoints_asked.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        for slot in 0..imaged_used() {
-            if record(slot).waiting.load(Ordering::Relaxed) == control::wait::CHECKPOINT {
-                // SAFETY: nodes are paused; the post is seen when they go on.
-                unsafe { crate::sched::wake(slot) };
-            }
-        }
-    }
-
     fn move_one(&mut self) {
         let used = imaged_used();
         if self.nodes.len() < 2 || used == 0 {
@@ -748,19 +520,6 @@ fn imaged_used() -> u32 {
     crate::shadow::threads_used_now()
 }
 
-/// Slots that node `i` ran since it was last asked.
-fn take_ran(i: u32) -> Vec<u32> {
-    let mut list = Vec::new();
-    for (w, word) in node(i).ran.iter().enumerate() {
-        let mut bits = word.swap(0, Ordering::Relaxed);
-        while bits != 0 {
-            list.push((w * 64) as u32 + bits.trailing_zeros());
-            bits &= bits - 1;
-        }
-    }
-    list
-}
-
 fn threads_of_this_process() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
@@ -784,49 +543,4 @@ fn take_signals() -> Result<OwnedFd, WorldError> {
     let fd = signal::signalfd(mask).map_err(|e| WorldError::Kernel { what: "signalfd", source: e.into() })?;
     // SAFETY: just opened, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Copies arguments and environment to World memory, and makes the template's pointers to them point there: so that they
-/// mean the same on every node and after a resume. Returns how many bytes they take.
-///
-/// # Safety
-/// The template is installed, and no node exists.
-unsafe fn move_strings() -> usize {
-    let (argc, argv, envp) = template::start_arguments();
-    if argv == 0 {
-        return 0;
-    }
-    // SAFETY: the loader's own vectors, terminated by null; STRINGS is mapped, fresh, and larger than the kernel lets a
-    // process's arguments be (6 MiB by default).
-    unsafe {
-        let header = &*(peregrine_thread::layout::TEMPLATE as *const template::TemplateHeader);
-        let mut place = STRINGS;
-        let mut copy = |list: usize, n: usize| {
-            let vector = place as *mut usize;
-            place += (n + 1) * size_of::<usize>();
-            for i in 0..n {
-                let s = core::ffi::CStr::from_ptr((list as *const *const core::ffi::c_char).add(i).read());
-                let bytes = s.to_bytes_with_nul();
-                core::ptr::copy_nonoverlapping(bytes.as_ptr(), place as *mut u8, bytes.len());
-                vector.add(i).write(place);
-                place = (place + bytes.len()).next_multiple_of(8);
-            }
-            vector.add(n).write(0);
-            vector as usize
-        };
-        let mut n_env = 0;
-        while (envp as *const usize).add(n_env).read() != 0 {
-            n_env += 1;
-        }
-        let (new_argv, new_envp) = (copy(argv, argc), copy(envp, n_env));
-        let words = header.statics().cast::<usize>();
-        for i in 0..header.statics_len / 8 {
-            match words.add(i).read() {
-                w if w == argv => words.add(i).write(new_argv),
-                w if w == envp => words.add(i).write(new_envp),
-                _ => {}
-            }
-        }
-        place - STRINGS
-    }
 }

@@ -162,7 +162,7 @@ impl Supervisor {
     fn keep_unknown(&mut self) {
         for i in 0..self.nodes.len() {
             if self.nodes[i].is_none() {
-                let ran = super::take_ran(i as u32);
+                let ran = super::image::take_ran(i as u32);
                 self.changes.add_unknown(ran.into_iter());
             }
         }
