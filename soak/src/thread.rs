@@ -46,12 +46,12 @@ pub fn run(seed: u64, seconds: u64) -> bool {
         let kill_ms = 10 + random.below(50);
         let image_ms = 3 + random.below(kill_ms - 5);
         let move_ms = 1 + random.below(10);
-        let nodes = 1 + random.below(4);
+        let nodes = 2 + random.below(3);
         let run = Command::new(programs.join("peregrine"))
             .args(["run", "cg", "--class", ["S", "W"][random.below(2) as usize], "--quiet", "--kills", "40"])
             .args(["--nodes", &nodes.to_string(), "--seed", &seed.to_string()])
             .args(["--kill-every", &format!("{kill_ms}ms"), "--image-interval", &format!("{image_ms}ms")])
-            .args(["--move-every", &format!("{move_ms}ms"), "--moves", if nodes == 1 { "0" } else { "50" }])
+            .args(["--move-every", &format!("{move_ms}ms"), "--moves", "50"])
             .output()
             .expect("the command starts");
         let said = String::from_utf8_lossy(&run.stderr);
