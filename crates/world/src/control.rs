@@ -17,8 +17,8 @@
 
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use peregrine_sys::pagemap::PageRegion;
 use peregrine_thread::layout::{CONTROL, SLOT_COUNT};
+use peregrine_vm::dirty::DirtyRun;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
 const GIB: usize = 1 << 30;
@@ -40,7 +40,7 @@ pub const OUTPUT_BYTES: usize = 4 << 20;
 const DIRTY: usize = CONTROL + 10 * GIB;
 const DIRTY_STRIDE: usize = 64 << 20;
 /// Regions that fit in a node's dirty list.
-pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<PageRegion>();
+pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<DirtyRun>();
 /// Bytes of the control memory.
 pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
 
@@ -469,8 +469,8 @@ pub fn node(index: u32) -> &'static NodeShared {
 }
 
 /// Where node `index` lists what it has written.
-pub fn dirty_list(index: u32) -> *mut PageRegion {
-    (DIRTY + index as usize * DIRTY_STRIDE) as *mut PageRegion
+pub fn dirty_list(index: u32) -> *mut DirtyRun {
+    (DIRTY + index as usize * DIRTY_STRIDE) as *mut DirtyRun
 }
 
 /// The tables that an image holds besides slots and arena: address and used bytes of each.
