@@ -4,6 +4,7 @@
 //! *baseline* is the floor of the same run: eventfd and shared memory in place on one core, spinning on shared memory in
 //! place on two.
 
+mod carried;
 mod peers;
 mod remote;
 mod shared;
@@ -123,11 +124,7 @@ pub fn run_case(arguments: &[String]) -> ExitCode {
         return ExitCode::from(2);
     };
     let cores = if cores == "one" { Cores::One } else { Cores::Two };
-    let (ours, theirs) = cores.processors();
-    peregrine_sys::process::pin_to_cpu(ours).expect("a processor for the client");
-    let mut caller = (way.start)(bytes, theirs);
-    let timed = subject::time(&mut *caller, calls);
-    drop(caller);
+    let timed = way.time(bytes, cores, calls);
     println!("{} {} {}", timed.min, timed.median, timed.p99);
     ExitCode::SUCCESS
 }

@@ -1,8 +1,9 @@
 //! All ways to call, by name.
 
 use super::shared::{Form, start};
-use super::subject::Caller;
-use super::{peers, remote, stream};
+use super::subject::{Caller, Timed, time};
+use super::{carried, peers, remote, stream};
+use peregrine_sys::process::pin_to_cpu;
 
 /// On how many processors client and server run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,8 +32,17 @@ impl Cores {
     }
 }
 
-/// Makes the client's side; its server runs on the processor given.
+/// Makes the client's side for so many bytes; its server runs on the processor given.
 type Start = fn(usize, usize) -> Box<dyn Caller>;
+
+/// How a way is set up.
+#[derive(Clone, Copy)]
+pub enum How {
+    /// A client that forks its server.
+    Forked(Start),
+    /// A whole World.
+    World,
+}
 
 /// One way.
 pub struct Way {
@@ -42,7 +52,21 @@ pub struct Way {
     pub title: &'static str,
     /// Spins: means nothing on one processor.
     pub spins: bool,
-    pub start: Start,
+    how: How,
+}
+
+impl Way {
+    /// Times so many calls of it in this process.
+    pub fn time(&self, bytes: usize, cores: Cores, calls: usize) -> Timed {
+        let (ours, theirs) = cores.processors();
+        match self.how {
+            How::Forked(start) => {
+                pin_to_cpu(ours).expect("a processor for the client");
+                time(&mut *start(bytes, theirs), calls)
+            }
+            How::World => carried::run(bytes, cores, calls),
+        }
+    }
 }
 
 /// The floor of a run on one core.
@@ -51,11 +75,12 @@ pub const FLOOR: &str = "eventfd";
 pub const SPINNING_FLOOR: &str = "spin";
 
 const fn way(name: &'static str, title: &'static str, spins: bool, start: Start) -> Way {
-    Way { name, title, spins, start }
+    Way { name, title, spins, how: How::Forked(start) }
 }
 
-/// What ours is compared with.
+/// Ours, and what it is compared with.
 pub const WAYS: &[Way] = &[
+    Way { name: "carried", title: "our carried call", spins: false, how: How::World },
     way(FLOOR, "eventfd + shared memory, in place", false, |n, cpu| start(n, cpu, Form::InPlace, false)),
     way("eventfd-copied", "eventfd + shared memory, copied", false, |n, cpu| {
         start(n, cpu, Form::Copied, false)
