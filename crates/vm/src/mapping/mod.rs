@@ -6,11 +6,13 @@
 //!   Mapping ─────────┘   Mapping.alias(Read) ───┘      MAP2: the same frames at a second address
 //! ```
 
+mod discards;
 mod error;
 mod kind;
 mod private;
 
 use crate::volatile::Volatile;
+use discards::Discards;
 pub use error::MapError;
 pub(crate) use error::remedy_for;
 pub use kind::{Backing, PageKind};
@@ -51,6 +53,7 @@ pub struct Mapping {
     object: Option<Arc<Object>>,
     /// Where in the object the mapping begins.
     object_offset: PageCount,
+    discards: Discards,
 }
 
 const HUGE_PAGES: usize = (2 << 20) / PAGE_SIZE;
@@ -191,7 +194,8 @@ impl Mapping {
                 unsafe { mem::map(pages, access, source, Placement::Anywhere, options).map_err(fail)? };
             (range, range)
         };
-        let this = Self { range, whole, backing, page_kind: kind, access, object, object_offset };
+        let discards = Discards::none();
+        let this = Self { range, whole, backing, page_kind: kind, access, object, object_offset, discards };
         if kind == PageKind::TransparentHuge {
             this.advise(range, Advice::HugePage)?;
         }
@@ -226,6 +230,10 @@ impl Mapping {
     /// The memfd or file behind it.
     pub fn object_fd(&self) -> Option<BorrowedFd<'_>> {
         self.object.as_ref().map(|o| o.fd.as_fd())
+    }
+
+    pub(crate) const fn discards(&self) -> &Discards {
+        &self.discards
     }
 
     pub(crate) fn object(&self) -> Option<&Arc<Object>> {
@@ -339,17 +347,21 @@ impl Mapping {
     /// Gives the frames of `part` back; what is read next is zeros (a memfd or anonymous memory) or the file's contents
     /// (a private file mapping). On a shared object the hole is seen through every alias.
     ///
+    /// A tracker of this mapping reports all of its pages with its next take.
+    ///
     /// # Errors
     /// [`MapError::Kernel`]; EOPNOTSUPP: the file system punches no holes.
     pub fn discard(&self, part: PageRange) -> Result<(), MapError> {
         self.check_inside(part)?;
         if !self.backing.is_shared() {
-            return self.advise(part, Advice::DontNeed);
+            return self.discards.during(|| self.advise(part, Advice::DontNeed));
         }
         let object = self.object.as_ref().ok_or(MapError::Private { range: part })?;
         let first = (part.start().as_usize() - self.range.start().as_usize()) / PAGE_SIZE;
         let at = PageCount::new(self.object_offset.get() + first);
-        memfd::punch(&object.fd, at, part.pages()).map_err(map_error("fallocate(PUNCH_HOLE)", part.pages()))
+        self.discards
+            .during(|| memfd::punch(&object.fd, at, part.pages()))
+            .map_err(map_error("fallocate(PUNCH_HOLE)", part.pages()))
     }
 
     /// Asks for huge pages in `part` now (`MADV_COLLAPSE`).
