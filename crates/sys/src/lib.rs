@@ -17,10 +17,12 @@ pub mod io;
 pub mod mem;
 pub mod memfd;
 pub mod memory;
+pub mod other;
 pub mod pagemap;
 pub mod process;
 pub mod raw;
 pub mod signal;
+pub mod step;
 pub mod timer;
 pub mod uffd;
 
