@@ -6,6 +6,8 @@ extern crate std;
 
 mod member;
 mod mmu;
+#[cfg(feature = "process")]
+pub mod process;
 mod record;
 
 pub use member::{Generation, MAX_MEMBERS, MemberId, MemberSet, SharedSet};

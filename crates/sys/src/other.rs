@@ -5,7 +5,7 @@
 
 use crate::raw::{Errno, check, syscall6};
 use linux_raw_sys::general as g;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// What a process is doing (`/proc/PID/stat`, third field).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,11 +98,22 @@ impl Pidfd {
     /// # Errors
     /// ESRCH: it is dead. EPERM: another user's.
     pub fn signal(&self, signo: i32) -> Result<(), Errno> {
-        // SAFETY: no siginfo is passed.
-        check(unsafe {
-            syscall6(g::__NR_pidfd_send_signal, self.0.as_raw_fd() as usize, signo as usize, 0, 0, 0, 0)
-        })
-        .map(drop)
+        Self::signal_raw(self.0.as_raw_fd(), signo)
+    }
+
+    /// As [`Pidfd::signal`], for a descriptor kept as a number.
+    ///
+    /// # Errors
+    /// As [`Pidfd::signal`]; EBADF: not such a descriptor.
+    pub fn signal_raw(fd: RawFd, signo: i32) -> Result<(), Errno> {
+        // SAFETY: no siginfo is passed; on anything but a pidfd the call fails.
+        check(unsafe { syscall6(g::__NR_pidfd_send_signal, fd as usize, signo as usize, 0, 0, 0, 0) }).map(drop)
+    }
+}
+
+impl From<Pidfd> for OwnedFd {
+    fn from(pidfd: Pidfd) -> Self {
+        pidfd.0
     }
 }
 
