@@ -18,14 +18,14 @@
 //! A state is written before the view changes when it grows worse (USED before open), and after the bytes changed when it grows
 //! better (CLEAN after punching): whoever is killed in between leaves a page that is zeroed once too often.
 
-use super::table::{MemberIndex, Table, members_in};
 use super::liveness;
-use peregrine_base::sync::{AtomicU64, Ordering};
+use super::table::{Table, members_in};
+use peregrine_base::sync::Ordering;
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// No frame, or one of zeros.
 const CLEAN: u8 = 0;
@@ -80,13 +80,7 @@ impl Frames {
         let options = MapOptions { no_reserve: true, ..MapOptions::default() };
         // SAFETY: a new mapping at a place of the kernel's choice.
         let alias = unsafe {
-            mem::map(
-                table.region().pages(),
-                Protection::ReadWrite,
-                source,
-                Placement::Anywhere,
-                options,
-            )?
+            mem::map(table.region().pages(), Protection::ReadWrite, source, Placement::Anywhere, options)?
         };
         // SAFETY: a child has no use for it.
         let _ = unsafe { mem::advise(alias, mem::Advice::DontFork) };
@@ -195,7 +189,7 @@ impl Frames {
         for index in indices {
             if self.table.states()[index].load(Ordering::Relaxed) & STATE == USED {
                 let mut bytes = [0u8; PAGE_SIZE];
-                // SAFETY: pages of the alias and a local; a page that is punched reads as zeros, and is written anew.
+                // SAFETY: a page of the alias and a local; a page that is punched reads as zeros, and is written anew.
                 unsafe {
                     core::ptr::copy_nonoverlapping(self.alias_of(index), bytes.as_mut_ptr(), PAGE_SIZE);
                     memfd::punch(self.fd(), PageCount::new(index), PageCount::new(1))?;
@@ -212,8 +206,8 @@ impl Frames {
         let mut run: Option<(usize, usize)> = None;
         let indices = self.table.indices(range);
         for index in indices.start..=indices.end {
-            let stale = index < indices.end
-                && self.table.states()[index].load(Ordering::Relaxed) & STATE == STALE;
+            let stale =
+                index < indices.end && self.table.states()[index].load(Ordering::Relaxed) & STATE == STALE;
             run = match (run, stale) {
                 (Some((first, count)), true) => Some((first, count + 1)),
                 (None, true) => Some((index, 1)),
@@ -247,10 +241,21 @@ impl Frames {
         }
     }
 
-    /// Whether anybody is named at the page that begins at `page`.
-    pub(crate) fn unacknowledged(&self, page: VirtAddr) -> &AtomicU64 {
-        let index = self.table.indices(PageRange::new(page.page_floor(), PageCount::new(1))).start;
-        &self.table.unacked()[index]
+    /// Whether nobody is named at the pages of `range`.
+    pub(crate) fn check_range(&self, range: PageRange) -> Result<(), FrameError> {
+        for index in self.table.indices(range) {
+            if self.table.unacked()[index].load(Ordering::Relaxed) != 0 {
+                self.check_acknowledged(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames that the memfd holds.
+    pub(crate) fn resident(&self) -> PageCount {
+        let mut count = 0;
+        memfd::for_each_data(self.fd(), PageCount::new(0), self.table.region().pages(), |_| count += 1);
+        PageCount::new(count)
     }
 
     /// A copy of the page at `page`, whoever may see it: for checks.
@@ -267,11 +272,5 @@ impl Drop for Frames {
     fn drop(&mut self) {
         // SAFETY: only this value refers to the alias.
         let _ = unsafe { mem::unmap(self.alias) };
-        let _ = self.fd().as_fd();
     }
-}
-
-/// One bit, for callers that name a member.
-pub(crate) const fn only(member: MemberIndex) -> u64 {
-    member.bit()
 }

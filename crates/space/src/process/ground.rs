@@ -6,11 +6,12 @@
 //! ```
 //!
 //! Fork members from a process that has not joined: in a member the region is not inherited by children
-//! (`MADV_DONTFORK`: a child would reach frames that nobody could take from it), so its addresses may be taken there.
+//! (`MADV_DONTFORK`: a child would reach frames that nobody could take from it), so there its addresses may be taken by
+//! then, and joining fails and says so.
 
-use super::local::Local;
 use super::frames::Frames;
 use super::joined;
+use super::seat::Seat;
 use super::table::{Life, MEMBERS, MemberIndex, Shape, Table, Who};
 use super::view::{Filling, View, ViewError};
 use peregrine_base::sync::Ordering;
@@ -61,7 +62,9 @@ pub enum GroundJoinError {
     #[error("the frames can't be mapped: {0}; is RLIMIT_AS large enough?")]
     Alias(Errno),
     /// No signal handler.
-    #[error("the signals of a member can't be caught: {0}; a seccomp filter forbids rt_sigaction or sigaltstack")]
+    #[error(
+        "the signals of a member can't be caught: {0}; a seccomp filter forbids rt_sigaction or sigaltstack"
+    )]
     Signal(Errno),
     /// A place beyond the table.
     #[error("member number {index}: a space of processes has at most {MEMBERS} members")]
@@ -74,15 +77,15 @@ pub enum GroundJoinError {
     TooManySpaces(usize),
 }
 
-/// The memory of a space.
+/// The memory of a space, and who sits in it.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub struct Ground {
     frames: OwnedFd,
     _table: OwnedFd,
     pub(crate) table: Table,
     pub(crate) filling: Filling,
-    /// Whether this process holds the region's addresses by a reservation.
-    reserved: Cell<bool>,
+    /// The process that replaced the reservation by a view, 0 if none did: its children have a hole there.
+    replaced_by: Cell<u32>,
 }
 
 fn reserve_options() -> MapOptions {
@@ -90,13 +93,15 @@ fn reserve_options() -> MapOptions {
 }
 
 impl Ground {
-    /// Makes the memory, with a pool of `pool` pages.
-    pub(crate) fn new(config: Config, pool: PageCount) -> Result<Self, GroundError> {
+    /// Makes the memory, with `pool` pages beside it for whoever keeps the records ([`Ground::pool`]).
+    ///
+    /// # Errors
+    /// [`GroundError`].
+    pub fn new(config: Config, pool: PageCount) -> Result<Self, GroundError> {
         if config.pages.get() == 0 {
             return Err(GroundError::Empty);
         }
-        let table_pages =
-            PageCount::for_bytes(Table::overhead_bytes(config.pages.get()) + pool.bytes());
+        let table_pages = PageCount::for_bytes(Table::overhead_bytes(config.pages.get()) + pool.bytes());
         let memory = |what, pages| move |errno| GroundError::Memory { what, pages, errno };
         let frames = memfd::create(c"peregrine-space", config.pages, memfd::Pages::Base)
             .map_err(memory("the region", config.pages))?;
@@ -107,14 +112,9 @@ impl Ground {
         let source = Source::Shared(table_fd.as_fd(), PageCount::new(0));
         // SAFETY: new mappings, which replace nothing.
         let (table, region) = unsafe {
-            let table = mem::map(
-                table_pages,
-                Protection::ReadWrite,
-                source,
-                Placement::Anywhere,
-                reserve_options(),
-            )
-            .map_err(memory("the table", table_pages))?;
+            let table =
+                mem::map(table_pages, Protection::ReadWrite, source, Placement::Anywhere, reserve_options())
+                    .map_err(memory("the table", table_pages))?;
             let place = config.at.map_or(Placement::Anywhere, Placement::At);
             let region =
                 mem::map(config.pages, Protection::None, Source::Anonymous, place, reserve_options());
@@ -126,15 +126,30 @@ impl Ground {
         };
         // SAFETY: the table was mapped above, zeros, with room for what `overhead_bytes` counts; it is unmapped in `drop`.
         let table = unsafe { Table::new(Shape { region, table }) };
-        Ok(Self { frames, _table: table_fd, table, filling: config.filling, reserved: Cell::new(true) })
+        Ok(Self { frames, _table: table_fd, table, filling: config.filling, replaced_by: Cell::new(0) })
     }
 
-    pub(crate) fn region(&self) -> PageRange {
+    /// The region: its addresses mean the same in every member.
+    pub fn region(&self) -> PageRange {
         self.table.region()
     }
 
-    /// Makes the calling process the member at `index`, which its caller took by a protocol of its own.
-    pub(crate) fn join(&self, index: usize) -> Result<Box<Local>, GroundJoinError> {
+    /// Shared memory for records, zeros at first, mapped in every process that inherits the ground.
+    pub fn pool(&self) -> PageRange {
+        self.table.pool()
+    }
+
+    /// Who fills the region's pages.
+    pub const fn filling(&self) -> Filling {
+        self.filling
+    }
+
+    /// Makes the calling process the member at `index`, which nobody else has: the caller sees to that by a protocol of its
+    /// own. Its view is all closed. The process is single-threaded as far as the region is concerned.
+    ///
+    /// # Errors
+    /// [`GroundJoinError`].
+    pub fn join(&self, index: usize) -> Result<Box<Seat>, GroundJoinError> {
         if index >= MEMBERS {
             return Err(GroundJoinError::TooMany { index });
         }
@@ -147,19 +162,19 @@ impl Ground {
         // AcqRel: what the last member of this place did is seen.
         record.who.swap(joining.0, Ordering::AcqRel);
         record.born.store(other::stat(pid).map_or(0, |s| s.born), Ordering::Relaxed);
-        let made = self.make_local(index);
+        let made = self.make_seat(index);
         match made {
-            Ok(local) => {
+            Ok(seat) => {
                 // The view is new, all closed: nothing that was asked of this place before matters.
                 record.asked.store(0, Ordering::Relaxed);
                 record.flushed.store(record.overdue.load(Ordering::Acquire), Ordering::Release);
                 let live = Who::new(pid, joining.generation(), Life::Live);
                 record.who.store(live.0, Ordering::Release);
-                if let Err(e) = joined::add(&local) {
-                    self.leave(local);
+                if let Err(e) = joined::add(&seat) {
+                    self.leave(seat);
                     return Err(e);
                 }
-                Ok(local)
+                Ok(seat)
             }
             Err(e) => {
                 record.who.store(Who::new(0, joining.generation(), Life::Free).0, Ordering::Release);
@@ -168,27 +183,28 @@ impl Ground {
         }
     }
 
-    fn make_local(&self, index: MemberIndex) -> Result<Box<Local>, GroundJoinError> {
+    fn make_seat(&self, index: MemberIndex) -> Result<Box<Seat>, GroundJoinError> {
+        // The view first: in a child of a member the kernel may give its addresses to any other mapping.
+        let reserved = self.holds_addresses();
+        let view = View::new(self.frames.as_fd(), self.region(), reserved, self.filling)?;
+        self.replaced_by.set(process::pid() as u32);
         let frames = Frames::new(self.table, self.frames.as_fd()).map_err(GroundJoinError::Alias)?;
-        let view = View::new(self.frames.as_fd(), self.region(), self.reserved.get(), self.filling);
-        // From here on the addresses are the view's, and a reservation again when it goes; but a child has a hole.
-        let view = view?;
-        Ok(Box::new(Local::new(self.table, index, view, frames)))
+        Ok(Seat::new(self.table, index, view, frames))
     }
 
     /// Ends a membership: nothing of the region is reachable here any more.
-    pub(crate) fn leave(&self, local: Box<Local>) {
-        joined::remove(&local);
-        local.close_pidfds();
-        let record = self.table.member(local.index);
+    pub fn leave(&self, seat: Box<Seat>) {
+        joined::remove(&seat);
+        seat.close_pidfds();
+        let record = self.table.member(seat.index);
         let generation = record.who().generation();
-        drop(local);
+        drop(seat);
         // Only now, with the view gone, may others stop asking.
         record.who.store(Who::new(0, generation, Life::Free).0, Ordering::Release);
     }
 
     /// Notes that the process at `index` is dead and its place free.
-    pub(crate) fn forget(&self, index: usize) {
+    pub fn forget(&self, index: usize) {
         if index < MEMBERS {
             let record = self.table.member(MemberIndex(index as u8));
             let who = record.who();
@@ -197,9 +213,9 @@ impl Ground {
         }
     }
 
-    /// In a child of a member: the region's addresses are a hole, not a reservation.
-    pub(crate) fn in_child_of_member(&self) {
-        self.reserved.set(false);
+    /// Whether the region's addresses are this process's: by the reservation, or by a view that took its place here.
+    fn holds_addresses(&self) -> bool {
+        matches!(self.replaced_by.get(), 0) || self.replaced_by.get() == process::pid() as u32
     }
 }
 
@@ -208,7 +224,7 @@ impl Drop for Ground {
         // SAFETY: nobody in this process uses the table or the reservation any more: members borrow the ground.
         unsafe {
             let _ = mem::unmap(self.table.whole());
-            if self.reserved.get() {
+            if self.holds_addresses() {
                 let _ = mem::unmap(self.table.region());
             }
         }

@@ -1,15 +1,16 @@
 //! The address space over Linux processes.
-mod local;
 mod frames;
 mod ground;
 mod joined;
 mod liveness;
+mod seat;
 mod shootdown;
 mod table;
 mod view;
-pub use local::FillError;
+
 pub use frames::{FrameError, PUNCH_PAGES};
-pub use ground::{Config, GroundError, GroundJoinError};
+pub use ground::{Config, Ground, GroundError, GroundJoinError};
+pub use seat::{BLOCK_PAGES, FillError, OPEN_PAGES, Seat, Tally};
 pub use shootdown::{SIGNAL, SILENCE_NS};
-pub use table::{MEMBERS, MemberIndex};
+pub use table::{Lowering, MEMBERS, MemberIndex};
 pub use view::{Filling, ViewError};

@@ -25,8 +25,8 @@
 //! Everything here is trap code: it allocates nothing, locks nothing, panics never (S3).
 
 use super::liveness::{self, Vigour};
+use super::seat::Seat;
 use super::table::{Counts, Lowering, MemberIndex, members_in};
-use super::local::Local;
 use peregrine_base::PageRange;
 use peregrine_base::sync::{AtomicI32, Ordering, spin_loop};
 use peregrine_sys::other::Pidfd;
@@ -51,10 +51,10 @@ pub(crate) struct Outcome {
     pub(crate) overdue: u64,
 }
 
-impl Local {
-    /// A safepoint: obeys what others ask. One load of the member's own cache line when there is nothing to do.
+impl Seat {
+    /// A safepoint: obeys what others ask. Two loads of the member's own cache line when there is nothing to do.
     #[inline]
-    pub(crate) fn poll(&self) {
+    pub fn poll(&self) {
         let record = self.record();
         // Relaxed: a request that is missed here is found at the next safepoint, or signalled.
         if record.asked.load(Ordering::Relaxed) != 0
@@ -66,7 +66,7 @@ impl Local {
 
     /// Obeys what others ask. Also run in the signal's handler, between any two instructions, even of itself.
     #[cold]
-    pub(crate) fn serve(&self) {
+    pub fn serve(&self) {
         let record = self.record();
         // Acquire pairs with the Release half of the asker's increment.
         let overdue = record.overdue.load(Ordering::Acquire);
@@ -90,7 +90,9 @@ impl Local {
     /// A member that can't close its view would keep what is no longer its own: it ends instead, and others see it dead.
     fn or_die(&self, done: Result<(), raw::Errno>) {
         if done.is_err() {
-            io::complain(b"peregrine-space: the kernel refuses to close a view (out of memory?): this member ends\n");
+            io::complain(
+                b"peregrine-space: the kernel refuses to close a view (out of memory?): this member ends\n",
+            );
             peregrine_sys::step::kill_self();
         }
     }
@@ -184,9 +186,7 @@ impl Local {
                         self.signal(target);
                         liveness::of(record) == Vigour::Stopped
                     }
-                    Vigour::Deaf | Vigour::Able => {
-                        lowering == Lowering::Close && now - begun > SILENCE_NS
-                    }
+                    Vigour::Deaf | Vigour::Able => lowering == Lowering::Close && now - begun > SILENCE_NS,
                 };
                 if give_up && !self.answered(target, sequence) {
                     // Release: whoever answers this drops everything that was asked before it.

@@ -91,7 +91,7 @@ impl Who {
 
 /// What a member asks of others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Lowering {
+pub enum Lowering {
     /// No access any more.
     Close,
     /// Reads only.
@@ -131,9 +131,8 @@ impl Request {
             if self.lowering.load(Ordering::Relaxed) == 0 { Lowering::Close } else { Lowering::ReadOnly };
         // Acquire: the fields were read before the sequence is looked at again.
         fence(Ordering::Acquire);
-        (sequence != 0 && self.sequence.load(Ordering::Relaxed) == sequence).then(|| {
-            (sequence, PageRange::new(VirtAddr::new(start), PageCount::new(pages)), lowering)
-        })
+        (sequence != 0 && self.sequence.load(Ordering::Relaxed) == sequence)
+            .then(|| (sequence, PageRange::new(VirtAddr::new(start), PageCount::new(pages)), lowering))
     }
 }
 
@@ -252,10 +251,6 @@ impl Table {
         let members: *const MemberRecord = self.shape.table.start().as_ptr();
         // SAFETY: promised in `new`; an index is below MEMBERS; all fields are atomics (S1).
         unsafe { &*members.add(index.get()) }
-    }
-
-    pub(crate) fn everybody(&self) -> impl Iterator<Item = (MemberIndex, &MemberRecord)> {
-        (0..MEMBERS as u8).map(|i| (MemberIndex(i), self.member(MemberIndex(i))))
     }
 
     /// Page states, in page order.

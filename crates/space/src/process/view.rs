@@ -5,6 +5,7 @@
 //!                   closed                         open
 //!   kernel-filled   guard markers: SIGSEGV         no markers: the kernel maps a page on its first touch, and system
 //!                                                  calls may write into it
+//!   trusting        absent pages                   the kernel maps a page on its first touch, open or closed
 //!   trap-filled     absent pages: SIGBUS           mapped by UFFDIO_CONTINUE, 16 pages at once; writable or not
 //! ```
 //!
@@ -19,11 +20,11 @@
 use super::frames::Frames;
 use super::table::{Lowering, writable};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::guard;
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::{Features, FillMode, OpenError, RegisterMode, Uffd};
-use peregrine_sys::guard;
 use std::os::fd::BorrowedFd;
 
 /// Who fills a region's pages.
@@ -33,6 +34,9 @@ pub enum Filling {
     Kernel,
     /// As `Kernel`, and writes are tracked by the page (`WP_ASYNC`).
     KernelTracked,
+    /// The kernel, and nothing is enforced: a closed range only leaves the page table, and a later touch silently reaches the
+    /// frame again. For members that touch nothing that is not theirs by rules of their own (threads and their slots).
+    KernelTrusting,
     /// This crate, in a trap: rights by the page. A system call that touches an absent page fails with EFAULT.
     Trap,
 }
@@ -66,16 +70,21 @@ pub enum ViewError {
 #[derive(Debug)]
 enum Means {
     Guard,
-    Tracked { uffd: Uffd, pagemap: Pagemap },
-    Continue { uffd: Uffd },
+    /// Nothing is closed; frames are dropped from the page table.
+    Trust,
+    Tracked {
+        uffd: Uffd,
+        pagemap: Pagemap,
+    },
+    Continue {
+        uffd: Uffd,
+    },
 }
 
 /// One process's view of a region.
 #[derive(Debug)]
 pub(crate) struct View {
     range: PageRange,
-    /// What was there before: a reservation that keeps the addresses free.
-    reserved: bool,
     means: Means,
 }
 
@@ -105,11 +114,12 @@ impl View {
         unsafe { mem::map(range.pages(), Protection::ReadWrite, source, placement, options) }
             .map_err(|errno| ViewError::Map { range, errno })?;
         // From here on dropping the view gives the addresses back.
-        let mut view = Self { range, reserved, means: Means::Guard };
+        let mut view = Self { range, means: Means::Guard };
         // SAFETY: a child of this process would reach frames that it has no right to, and nobody could tell it so.
         let _ = unsafe { mem::advise(range, Advice::DontFork) };
         match filling {
             Filling::Kernel => {}
+            Filling::KernelTrusting => view.means = Means::Trust,
             Filling::KernelTracked => {
                 let features = Features::WP_ASYNC
                     .union(Features::PAGEFAULT_FLAG_WP)
@@ -134,7 +144,7 @@ impl View {
                 view.means = Means::Continue { uffd };
             }
         }
-        if !matches!(view.means, Means::Continue { .. }) {
+        if matches!(view.means, Means::Guard | Means::Tracked { .. }) {
             retry(|| {
                 // SAFETY: the mapping was made above; nothing refers to it, and no page of it is write-protected yet.
                 unsafe { guard::install(range) }
@@ -153,6 +163,7 @@ impl View {
     #[inline]
     pub(crate) fn open(&self, range: PageRange, rights: Protection) -> Result<(), Errno> {
         match &self.means {
+            Means::Trust => Ok(()),
             // SAFETY: the range lies in the view's mapping.
             Means::Guard => retry(|| unsafe { guard::remove(range) }),
             Means::Tracked { pagemap, .. } => {
@@ -205,10 +216,10 @@ impl View {
                 // SAFETY: as above; the protection was lifted just now, and only this thread could have set it anew.
                 retry(|| unsafe { guard::install(range) })
             }
-            // SAFETY: the range lies in the view's mapping; the frames stay in the memfd.
-            (Means::Continue { .. }, Lowering::Close) => {
-                retry(|| unsafe { mem::advise(range, Advice::DontNeed) })
-            }
+            (Means::Continue { .. }, Lowering::Close) | (Means::Trust, _) => retry(|| {
+                // SAFETY: the range lies in the view's mapping; the frames stay in the memfd.
+                unsafe { mem::advise(range, Advice::DontNeed) }
+            }),
             (Means::Continue { uffd }, Lowering::ReadOnly) => {
                 retry(|| uffd.by_ref().write_protect(range, true))
             }
@@ -266,13 +277,10 @@ impl Drop for View {
     fn drop(&mut self) {
         // SAFETY: the mapping is this view's; whoever uses the region's bytes does so through a member, which is gone.
         unsafe {
-            if self.reserved {
-                let options = MapOptions { no_reserve: true, ..MapOptions::default() };
-                let place = Placement::Replace(self.range.start());
-                let _ = mem::map(self.range.pages(), Protection::None, Source::Anonymous, place, options);
-            } else {
-                let _ = mem::unmap(self.range);
-            }
+            // What is given back is a reservation: this process may join again.
+            let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+            let place = Placement::Replace(self.range.start());
+            let _ = mem::map(self.range.pages(), Protection::None, Source::Anonymous, place, options);
         }
     }
 }
