@@ -16,7 +16,6 @@ pub mod guard;
 pub mod io;
 pub mod mem;
 pub mod memfd;
-pub mod memory;
 pub mod other;
 pub mod pagemap;
 pub mod process;

@@ -178,6 +178,9 @@ pub fn forbid_call(call: u32) -> Result<(), Errno> {
 /// The number of `userfaultfd(2)`, for [`forbid_call`].
 pub const CALL_USERFAULTFD: u32 = k::__NR_userfaultfd;
 
+/// The number of `madvise(2)`, for [`forbid_call`].
+pub const CALL_MADVISE: u32 = k::__NR_madvise;
+
 /// Binds the calling thread, and those it will start, to one processor (`sched_setaffinity`).
 ///
 /// # Errors
