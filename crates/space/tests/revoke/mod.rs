@@ -169,7 +169,7 @@ fn writer(scene: Scene, ground: &Ground, index: usize, seed: u64) {
         if rng.below(4) != 0 {
             seat.poll();
         }
-        if count % 6400 == 0 {
+        if count.is_multiple_of(6400) {
             scene.shared().writes.fetch_add(6400, Ordering::Relaxed);
         }
     }
