@@ -29,6 +29,8 @@ fn main() -> ExitCode {
         // Not a suite: one way of `call`, in a process of its own.
         Some("call-case") => return call::run_case(&arguments[1..]),
         Some("space") => space::run(&mut Report::new("space", format), &options),
+        // Not a suite: the recorder of what `space` puts into a radix array.
+        Some("space-record") => return space::memory::record(&arguments[1..]),
         Some("vm") => vm::run(&mut Report::new("vm", format), &options),
         // Not a suite: the two programs whose instructions `vm` has counted.
         Some("vm-path") => vm::path::run_one(&arguments[1..]),

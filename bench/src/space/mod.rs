@@ -1,5 +1,6 @@
 //! RadixVM's evaluation, on processes: the paper's programs beside bare calls and beside Linux threads.
 
+pub mod memory;
 mod micro;
 
 use crate::measure::Options;
@@ -7,5 +8,8 @@ use crate::report::Report;
 
 /// The whole suite.
 pub fn run(report: &mut Report, options: &Options) {
+    if options.wants("memory") {
+        memory::run(report);
+    }
     micro::run(report, options);
 }

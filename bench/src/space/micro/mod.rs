@@ -20,7 +20,8 @@ type Medians = BTreeMap<String, f64>;
 
 pub fn run(report: &mut Report, options: &Options) {
     let caps = Capabilities::probe();
-    if let Some(lack) = [Capability::GuardShared, Capability::MinorShared].iter().find_map(|c| caps.lack(*c)) {
+    if let Some(lack) = [Capability::GuardShared, Capability::MinorShared].iter().find_map(|c| caps.lack(*c))
+    {
         return report.note(&format!("skipped: every mechanism is measured, and here one can't be: {lack}"));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from).min(stage::MEMBERS);

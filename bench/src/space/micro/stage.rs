@@ -171,10 +171,8 @@ pub fn play(play: Play, make: &(dyn Fn(usize) -> Box<dyn Worker> + Sync)) -> Ran
     let lanes = &board.lanes[..play.members];
     let sum = |f: fn(&Lane) -> &AtomicU64| lanes.iter().map(|l| f(l).load(Ordering::Relaxed)).sum::<u64>();
     let operations = sum(|l| &l.operations).max(1) as f64;
-    let ran = Ran {
-        per_second: operations / seconds,
-        shootdowns: sum(|l| &l.shootdowns) as f64 / operations,
-    };
+    let ran =
+        Ran { per_second: operations / seconds, shootdowns: sum(|l| &l.shootdowns) as f64 / operations };
     // SAFETY: everybody has ended.
     let _ = unsafe { mem::unmap(memory) };
     ran
