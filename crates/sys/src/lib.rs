@@ -19,6 +19,7 @@ pub mod memfd;
 pub mod other;
 pub mod pagemap;
 pub mod process;
+pub mod random;
 pub mod raw;
 pub mod signal;
 pub mod step;
