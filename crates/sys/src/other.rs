@@ -107,7 +107,8 @@ impl Pidfd {
     /// As [`Pidfd::signal`]; EBADF: not such a descriptor.
     pub fn signal_raw(fd: RawFd, signo: i32) -> Result<(), Errno> {
         // SAFETY: no siginfo is passed; on anything but a pidfd the call fails.
-        check(unsafe { syscall6(g::__NR_pidfd_send_signal, fd as usize, signo as usize, 0, 0, 0, 0) }).map(drop)
+        check(unsafe { syscall6(g::__NR_pidfd_send_signal, fd as usize, signo as usize, 0, 0, 0, 0) })
+            .map(drop)
     }
 }
 

@@ -14,13 +14,12 @@ use super::joined;
 use super::seat::Seat;
 use super::table::{Life, MEMBERS, MemberIndex, Shape, Table, Who};
 use super::view::{Filling, View, ViewError};
-use peregrine_base::sync::Ordering;
+use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::{memfd, other, process};
 use std::boxed::Box;
-use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What a space is to be.
@@ -85,7 +84,7 @@ pub struct Ground {
     pub(crate) table: Table,
     pub(crate) filling: Filling,
     /// The process that replaced the reservation by a view, 0 if none did: its children have a hole there.
-    replaced_by: Cell<u32>,
+    replaced_by: AtomicU32,
 }
 
 fn reserve_options() -> MapOptions {
@@ -126,7 +125,7 @@ impl Ground {
         };
         // SAFETY: the table was mapped above, zeros, with room for what `overhead_bytes` counts; it is unmapped in `drop`.
         let table = unsafe { Table::new(Shape { region, table }) };
-        Ok(Self { frames, _table: table_fd, table, filling: config.filling, replaced_by: Cell::new(0) })
+        Ok(Self { frames, _table: table_fd, table, filling: config.filling, replaced_by: AtomicU32::new(0) })
     }
 
     /// The region: its addresses mean the same in every member.
@@ -187,7 +186,7 @@ impl Ground {
         // The view first: in a child of a member the kernel may give its addresses to any other mapping.
         let reserved = self.holds_addresses();
         let view = View::new(self.frames.as_fd(), self.region(), reserved, self.filling)?;
-        self.replaced_by.set(process::pid() as u32);
+        self.replaced_by.store(process::pid() as u32, Ordering::Relaxed);
         let frames = Frames::new(self.table, self.frames.as_fd()).map_err(GroundJoinError::Alias)?;
         Ok(Seat::new(self.table, index, view, frames))
     }
@@ -215,7 +214,8 @@ impl Ground {
 
     /// Whether the region's addresses are this process's: by the reservation, or by a view that took its place here.
     fn holds_addresses(&self) -> bool {
-        matches!(self.replaced_by.get(), 0) || self.replaced_by.get() == process::pid() as u32
+        let by = self.replaced_by.load(Ordering::Relaxed);
+        by == 0 || by == process::pid() as u32
     }
 }
 

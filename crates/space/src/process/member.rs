@@ -193,9 +193,7 @@ impl Space {
         // SAFETY: the pool is zeros, and nobody has seen it.
         let spaces = unsafe { Spaces::create(&arena, &sizes)? };
         let mut maker = spaces.join()?;
-        let made = AddressSpace::create(&mut maker, NoViews, NoViews)?;
-        let id = made.id();
-        drop(made);
+        let id = AddressSpace::create(&mut maker, NoViews, NoViews)?.id();
         maker.leave();
         Ok(Self { ground, sizes, id })
     }
@@ -518,8 +516,7 @@ impl Drop for Member<'_> {
         // No trap is served from here on.
         self.registration = None;
         if let Some(inner) = self.inner.take() {
-            let Inner { space, me, seat, .. } = *inner;
-            drop(space);
+            let Inner { me, seat, .. } = *inner;
             // First the view, then the place: whoever takes the place next must not be asked for this view.
             self.ground.leave(seat);
             me.into_inner().leave();
