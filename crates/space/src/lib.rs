@@ -10,6 +10,8 @@ mod mmu;
 #[cfg(feature = "model")]
 pub mod model;
 mod pool;
+#[cfg(feature = "process")]
+pub mod process;
 mod radix;
 mod record;
 pub mod refcache;

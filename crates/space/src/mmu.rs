@@ -126,6 +126,12 @@ pub trait Frames {
     /// No record, no view and no lock-free reader has `frame` any more. It may be used again, zeroed first (S2).
     fn release(&self, by: MemberId, frame: FrameId);
 
+    /// The [`Home`](crate::Backing::Home) records of `range` leave: no view shows its pages any more, and its lock is held. Told again when the
+    /// operation's member died and another one finishes it.
+    fn vacated(&self, space: SpaceId, by: MemberId, range: PageRange) {
+        let _ = (space, by, range);
+    }
+
     /// References to `frame` that the embedder itself took with [`Member::hold`](crate::Member::hold). Asked when counts are made
     /// anew after a death.
     fn pins(&self, frame: FrameId) -> u32 {
@@ -178,6 +184,9 @@ impl<T: Frames> Frames for &T {
     }
     fn release(&self, by: MemberId, frame: FrameId) {
         T::release(self, by, frame);
+    }
+    fn vacated(&self, space: SpaceId, by: MemberId, range: PageRange) {
+        T::vacated(self, space, by, range);
     }
     fn pins(&self, frame: FrameId) -> u32 {
         T::pins(self, frame)

@@ -321,6 +321,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             {
                 // Nobody has these pages in view any more.
                 spot.slot.members.store(&MemberSet::EMPTY);
+                if spot.slot.value().kind() == Kind::Home {
+                    self.frames.vacated(self.id, member.id(), range_of(&own));
+                }
             }
             tree.set(&member.handle, &spot, doing.apply(spot.slot.value()));
         });
