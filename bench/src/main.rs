@@ -7,6 +7,7 @@
 mod call;
 mod measure;
 mod report;
+mod space;
 mod thread;
 mod vm;
 
@@ -27,11 +28,17 @@ fn main() -> ExitCode {
         Some("call") => call::run(&mut Report::new("call", format), &options),
         // Not a suite: one way of `call`, in a process of its own.
         Some("call-case") => return call::run_case(&arguments[1..]),
+        Some("space") => space::run(&mut Report::new("space", format), &options),
+        // Not a suite: the recorder of what `space` puts into a radix array.
+        Some("space-record") => return space::memory::record(&arguments[1..]),
+        // Not suites: the programs whose memory `space` traces and whose instructions it counts.
+        Some("space-scene") => return space::structures::trace::run_scene(&arguments[1..]),
+        Some("space-path") => return space::structures::path::run_one(&arguments[1..]),
         Some("vm") => vm::run(&mut Report::new("vm", format), &options),
         // Not a suite: the two programs whose instructions `vm` has counted.
         Some("vm-path") => vm::path::run_one(&arguments[1..]),
         _ => {
-            eprintln!("usage: bench call|thread|vm [--json] [--quick] [--only TEXT]");
+            eprintln!("usage: bench call|space|thread|vm [--json] [--quick] [--only TEXT]");
             return ExitCode::from(2);
         }
     }

@@ -16,11 +16,13 @@ pub mod guard;
 pub mod io;
 pub mod mem;
 pub mod memfd;
+pub mod other;
 pub mod pagemap;
 pub mod process;
 pub mod random;
 pub mod raw;
 pub mod signal;
+pub mod step;
 pub mod timer;
 pub mod uffd;
 

@@ -59,7 +59,9 @@ pub fn charge(by: usize) -> Result<(), OutOfMemory> {
 impl Arena {
     unsafe fn grow(&mut self, layout: Layout) -> Result<(), OutOfMemory> {
         let now = if self.end == 0 { ARENA } else { self.end };
-        let by = (layout.size() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
+        // Room for the alignment of a region, too.
+        let by =
+            (layout.size() + layout.align() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
         if now + by > ARENA + ARENA_BYTES {
             let used = (now - ARENA) as u64;
             return Err(OutOfMemory { asked: by, used, limit: ARENA_BYTES as u64 });
@@ -78,12 +80,9 @@ impl Arena {
     }
 }
 
-/// Writes a blob.
-pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
-    let Some(layout) = layout(bytes.len(), ends.len()) else {
-        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
-    };
-    let at = imaged().arena.with(|arena| {
+/// Memory of the arena for blobs and shared regions; what it holds is whatever was there.
+pub fn allocate(layout: Layout) -> Result<usize, OutOfMemory> {
+    imaged().arena.with(|arena| {
         // SAFETY: the size is not zero; the arena is ours while locked.
         unsafe {
             if let Some(p) = arena.talc.try_allocate(layout) {
@@ -97,7 +96,24 @@ pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
                 limit: ARENA_BYTES as u64,
             })
         }
-    })?;
+    })
+}
+
+/// Gives memory back that [`allocate`] gave.
+///
+/// # Safety
+/// It was allocated with this layout, and nobody uses it any more.
+pub unsafe fn give_back(at: usize, layout: Layout) {
+    // SAFETY: the caller's promise.
+    imaged().arena.with(|arena| unsafe { arena.talc.deallocate(at as *mut u8, layout) });
+}
+
+/// Writes a blob.
+pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
+    let Some(layout) = layout(bytes.len(), ends.len()) else {
+        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
+    };
+    let at = allocate(layout)?;
     // SAFETY: just allocated with this layout; unknown to anybody else.
     unsafe {
         (at as *mut Blob).write(Blob { next: 0, len: bytes.len(), ends: ends.len() });

@@ -211,6 +211,8 @@ pub struct Imaged {
     pub main: AtomicU32,
     /// Exit code of `main`, plus one; 0 while it runs.
     pub main_exit: AtomicU32,
+    /// Shared regions by name.
+    pub regions: Lock<crate::region::Table>,
 }
 
 /// The domains that threads have opened, in the order of their nodes.
@@ -562,6 +564,7 @@ pub unsafe fn initialise(node_count: u32) {
             checkpoints_asked: AtomicU64::new(0),
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),
+            regions: Lock::new(crate::region::Table::new()),
         });
     }
     let w = world();

@@ -19,6 +19,7 @@ mod lock;
 mod memory;
 mod node;
 mod output;
+pub mod region;
 mod rendezvous;
 mod sched;
 mod shadow;
