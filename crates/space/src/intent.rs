@@ -131,7 +131,8 @@ impl Intent {
     /// By the member itself.
     pub(crate) fn begin(&self, operation: u32, doing: Doing, space: SpaceId, pages: &Range<u64>) {
         let (kind, value) = doing.encode();
-        self.state.store(state(operation, Phase::Writing), Ordering::Relaxed);
+        // Release: a lookup that finds the last operation over finds its locks gone.
+        self.state.store(state(operation, Phase::Writing), Ordering::Release);
         // Pairs with the fence in `read`: who sees a new field sees `Writing` or later, and looks again.
         fence(Ordering::Release);
         self.kind.store(kind, Ordering::Relaxed);
@@ -168,18 +169,25 @@ impl Intent {
         (after == before && read.phase != Phase::Writing).then_some(read)
     }
 
-    /// What the record of `page` is, if its slot shows `owner`'s lock and holds `held`; `None` if the lock is gone.
+    /// What the record of `page` is, if its slot shows `owner`'s lock and holds `held`; `None` if the operation went on
+    /// meanwhile: look again. Never waits: a member stopped at any point leaves an answer.
     pub(crate) fn outcome(&self, owner: Owner, page: u64, held: Value) -> Option<Value> {
-        let read = self.read()?;
-        if read.operation != owner.operation {
+        let before = self.state.load(Ordering::Acquire);
+        if (before >> 8) as u32 != owner.operation {
             return None;
         }
-        match read.phase {
-            Phase::Pending => Some(held),
-            Phase::Committed if read.pages.contains(&page) => Some(read.doing.apply(held)),
-            // Rounded out: the lock covers the page, the operation does not.
-            Phase::Committed => Some(held),
-            Phase::Idle | Phase::Writing => None,
+        match phase(before) {
+            Phase::Idle => None,
+            // Not committed, so no record has changed; what the fields say does not matter yet.
+            Phase::Writing | Phase::Pending => Some(held),
+            Phase::Committed => {
+                let read = self.read()?;
+                if read.operation != owner.operation || read.phase != Phase::Committed {
+                    return None;
+                }
+                // Rounded out, the lock may cover more than the operation.
+                Some(if read.pages.contains(&page) { read.doing.apply(held) } else { held })
+            }
         }
     }
 }

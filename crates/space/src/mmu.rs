@@ -102,6 +102,13 @@ pub trait Mmu {
     fn forget(&self, member: MemberId) {
         let _ = member;
     }
+
+    /// Whether `member` is certain to have been killed. A recovery asks this of members that it would have to wait for, and mends
+    /// what they left as well.
+    fn is_dead(&self, member: MemberId) -> bool {
+        let _ = member;
+        false
+    }
 }
 
 /// The frames behind the pages. Counting is not the embedder's: the arena keeps one Refcache object a frame.
@@ -159,6 +166,9 @@ impl<T: Mmu> Mmu for &T {
     }
     fn forget(&self, member: MemberId) {
         T::forget(self, member);
+    }
+    fn is_dead(&self, member: MemberId) -> bool {
+        T::is_dead(self, member)
     }
 }
 

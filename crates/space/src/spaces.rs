@@ -607,17 +607,20 @@ impl<'m> Member<'m> {
         self.desk().busy.store(0, Ordering::Release);
     }
 
-    /// Tries to become the one who recovers; a recovery of `dead`'s is taken over.
-    pub(crate) fn claim_recovery(&self, dead: MemberId) -> bool {
+    /// Tries to become the one who recovers; who recovers at present is asked for `is_dead`, and taken over from if so.
+    pub(crate) fn claim_recovery(&self, is_dead: impl Fn(MemberId) -> bool) -> bool {
         let (word, mine) = (&self.spaces.head.recovery.0, self.id().index() as u32 + 1);
-        let free = |from| word.compare_exchange(from, mine, Ordering::SeqCst, Ordering::Relaxed).is_ok();
-        free(0) || free(dead.index() as u32 + 1)
+        let now = word.load(Ordering::SeqCst);
+        let free = now == 0 || is_dead(MemberId::new(now as usize - 1));
+        free && word.compare_exchange(now, mine, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether all others stand back. Ask again until they do.
-    pub(crate) fn is_alone(&self) -> bool {
-        let me = self.id().index();
-        self.spaces.desks.iter().enumerate().all(|(i, d)| i == me || d.busy.load(Ordering::SeqCst) == 0)
+    /// A member that has not stepped back yet.
+    pub(crate) fn somebody_at_work(&self) -> Option<MemberId> {
+        let at_work = |(i, d): (usize, &Desk)| {
+            (i != self.id().index() && d.busy.load(Ordering::SeqCst) != 0).then(|| MemberId::new(i))
+        };
+        self.spaces.desks.iter().enumerate().find_map(at_work)
     }
 
     pub(crate) fn release_everybody(&self) {

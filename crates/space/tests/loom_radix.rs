@@ -182,3 +182,76 @@ fn a_node_that_is_filled_again_while_it_dies_lives() {
         },
     );
 }
+
+/// Folded values as the released code keeps them: a slot points to a value on the heap, which is freed as soon as the slot points
+/// elsewhere ("unsafe without RCU", says a note there).
+mod published {
+    use base_loom::sync::{AtomicBool, AtomicUsize, Ordering};
+
+    pub struct Values {
+        pub slot: AtomicUsize,
+        pub freed: [AtomicBool; 2],
+    }
+
+    impl Values {
+        pub fn new() -> Self {
+            Self { slot: AtomicUsize::new(0), freed: [AtomicBool::new(false), AtomicBool::new(false)] }
+        }
+        /// Tells whether it read a value that was freed.
+        pub fn look(&self) -> bool {
+            let value = self.slot.load(Ordering::Acquire);
+            self.freed[value].load(Ordering::Acquire)
+        }
+        pub fn replace(&self) {
+            let old = self.slot.swap(1, Ordering::AcqRel);
+            self.freed[old].store(true, Ordering::Release);
+        }
+    }
+}
+
+#[test]
+fn folded_values_that_are_freed_at_once_are_read_after_that_as_published() {
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(false));
+    let found = seen.clone();
+    check(2, move || {
+        let values = Arc::new(published::Values::new());
+        let writer = {
+            let values = values.clone();
+            loom::thread::spawn(move || values.replace())
+        };
+        if values.look() {
+            *found.lock().unwrap() = true;
+        }
+        writer.join().unwrap();
+    });
+    assert!(*seen.lock().unwrap(), "some interleaving reads a freed value; here values lie in the slots");
+}
+
+#[test]
+fn the_description_of_an_objects_mapping_is_not_used_anew_under_a_reader() {
+    two(
+        2,
+        |space, m| {
+            let mapping =
+                Mapping { backing: Backing::Object { object: 7, first: 0 }, rights: Protection::Read };
+            space.map(m, Place::Fixed(addr(0)), PageCount::new(2), &mapping).unwrap();
+        },
+        |space, m| {
+            // The only region there is goes, and is taken again.
+            space.unmap(m, range(0..2)).unwrap();
+            for _ in 0..5 {
+                m.tick(&NoFrames);
+            }
+            let mapping =
+                Mapping { backing: Backing::Object { object: 8, first: 3 }, rights: Protection::Read };
+            let _ = space.map(m, Place::Fixed(addr(0)), PageCount::new(2), &mapping);
+        },
+        |space, m| {
+            let found = space.query(m, addr(1)).map(|e| e.backing);
+            let (old, new) =
+                (Backing::Object { object: 7, first: 1 }, Backing::Object { object: 8, first: 4 });
+            assert!(found.is_none() || found == Some(old) || found == Some(new), "{found:?}");
+        },
+        nothing,
+    );
+}

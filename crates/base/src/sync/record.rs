@@ -50,6 +50,11 @@ pub fn as_core<R>(core: u32, f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// As [`as_core`], if anything is noted at present.
+pub fn on_behalf_of<R>(core: u32, f: impl FnOnce() -> R) -> R {
+    if CORE.get().is_some() { as_core(core, f) } else { f() }
+}
+
 /// Runs `f` with nothing noted.
 pub fn unrecorded<R>(f: impl FnOnce() -> R) -> R {
     let before = CORE.take();
@@ -68,6 +73,37 @@ pub fn note<T: ?Sized>(place: *const T, write: bool) {
     if let Some(core) = CORE.get() {
         LOG.with_borrow_mut(|log| log.push(Access { core, addr: place.cast::<u8>() as usize, write }));
     }
+}
+
+/// A line that one core wrote and another touched.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SharedLine {
+    /// Address of its first byte.
+    pub addr: usize,
+    /// Cores that wrote it, in order.
+    pub writers: Vec<u32>,
+    /// Cores that read or wrote it.
+    pub cores: Vec<u32>,
+}
+
+/// The lines that were written by one core and read or written by another: what makes cores wait for each other.
+pub fn shared_lines(log: &[Access]) -> Vec<SharedLine> {
+    let mut lines = std::collections::BTreeMap::<usize, (Vec<u32>, Vec<u32>)>::new();
+    for access in log {
+        let (writers, cores) = lines.entry(access.line()).or_default();
+        if access.write {
+            writers.push(access.core);
+        }
+        cores.push(access.core);
+    }
+    let shared = lines.into_iter().map(|(line, (mut writers, mut cores))| {
+        for set in [&mut writers, &mut cores] {
+            set.sort_unstable();
+            set.dedup();
+        }
+        SharedLine { addr: line * LINE_BYTES, writers, cores }
+    });
+    shared.filter(|l| !l.writers.is_empty() && l.cores.len() > 1).collect()
 }
 
 macro_rules! recorded {

@@ -87,6 +87,7 @@ struct Core {
     tlb: Mutex<HashMap<(SpaceId, u64), Entry>>,
     mail: Mutex<Vec<Request>>,
     running: AtomicBool,
+    dead: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -142,6 +143,11 @@ impl ModelMmu {
         if !running {
             self.serve(core);
         }
+    }
+
+    /// Says whether the member was killed (the core serves another one later).
+    pub fn set_dead(&self, member: MemberId, dead: bool) {
+        self.cores[member.index()].dead.store(dead, Ordering::SeqCst);
     }
 
     /// One access by one core: through its TLB, or its page table. Writes `value` if there is one; returns what was there.
@@ -256,6 +262,12 @@ impl Mmu for ModelMmu {
         lock(&self.cores[by.index()].books).shootdowns += others.len() as u64;
         if self.delivery == Delivery::Interrupt {
             for target in others {
+                // The interrupt's handler runs on the target: what it touches is the target's doing.
+                #[cfg(peregrine_record)]
+                peregrine_base::sync::record::on_behalf_of(target.index() as u32, || {
+                    self.apply(space, target, range, change);
+                });
+                #[cfg(not(peregrine_record))]
                 self.apply(space, target, range, change);
             }
             return;
@@ -283,6 +295,10 @@ impl Mmu for ModelMmu {
         self.serve(member);
         std::thread::yield_now();
         spin_loop();
+    }
+
+    fn is_dead(&self, member: MemberId) -> bool {
+        self.cores[member.index()].dead.load(Ordering::SeqCst)
     }
 
     fn forget(&self, member: MemberId) {

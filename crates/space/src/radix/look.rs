@@ -21,6 +21,7 @@ use super::{BITS, FANOUT, Tree};
 use crate::record::Value;
 use crate::refcache::Handle;
 use core::ops::Range;
+use peregrine_base::sync::spin_loop;
 
 /// What a lookup found: the record, and the pages of the slot that holds it.
 #[derive(Clone)]
@@ -41,6 +42,8 @@ impl Tree<'_> {
             {
                 return found;
             }
+            // Somebody else went on meanwhile, so this is not waiting; a model checker wants to be told.
+            spin_loop();
         }
     }
 

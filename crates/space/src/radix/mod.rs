@@ -47,7 +47,8 @@ pub(crate) const fn span(level: u32) -> u64 {
 
 /// A node.
 #[derive(Debug)]
-#[repr(C, align(4096))]
+#[repr(C)]
+#[cfg_attr(not(peregrine_loom), repr(align(4096)))]
 pub(crate) struct Node {
     pub(crate) slots: [Slot; FANOUT],
 }

@@ -37,6 +37,7 @@ impl Ways {
         }
     }
 
+    #[cfg_attr(peregrine_loom, allow(clippy::modulo_one, reason = "one way is what the model has"))]
     fn of(&self, id: ObjectId) -> &AtomicU64 {
         // Fibonacci hashing: neighbouring objects go to ways far apart.
         let hash = id.0.wrapping_mul(0x9e37_79b9);

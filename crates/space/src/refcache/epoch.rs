@@ -254,8 +254,8 @@ impl Refcache<'_> {
         self.block(member).state().epoch()
     }
 
-    /// Forgets all deltas, queues and strays, and puts `who` Out: only while every other member is held (recovery).
-    pub(crate) fn reset(&self, dead: MemberId) {
+    /// Forgets all deltas, queues and strays, and puts the dead Out: only while every other member is held (recovery).
+    pub(crate) fn reset(&self, dead: &crate::MemberSet) {
         for (i, block) in self.blocks.iter().enumerate() {
             block.ways.clear();
             block.moving.store(0, Ordering::Release);
@@ -263,7 +263,8 @@ impl Refcache<'_> {
             // Lookups go on meanwhile, and come back to the epoch by themselves: the turn changes after theirs.
             loop {
                 let old = block.state();
-                let out = i == dead.index() || matches!(old.status(), Status::Out | Status::Stray);
+                let out =
+                    dead.contains(MemberId::new(i)) || matches!(old.status(), Status::Out | Status::Stray);
                 let status = if out { Status::Out } else { Status::In };
                 if block.exchange(old, State::new(old.epoch(), old.turn().wrapping_add(1), status)).is_ok() {
                     break;

@@ -22,7 +22,7 @@
 
 use super::AddressSpace;
 use crate::intent::Phase;
-use crate::member::MemberId;
+use crate::member::{MemberId, MemberSet};
 use crate::mmu::{Frames, Mmu};
 use crate::radix::slot::{Shape, SlotWord};
 use crate::radix::{FANOUT, LEVELS, Tree};
@@ -33,6 +33,9 @@ use peregrine_base::sync::{Ordering, spin_loop};
 /// What a recovery found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Recovered {
+    /// Who was mended: the member named, and others that were found dead. Their places may be taken already: don't recover
+    /// them again.
+    pub dead: MemberSet,
     /// Whether an operation had taken effect and was finished.
     pub finished: bool,
     /// Locks that the dead member held.
@@ -47,23 +50,36 @@ pub struct Recovered {
 
 impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// Mends what `dead` left behind, in all spaces of the arena (this space lends its MMU and frames). The caller is
-    /// certain that `dead` does not run any more, and never will: it was killed, and waited for.
+    /// certain that `dead` does not run any more, and never will: it was killed, and waited for. Others that turn out to be
+    /// dead meanwhile ([`Mmu::is_dead`]) are mended with it.
     pub fn recover(&self, member: &mut Member<'m>, dead: MemberId) -> Recovered {
-        self.mmu.forget(dead);
-        while !member.claim_recovery(dead) {
-            self.mmu.wait(member.id(), dead);
+        let mut dead = MemberSet::only(dead);
+        while !member.claim_recovery(|m| dead.contains(m) || self.mmu.is_dead(m)) {
+            self.mmu.wait(member.id(), member.id());
             spin_loop();
         }
-        self.spaces.stop_working(dead);
-        while !member.is_alone() {
-            self.mmu.wait(member.id(), dead);
+        for dead in dead.iter() {
+            self.mmu.forget(dead);
+            self.spaces.stop_working(dead);
+        }
+        while let Some(other) = member.somebody_at_work() {
+            if self.mmu.is_dead(other) {
+                dead.insert(other);
+                self.mmu.forget(other);
+                self.spaces.stop_working(other);
+            }
+            self.mmu.wait(member.id(), other);
             spin_loop();
         }
-        let mut result = Recovered::default();
-        self.drop_spaces(dead, &mut result);
-        self.finish_intent(member, dead, &mut result);
-        self.count_anew(member, dead, &mut result);
-        self.spaces.bury(dead);
+        let mut result = Recovered { dead, ..Recovered::default() };
+        for dead in dead.iter() {
+            self.drop_spaces(dead, &mut result);
+            self.finish_intent(member, dead, &mut result);
+        }
+        self.count_anew(member, &dead, &mut result);
+        for dead in dead.iter() {
+            self.spaces.bury(dead);
+        }
         member.release_everybody();
         result
     }
@@ -108,7 +124,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         }
     }
 
-    fn count_anew(&self, member: &Member<'m>, dead: MemberId, result: &mut Recovered) {
+    fn count_anew(&self, member: &Member<'m>, dead: &MemberSet, result: &mut Recovered) {
         let spaces = self.spaces;
         spaces.refcache().reset(dead);
         let nodes = spaces.node_pool(|pool| pool.touched());
