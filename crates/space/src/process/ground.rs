@@ -202,16 +202,6 @@ impl Ground {
         record.who.store(Who::new(0, generation, Life::Free).0, Ordering::Release);
     }
 
-    /// Notes that the process at `index` is dead and its place free.
-    pub fn forget(&self, index: usize) {
-        if index < MEMBERS {
-            let record = self.table.member(MemberIndex(index as u8));
-            let who = record.who();
-            let free = Who::new(0, who.generation(), Life::Free);
-            let _ = record.who.compare_exchange(who.0, free.0, Ordering::AcqRel, Ordering::Relaxed);
-        }
-    }
-
     /// Whether the region's addresses are this process's: by the reservation, or by a view that took its place here.
     fn holds_addresses(&self) -> bool {
         let by = self.replaced_by.load(Ordering::Relaxed);

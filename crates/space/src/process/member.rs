@@ -12,8 +12,6 @@
 
 use super::frames::FrameError;
 use super::ground::{Config, Ground, GroundError, GroundJoinError};
-use super::liveness;
-use super::liveness::Vigour;
 use super::seat::{FillError, OPEN_PAGES, Seat, Tally};
 use super::table::{Lowering, MEMBERS, MemberIndex};
 use crate::{
@@ -70,6 +68,20 @@ impl Mmu for Views {
     fn wait(&self, _: MemberId, _: MemberId) {
         self.seat().poll();
         io::yield_now();
+    }
+
+    fn forget(&self, member: MemberId) {
+        if self.is_dead(member) {
+            self.seat().forget(member.index());
+        }
+    }
+
+    fn is_dead(&self, member: MemberId) -> bool {
+        let index = member.index();
+        // A place that never had a process belongs to somebody who is joining just now.
+        index < MEMBERS
+            && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
+            && self.seat().is_gone(index)
     }
 }
 
@@ -455,25 +467,17 @@ impl<'s> Member<'s> {
         self.inner().operate(|_, me| me.idle());
     }
 
-    /// Looks for members that died, and mends what each left half done; returns what that was.
+    /// Looks for members that died, and mends what each left half done; returns what that was. One recovery may mend several.
     pub fn reap(&mut self) -> std::vec::Vec<(MemberIndex, Recovered)> {
         let inner = self.inner();
-        let claimed = inner.operate(|space, me| {
-            let _ = space;
-            me.spaces().members()
-        });
         let mut found = std::vec::Vec::new();
-        for member in claimed.iter().filter(|m| m.index() != self.index().get() && m.index() < MEMBERS) {
-            let index = MemberIndex(member.index() as u8);
-            let record = inner.seat.table.member(index);
-            if record.who().pid() == 0 || liveness::of(record) != Vigour::Gone {
-                continue;
-            }
-            let mended = inner.operate(|space, me| space.recover(me, member));
-            self.ground.forget(index.get());
-            found.push((index, mended));
+        loop {
+            let views = Views(&raw const *inner.seat);
+            let claimed = inner.operate(|_, me| me.spaces().members());
+            let Some(dead) = claimed.iter().find(|m| views.is_dead(*m)) else { return found };
+            let mended = inner.operate(|space, me| space.recover(me, dead));
+            found.push((MemberIndex(dead.index() as u8), mended));
         }
-        found
     }
 
     /// What this member's shootdowns came to.
