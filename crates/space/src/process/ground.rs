@@ -11,6 +11,7 @@
 
 use super::frames::Frames;
 use super::joined;
+use super::liveness::{self, Vigour};
 use super::seat::Seat;
 use super::table::{Life, MEMBERS, MemberIndex, Shape, Table, Who};
 use super::view::{Filling, View, ViewError};
@@ -143,6 +144,33 @@ impl Ground {
         self.filling
     }
 
+    /// Takes a place for this process, before it claims the same place in the structures: free ones, and those of dead processes
+    /// that the structures know to be free (`is_free`). So whoever has a place in the structures is always named here, at whatever
+    /// instruction it dies.
+    pub(crate) fn reserve(&self, is_free: impl Fn(usize) -> bool) -> Option<usize> {
+        let pid = process::pid() as u32;
+        (0..MEMBERS).find(|&index| {
+            let record = self.table.member(MemberIndex(index as u8));
+            let who = record.who();
+            let gone = who.pid() == 0 || liveness::of(record) == Vigour::Gone;
+            if !gone || !is_free(index) {
+                return false;
+            }
+            let joining = Who::new(pid, who.generation().wrapping_add(1), Life::Joining);
+            record.born.store(0, Ordering::Relaxed);
+            // AcqRel: what the last member of this place did is seen. One that is dead can't claim the place any more, so
+            // it is still free.
+            record.who.compare_exchange(who.0, joining.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Gives a reserved place back.
+    pub(crate) fn release(&self, index: usize) {
+        let record = self.table.member(MemberIndex(index as u8));
+        let generation = record.who().generation();
+        record.who.store(Who::new(0, generation, Life::Free).0, Ordering::Release);
+    }
+
     /// Makes the calling process the member at `index`, which nobody else has: the caller sees to that by a protocol of its
     /// own. Its view is all closed. The process is single-threaded as far as the region is concerned.
     ///
@@ -164,8 +192,7 @@ impl Ground {
         let made = self.make_seat(index);
         match made {
             Ok(seat) => {
-                // The view is new, all closed: nothing that was asked of this place before matters.
-                record.asked.store(0, Ordering::Relaxed);
+                // The view is new, all closed.
                 record.flushed.store(record.overdue.load(Ordering::Acquire), Ordering::Release);
                 let live = Who::new(pid, joining.generation(), Life::Live);
                 record.who.store(live.0, Ordering::Release);
@@ -173,6 +200,8 @@ impl Ground {
                     self.leave(seat);
                     return Err(e);
                 }
+                // Whoever took the last member of this place for alive waits for an answer.
+                seat.serve();
                 Ok(seat)
             }
             Err(e) => {

@@ -70,15 +70,9 @@ impl Mmu for Views {
         io::yield_now();
     }
 
-    fn forget(&self, member: MemberId) {
-        if self.is_dead(member) {
-            self.seat().forget(member.index());
-        }
-    }
-
     fn is_dead(&self, member: MemberId) -> bool {
         let index = member.index();
-        // A place that never had a process belongs to somebody who is joining just now.
+        // Whoever has a place in the structures took it in the table first (`Ground::reserve`).
         index < MEMBERS
             && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
             && self.seat().is_gone(index)
@@ -235,12 +229,15 @@ impl Space {
     /// [`JoinError`].
     pub fn join(&self) -> Result<Member<'_>, JoinError> {
         let spaces = Spaces::open(&Self::arena(&self.ground)).expect("made in `create`");
-        let me = spaces.join()?;
-        let index = me.id().index();
+        let none = crate::NoPlace { members: MEMBERS };
+        let is_free = |index: usize| !spaces.members().contains(MemberId::new(index));
+        let index = self.ground.reserve(is_free).ok_or(none)?;
+        let me = spaces.join_at(MemberId::new(index)).inspect_err(|_| self.ground.release(index))?;
         let seat = match self.ground.join(index) {
             Ok(seat) => seat,
             Err(e) => {
                 me.leave();
+                self.ground.release(index);
                 return Err(e.into());
             }
         };
@@ -521,9 +518,10 @@ impl Drop for Member<'_> {
         self.registration = None;
         if let Some(inner) = self.inner.take() {
             let Inner { me, seat, .. } = *inner;
-            // First the view, then the place: whoever takes the place next must not be asked for this view.
-            self.ground.leave(seat);
+            // First the place in the structures, then the one in the table, by which this process is named as long as it has
+            // either, and asked as long as it has a view.
             me.into_inner().leave();
+            self.ground.leave(seat);
         }
     }
 }

@@ -13,7 +13,7 @@
 use super::frames::{FrameError, Frames};
 use super::liveness::{self, Vigour};
 use super::shootdown;
-use super::table::{Counts, Life, Lowering, MEMBERS, MemberIndex, MemberRecord, Table, Who};
+use super::table::{Counts, Lowering, MEMBERS, MemberIndex, MemberRecord, Table};
 use super::view::View;
 use peregrine_base::sync::{AtomicI32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
@@ -211,18 +211,6 @@ impl Seat {
     /// Whether the member at `index` is dead or its place free.
     pub fn is_gone(&self, index: usize) -> bool {
         index >= MEMBERS || liveness::of(self.table.member(MemberIndex(index as u8))) == Vigour::Gone
-    }
-
-    /// Notes that the member at `index`, which is dead, has no place any more: somebody else may have it.
-    pub fn forget(&self, index: usize) {
-        if index < MEMBERS && self.is_gone(index) {
-            let record = self.table.member(MemberIndex(index as u8));
-            let who = record.who();
-            let free = Who::new(0, who.generation(), Life::Free);
-            // AcqRel: whoever takes the place next sees what was done for its last member. A place that was taken meanwhile
-            // is left alone.
-            let _ = record.who.compare_exchange(who.0, free.0, Ordering::AcqRel, Ordering::Relaxed);
-        }
     }
 
     /// Whether the member at `index` is stopped (SIGSTOP, a debugger).
