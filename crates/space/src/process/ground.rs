@@ -12,6 +12,7 @@
 use super::frames::Frames;
 use super::joined;
 use super::liveness::{self, Vigour};
+use super::mine::Mine;
 use super::seat::Seat;
 use super::table::{Life, MEMBERS, MemberIndex, Shape, Table, Who};
 use super::view::{Filling, View, ViewError};
@@ -59,7 +60,7 @@ pub enum GroundJoinError {
     #[error(transparent)]
     View(#[from] ViewError),
     /// Its access to the frames.
-    #[error("the frames can't be mapped: {0}; is RLIMIT_AS large enough?")]
+    #[error("the frames can't be mapped: {0}; is RLIMIT_AS large enough, and the kernel 4.14 or later?")]
     Alias(Errno),
     /// No signal handler.
     #[error(
@@ -217,11 +218,17 @@ impl Ground {
         let view = View::new(self.frames.as_fd(), self.region(), reserved, self.filling)?;
         self.replaced_by.store(process::pid() as u32, Ordering::Relaxed);
         let frames = Frames::new(self.table, self.frames.as_fd()).map_err(GroundJoinError::Alias)?;
-        Ok(Seat::new(self.table, index, view, frames))
+        let mine = Mine::new().map_err(GroundJoinError::Alias)?;
+        Ok(Seat::new(self.table, index, view, frames, mine))
     }
 
     /// Ends a membership: nothing of the region is reachable here any more.
     pub fn leave(&self, seat: Box<Seat>) {
+        if !seat.is_mine() {
+            // A child of the member: the view and the place are the parent's.
+            core::mem::forget(seat);
+            return;
+        }
         joined::remove(&seat);
         seat.close_pidfds();
         let record = self.table.member(seat.index);

@@ -283,6 +283,7 @@ impl<'s> Inner<'s> {
     /// Runs an operation.
     #[inline]
     fn operate<R>(&self, f: impl FnOnce(&AddressSpace<'s, Views, Views>, &mut crate::Member<'s>) -> R) -> R {
+        assert!(self.seat.is_mine(), "a child of a member is not the member: join in the child");
         assert!(!self.busy.replace(true), "an operation inside an operation");
         // SAFETY: `busy` was false: no other reference lives. Traps look at it, too.
         let result = f(&self.space, unsafe { &mut *self.me.get() });
@@ -292,7 +293,7 @@ impl<'s> Inner<'s> {
 
     /// Serves a touch of a page that this view does not show. Trap code.
     fn on_trap(&self, address: VirtAddr, access: Access) -> Decision {
-        if self.busy.get() {
+        if self.busy.get() || !self.seat.is_mine() {
             return Decision::Deny;
         }
         let wanted = match access {
@@ -517,6 +518,10 @@ impl Drop for Member<'_> {
         // No trap is served from here on.
         self.registration = None;
         if let Some(inner) = self.inner.take() {
+            if !inner.seat.is_mine() {
+                core::mem::forget(inner);
+                return;
+            }
             let Inner { me, seat, .. } = *inner;
             // First the place in the structures, then the one in the table, by which this process is named as long as it has
             // either, and asked as long as it has a view.

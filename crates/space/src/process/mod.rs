@@ -18,10 +18,11 @@
 //! | `frames` | frames used again at their home addresses, zeroed between owners |
 //! | `shootdown` | asking others: a flag that they poll, then a signal, then cutting off |
 //! | `liveness` | asking the kernel whether a member runs, is stopped, or dead |
+//! | `mine` | a child of a member is not the member |
 //! | `seat` | these together, without records |
 //! | `member` | with records: what programs use |
 //!
-//! **How many mappings.** A member has three of the space's: table, region, alias. However much is mapped and unmapped, no
+//! **How many mappings.** A member has four of the space's: table, region, alias, and a page that a fork wipes. However much is mapped and unmapped, no
 //! mapping is split. A frame can't be at a second address, so `fork` and copy on write are not offered here.
 //!
 //! **What `unmap` promises.** When it returns, no instruction of any member reaches the frames: members that have the pages in
@@ -35,6 +36,7 @@ mod ground;
 mod joined;
 mod liveness;
 mod member;
+mod mine;
 mod seat;
 mod shootdown;
 mod table;
