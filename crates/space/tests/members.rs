@@ -207,7 +207,7 @@ fn kill_at_steps(filling: Filling) -> Outcome {
 fn kill_at_instructions(filling: Filling) -> Outcome {
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
-    let kills = at_random_instructions(&mut Scene::new(filling), &mut Rng::new(seed), 40);
+    let kills = at_random_instructions(&mut Scene::new(filling), &mut Rng::new(seed), 60);
     println!("{kills} kills between instructions");
     Outcome::Passed
 }
