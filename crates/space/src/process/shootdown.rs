@@ -67,6 +67,10 @@ impl Seat {
     /// Obeys what others ask. Also run in the signal's handler, between any two instructions, even of itself.
     #[cold]
     pub fn serve(&self) {
+        if !self.is_mine() {
+            // A child of the member must not answer for it.
+            return;
+        }
         let record = self.record();
         // Acquire pairs with the Release half of the asker's increment.
         let overdue = record.overdue.load(Ordering::Acquire);
