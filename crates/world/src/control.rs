@@ -564,7 +564,7 @@ pub unsafe fn initialise(node_count: u32) {
             checkpoints_asked: AtomicU64::new(0),
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),
-            regions: Lock::new(crate::region::Table::new()),
+            regions: Lock::new(crate::region::Table::EMPTY),
         });
     }
     let w = world();

@@ -114,9 +114,8 @@ pub struct Table {
 
 impl Table {
     /// No region.
-    pub const fn new() -> Self {
-        Self { entries: [const { Entry { name: [0; NAME_BYTES], at: 0, len: 0, handles: 0 } }; MAX_REGIONS] }
-    }
+    pub const EMPTY: Self =
+        Self { entries: [const { Entry { name: [0; NAME_BYTES], at: 0, len: 0, handles: 0 } }; MAX_REGIONS] };
 
     fn find(&mut self, name: &[u8; NAME_BYTES]) -> Option<(usize, &mut Entry)> {
         self.entries.iter_mut().enumerate().find(|(_, e)| e.at != 0 && e.name == *name)
