@@ -358,7 +358,8 @@ pub fn at_random_instructions(scene: &mut Scene, rng: &mut testkit::Rng, count: 
     for _ in 0..count {
         let i = rng.below(Deed::ALL.len());
         let step = rng.below(steps[i] as usize + 1) as u64;
-        let more = 1 + rng.below([100, 1000, 10_000][rng.below(3)]) as u64;
+        let most = [100, 1000, 10_000][rng.below(3)];
+        let more = 1 + rng.below(most) as u64;
         scene.kill(Deed::ALL[i], Moment::Instructions(step, more));
     }
     count
