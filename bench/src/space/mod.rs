@@ -2,6 +2,7 @@
 
 pub mod memory;
 mod micro;
+pub mod structures;
 
 use crate::measure::Options;
 use crate::report::Report;
@@ -12,4 +13,5 @@ pub fn run(report: &mut Report, options: &Options) {
         memory::run(report);
     }
     micro::run(report, options);
+    structures::run(report, options);
 }

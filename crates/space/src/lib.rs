@@ -5,6 +5,9 @@
 extern crate std;
 
 mod intent;
+pub mod embedding {
+    #![doc = include_str!("../docs/embedding.md")]
+}
 mod member;
 mod mmu;
 #[cfg(feature = "model")]
