@@ -12,7 +12,9 @@ use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_space::Step;
 use peregrine_space::process::{Config, Filling, Member, Space};
-use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
+use peregrine_sys::process::{
+    self, ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for,
+};
 use peregrine_sys::signal::number;
 use peregrine_sys::{io, step, timer};
 use peregrine_vm::Mapping;
@@ -71,7 +73,7 @@ fn on_step(_: Step) {
     STEPS.store(n, Ordering::Relaxed);
     if n == LAST.load(Ordering::Relaxed) {
         match INSTRUCTIONS.load(Ordering::Relaxed) {
-            0 => step::kill_self(),
+            0 => process::kill_self(),
             more => step::begin(more).expect("SIGTRAP"),
         }
     }
