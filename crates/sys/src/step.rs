@@ -6,10 +6,9 @@
 //! ```
 //! About 2 µs an instruction, where a debugger needs 20 (`PTRACE_SINGLESTEP`: two switches of process).
 
-use crate::raw::{Errno, check, syscall6};
+use crate::raw::Errno;
 use crate::signal::{self, HandlerFlags, SigInfo, Signo, UContext, number};
 use core::arch::asm;
-use linux_raw_sys::general as k;
 use peregrine_base::sync::{AtomicU64, Ordering};
 
 static STEPS: AtomicU64 = AtomicU64::new(0);
@@ -28,7 +27,6 @@ extern "C" fn on_step(_: Signo, _: *mut SigInfo, _: *mut UContext) {
 ///
 /// # Errors
 /// EINVAL: SIGTRAP can't be caught here.
-#[cfg(target_arch = "x86_64")]
 #[inline]
 pub fn begin(last: u64) -> Result<(), Errno> {
     // SAFETY: the handler touches two atomics and makes system calls: sound at every instruction.
@@ -41,7 +39,6 @@ pub fn begin(last: u64) -> Result<(), Errno> {
 }
 
 /// Ends what [`begin`] began; tells how many instructions there were.
-#[cfg(target_arch = "x86_64")]
 #[inline]
 pub fn end() -> u64 {
     // SAFETY: clears the trap flag.
@@ -49,17 +46,7 @@ pub fn end() -> u64 {
     STEPS.load(Ordering::Relaxed)
 }
 
-/// Ends this process at once by SIGKILL, as the machine would.
-pub fn kill_self() -> ! {
-    loop {
-        // SAFETY: takes numbers.
-        let _ = check(unsafe {
-            syscall6(k::__NR_kill, crate::process::pid() as usize, number::KILL as usize, 0, 0, 0, 0)
-        });
-    }
-}
-
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -97,7 +97,7 @@ impl Seat {
             io::complain(
                 b"peregrine-space: the kernel refuses to close a view (out of memory?): this member ends\n",
             );
-            peregrine_sys::step::kill_self();
+            peregrine_sys::process::kill_self();
         }
     }
 

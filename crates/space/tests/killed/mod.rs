@@ -12,7 +12,9 @@ use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_space::Step;
 use peregrine_space::process::{Config, Filling, Member, Space};
-use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
+use peregrine_sys::process::{
+    self, ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for,
+};
 use peregrine_sys::signal::number;
 use peregrine_sys::{io, step, timer};
 use peregrine_vm::Mapping;
@@ -71,7 +73,7 @@ fn on_step(_: Step) {
     STEPS.store(n, Ordering::Relaxed);
     if n == LAST.load(Ordering::Relaxed) {
         match INSTRUCTIONS.load(Ordering::Relaxed) {
-            0 => step::kill_self(),
+            0 => process::kill_self(),
             more => step::begin(more).expect("SIGTRAP"),
         }
     }
@@ -358,7 +360,8 @@ pub fn at_random_instructions(scene: &mut Scene, rng: &mut testkit::Rng, count: 
     for _ in 0..count {
         let i = rng.below(Deed::ALL.len());
         let step = rng.below(steps[i] as usize + 1) as u64;
-        let more = 1 + rng.below([100, 1000, 10_000][rng.below(3)]) as u64;
+        let most = [100, 1000, 10_000][rng.below(3)];
+        let more = 1 + rng.below(most) as u64;
         scene.kill(Deed::ALL[i], Moment::Instructions(step, more));
     }
     count
