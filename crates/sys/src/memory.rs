@@ -49,6 +49,27 @@ pub fn map_fixed(addr: usize, len_bytes: usize, backing: Backing) -> Result<(), 
     Err(Errno(k_errno::EEXIST))
 }
 
+/// Maps `len_bytes` readable and writable at exactly `addr`, in place of whatever is mapped there (`MAP_FIXED`).
+///
+/// # Errors
+/// `ENOMEM` beyond `RLIMIT_AS` or the number of mappings; `EBADF` if the file was closed.
+///
+/// # Safety
+/// Nothing uses what is mapped there now.
+pub unsafe fn map_over(addr: usize, len_bytes: usize, backing: Backing) -> Result<(), Errno> {
+    let base = k::MAP_FIXED | k::MAP_NORESERVE;
+    let (flags, fd, off) = match backing {
+        Backing::PrivateAnonymous => (base | k::MAP_PRIVATE | k::MAP_ANONYMOUS, -1, 0),
+        Backing::SharedFile { fd, offset } => (base | k::MAP_SHARED, fd, offset),
+    };
+    let prot = (k::PROT_READ | k::PROT_WRITE) as usize;
+    // SAFETY: the caller's promise.
+    check(unsafe {
+        syscall6(k::__NR_mmap, addr, len_bytes, prot, flags as usize, fd as isize as usize, off as usize)
+    })
+    .map(drop)
+}
+
 /// Unmaps `[addr, addr + len_bytes)`.
 ///
 /// # Safety

@@ -21,7 +21,7 @@
 //! *Trap code*: allocates nothing, takes no lock, panics never (S3).
 
 use crate::carrier::{Carrier, NONE, Pending, carrier};
-use crate::layout::slot_index_of;
+use crate::window::holds;
 use peregrine_base::sync::{Ordering, compiler_fence};
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::Errno;
@@ -52,7 +52,7 @@ fn suspendable(c: &Carrier, sp: usize, ip: usize) -> bool {
     let current = c.current.load(Ordering::Relaxed);
     c.depth.load(Ordering::Relaxed) == 0
         && current != NONE
-        && slot_index_of(sp) == Some(current)
+        && holds(current, sp)
         && !(c.vdso.0..c.vdso.1).contains(&ip)
 }
 

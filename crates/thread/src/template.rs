@@ -46,6 +46,8 @@ pub struct TemplateHeader {
     pub rseq_offset: isize,
     /// Where the copy lies.
     pub bytes: usize,
+    /// The World's windows; all zero before there is one.
+    pub windows: crate::window::Windows,
 }
 
 impl TemplateHeader {
@@ -170,6 +172,15 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
         (TEMPLATE as *mut TemplateHeader).write(t);
     }
     Ok(t)
+}
+
+/// Notes the shape of the World's windows where all nodes see it.
+///
+/// # Safety
+/// After [`install`], before any node exists.
+pub unsafe fn set_windows(windows: crate::window::Windows) {
+    // SAFETY: mapped, and nobody else looks yet.
+    unsafe { (*(TEMPLATE as *mut TemplateHeader)).windows = windows };
 }
 
 #[repr(C)]
@@ -323,6 +334,7 @@ fn take() -> Result<TemplateHeader, TemplateError> {
         tid_offset,
         rseq_offset: libc_facts::rseq_offset().unwrap_or(isize::MIN),
         bytes: 0,
+        windows: crate::window::Windows::default(),
     };
     // The copy goes to fresh pages, not the heap: nothing may be allocated this early.
     t.bytes = fresh_pages(t.copy_len()).ok_or(TemplateError::Unknown("no memory for the copy"))?;

@@ -11,7 +11,7 @@ use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::pagemap::{Pagemap, PagemapRef, ScanArgs};
 use peregrine_sys::signal;
 use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
-use peregrine_thread::layout::{ARENA, ARENA_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES};
+use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOT_COUNT, SLOTS};
 use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::SlotHeader;
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
@@ -29,7 +29,9 @@ const FEATURES: Features = Features::WP_ASYNC
 pub fn start(index: u32) -> bool {
     let Ok(uffd) = Uffd::open(FEATURES) else { return false };
     let Ok(pagemap) = Pagemap::open() else { return false };
-    let ranges = [(SLOTS, SLOTS_BYTES), (ARENA, ARENA_BYTES)];
+    let w = world();
+    let slots = w.slot_count.load(Ordering::Relaxed) as usize * SLOT_BYTES;
+    let ranges = [(SLOTS, slots), (ARENA, w.arena_bytes.load(Ordering::Relaxed))];
     for (start, len) in ranges {
         // SAFETY: with WP_ASYNC nothing ever traps.
         if unsafe { uffd.by_ref().register(PageRange::covering(VirtAddr::new(start), len), RegisterMode::WP) }
