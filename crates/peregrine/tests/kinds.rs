@@ -4,7 +4,9 @@
 //! The oracle is the arithmetic: what a thread computed from its stack, its heap, its statics and its thread-locals.
 
 use peregrine::testing::{Outcome, Program};
-use peregrine::{Builder, Receiver, Sender, StackKind, channel, migrate_to, node_count, node_id, sleep, spawn, yield_now};
+use peregrine::{
+    Builder, Receiver, Sender, StackKind, channel, migrate_to, node_count, node_id, sleep, spawn, yield_now,
+};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -284,7 +286,14 @@ fn exchange(workers: u64, steps: u64) {
     }
 }
 
-#[peregrine::test(program, nodes = 3, windows = 2, kill_every_ms = 40, image_interval_ms = 10, least_kills = 5)]
+#[peregrine::test(
+    program,
+    nodes = 3,
+    windows = 2,
+    kill_every_ms = 40,
+    image_interval_ms = 10,
+    least_kills = 5
+)]
 fn is_killed() {
     let begun = Instant::now();
     exchange(10, 150);
@@ -356,7 +365,15 @@ fn idle_threads_are_packed_and_wake_with_all_that_they_had() {
     });
 }
 
-#[peregrine::test(program, nodes = 3, windows = 2, slice_us = 300, move_every_ms = 2, kill_every_ms = 60, image_interval_ms = 15)]
+#[peregrine::test(
+    program,
+    nodes = 3,
+    windows = 2,
+    slice_us = 300,
+    move_every_ms = 2,
+    kill_every_ms = 60,
+    image_interval_ms = 15
+)]
 fn lives_side_by_side() {
     let (all, answers) = channel::<(u64, u64)>();
     let mut asks = Vec::new();
@@ -429,4 +446,25 @@ fn a_stack_that_no_window_has_is_refused_with_the_setting_that_would_do() {
         let outcome = asks_for_too_much().run_with(&[("PEREGRINE_STACK_KIND", kind)]);
         assert!(outcome.success() && outcome.stdout.contains("PEREGRINE_WINDOW_STACK"), "{outcome}");
     }
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 1, timeout_s = 30)]
+fn crashes_before_it_takes_its_argument() {
+    let (tx, rx) = channel::<u64>();
+    // The image that is gone back to holds the thread with its argument still unread.
+    let h = spawn(
+        |tx: Sender<u64>| {
+            std::process::abort();
+            #[allow(unreachable_code)]
+            tx.send(&1).unwrap()
+        },
+        tx,
+    );
+    assert_eq!(rx.recv(), Err(peregrine::RecvError::Closed));
+    assert!(h.join().is_err());
+}
+
+#[test]
+fn channel_ends_in_the_argument_of_a_thread_that_crashes_at_once_are_closed() {
+    holds_for_all(crashes_before_it_takes_its_argument);
 }

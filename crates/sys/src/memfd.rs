@@ -2,8 +2,8 @@
 
 use crate::raw::{Errno, check, syscall6};
 use crate::rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-use peregrine_base::{PAGE_SIZE, PageCount};
 use linux_raw_sys::general as k;
+use peregrine_base::{PAGE_SIZE, PageCount};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -115,7 +115,15 @@ pub fn write_raw(fd: i32, mut offset: u64, mut bytes: &[u8]) -> Result<(), Errno
     while !bytes.is_empty() {
         // SAFETY: reads a live slice.
         match check(unsafe {
-            syscall6(k::__NR_pwrite64, fd as usize, bytes.as_ptr() as usize, bytes.len(), offset as usize, 0, 0)
+            syscall6(
+                k::__NR_pwrite64,
+                fd as usize,
+                bytes.as_ptr() as usize,
+                bytes.len(),
+                offset as usize,
+                0,
+                0,
+            )
         }) {
             Ok(0) => return Err(Errno(linux_raw_sys::errno::ENOSPC as i32)),
             Ok(n) => (offset, bytes) = (offset + n as u64, &bytes[n..]),

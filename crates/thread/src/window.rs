@@ -48,7 +48,9 @@ pub struct Windows {
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
 pub enum WindowsError {
     /// The number is no power of two, or too large.
-    #[error("{0} windows can't be had: a power of two from 1 to {MOST_WINDOWS} is needed (PEREGRINE_WINDOWS)")]
+    #[error(
+        "{0} windows can't be had: a power of two from 1 to {MOST_WINDOWS} is needed (PEREGRINE_WINDOWS)"
+    )]
     Count(usize),
     /// The size is no power of two.
     #[error("windows of {0} bytes can't be had: a power of two from 512 KiB on is needed (PEREGRINE_WINDOW)")]
@@ -66,7 +68,9 @@ pub enum WindowsError {
         most: usize,
     },
     /// All of them are too much.
-    #[error("{count} windows of {window_bytes} bytes are more than the {REGION_BYTES} bytes there are for windows")]
+    #[error(
+        "{count} windows of {window_bytes} bytes are more than the {REGION_BYTES} bytes there are for windows"
+    )]
     Region {
         /// Windows.
         count: usize,
@@ -254,7 +258,9 @@ mod tests {
 
     #[test]
     fn a_thread_and_its_window_find_each_other() {
-        for (count, bytes, stack) in [(1, 512 << 10, 64 << 10), (128, 2 << 20, 1 << 20), (1 << 15, 16 << 20, 9 << 20)] {
+        for (count, bytes, stack) in
+            [(1, 512 << 10, 64 << 10), (128, 2 << 20, 1 << 20), (1 << 15, 16 << 20, 9 << 20)]
+        {
             let w = shape(count, bytes, stack).unwrap();
             for number in [FIRST_ALIAS, FIRST_ALIAS + 77, FIRST_COPY, FIRST_COPY + 4097, FIRST_COPY - 1] {
                 let (low, end) = w.mapped_of(number);

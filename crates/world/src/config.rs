@@ -136,21 +136,32 @@ impl Config {
         if let Some(value) = std::env::var_os("PEREGRINE_STACK_KIND") {
             let value = value.to_string_lossy().into_owned();
             let expected = "isomalloc, alias or copy";
-            c.kind = value.parse().map_err(|()| ConfigError { name: "PEREGRINE_STACK_KIND", value, expected })?;
+            c.kind =
+                value.parse().map_err(|()| ConfigError { name: "PEREGRINE_STACK_KIND", value, expected })?;
         }
         if let Some(n) = number("PEREGRINE_WINDOWS", "a number of windows, a power of two", 1, 1 << 16)? {
             c.windows = n as usize;
         }
-        if let Some(kib) = number("PEREGRINE_WINDOW", "KiB of a window, a power of two from 512 on", 512, 1 << 20)? {
+        if let Some(kib) =
+            number("PEREGRINE_WINDOW", "KiB of a window, a power of two from 512 on", 512, 1 << 20)?
+        {
             c.window_bytes = (kib as usize) << 10;
         }
-        if let Some(kib) = number("PEREGRINE_WINDOW_STACK", "KiB of a window's stack, at least 64", 64, 1 << 20)? {
+        if let Some(kib) =
+            number("PEREGRINE_WINDOW_STACK", "KiB of a window's stack, at least 64", 64, 1 << 20)?
+        {
             c.window_stack_bytes = (kib as usize) << 10;
         }
-        if let Some(ms) = number("PEREGRINE_PACK_AFTER", "milliseconds before an idle thread is packed", 0, u64::MAX / 2_000_000)? {
+        if let Some(ms) = number(
+            "PEREGRINE_PACK_AFTER",
+            "milliseconds before an idle thread is packed",
+            0,
+            u64::MAX / 2_000_000,
+        )? {
             c.pack_after = Some(Duration::from_millis(ms));
         }
-        if let Some(n) = number("PEREGRINE_SLOTS", "a number of slots from 1 to 32768", 1, SLOT_COUNT as u64)? {
+        if let Some(n) = number("PEREGRINE_SLOTS", "a number of slots from 1 to 32768", 1, SLOT_COUNT as u64)?
+        {
             c.slots = n as usize;
         }
         if let Some(ms) =

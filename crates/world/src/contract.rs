@@ -118,7 +118,12 @@ impl Contract {
             let (then, now) = (format!("{then:x?}"), format!("{now:x?}"));
             Err(ContractError::Differs { what: what.to_owned(), then, now, remedy })
         }
-        same("the layout of slots and windows", &then.layout, &self.layout, "use the build that made the image, and its settings for windows (PEREGRINE_WINDOWS, PEREGRINE_WINDOW, PEREGRINE_WINDOW_STACK)")?;
+        same(
+            "the layout of slots and windows",
+            &then.layout,
+            &self.layout,
+            "use the build that made the image, and its settings for windows (PEREGRINE_WINDOWS, PEREGRINE_WINDOW, PEREGRINE_WINDOW_STACK)",
+        )?;
         same("the libc", &then.libc, &self.libc, "resume on a system with the same C library")?;
         same(
             "the layout of statics and thread-locals",

@@ -19,7 +19,9 @@ pub enum SpawnError {
     #[error(transparent)]
     Stack(#[from] StackSizeError),
     /// The stack does not fit into a window.
-    #[error("a stack of {asked} bytes does not fit into a window: at most {most} do (PEREGRINE_WINDOW_STACK)")]
+    #[error(
+        "a stack of {asked} bytes does not fit into a window: at most {most} do (PEREGRINE_WINDOW_STACK)"
+    )]
     Window {
         /// What was asked for.
         asked: usize,

@@ -206,7 +206,9 @@ impl Frames {
 fn write(file: BorrowedFd<'_>, offset: u64, page: &[u8; PAGE]) {
     if let Err(e) = memfd::write_raw(file.as_raw_fd(), offset, page) {
         // Nothing may be committed, or go on, over a page that is neither old nor new.
-        eprintln!("peregrine: the image has no room for a page of an alias thread: {e}; give the machine more memory");
+        eprintln!(
+            "peregrine: the image has no room for a page of an alias thread: {e}; give the machine more memory"
+        );
         peregrine_sys::process::exit_now(70);
     }
 }

@@ -4,8 +4,8 @@
 //! node dies.
 
 use crate::control::{NONE, record, state};
-use peregrine_base::sync::Ordering;
 use crate::windows::Owners;
+use peregrine_base::sync::Ordering;
 use peregrine_thread::layout::{CARRIER, SLOT_COUNT};
 use peregrine_thread::stack_kind::MOST_THREADS;
 
@@ -85,7 +85,8 @@ pub struct Local {
 }
 
 const _: () = assert!(QUEUE + size_of::<Local>() <= STACK - (64 << 10));
-const _: () = assert!(ALTSTACK + ALTSTACK_BYTES <= SCRATCH && SCRATCH + 2 * SCRATCH_BYTES <= CARRIER + LOCAL_BYTES);
+const _: () =
+    assert!(ALTSTACK + ALTSTACK_BYTES <= SCRATCH && SCRATCH + 2 * SCRATCH_BYTES <= CARRIER + LOCAL_BYTES);
 
 /// A queue that uses only as much of its memory as it was ever long.
 #[repr(C)]

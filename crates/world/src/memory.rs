@@ -3,10 +3,10 @@
 use crate::control::{CONTROL_BYTES, control_parts, world};
 use crate::local::LOCAL_BYTES;
 use peregrine_base::PageCount;
+use peregrine_base::sync::Ordering;
 use peregrine_sys::memfd;
 use peregrine_sys::memory::{Advice, Backing, advise, map_fixed};
 use peregrine_sys::raw::Errno;
-use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use peregrine_thread::layout::{ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOT_BYTES, SLOTS, TEMPLATE};
 use peregrine_thread::stack_kind::MOST_WINDOWED;
@@ -89,7 +89,13 @@ pub fn map_memfd(
     Ok(fd)
 }
 
-fn map_part(what: &'static str, fd: &OwnedFd, addr: usize, bytes: usize, offset: u64) -> Result<(), MemoryError> {
+fn map_part(
+    what: &'static str,
+    fd: &OwnedFd,
+    addr: usize,
+    bytes: usize,
+    offset: u64,
+) -> Result<(), MemoryError> {
     let backing = Backing::SharedFile { fd: fd.as_raw_fd(), offset };
     map_fixed(addr, bytes, backing).map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
     // SAFETY: only leaves the range out of core dumps.
@@ -101,8 +107,9 @@ impl WorldMemory {
     /// Makes and maps all parts, for `slots` slots and `nodes` nodes.
     pub fn new(slots: usize, nodes: u32) -> Result<Self, MemoryError> {
         let what = "the World's tables";
-        let control = memfd::create(c"peregrine-control", PageCount::for_bytes(CONTROL_BYTES), memfd::Pages::Base)
-            .map_err(|errno| MemoryError::Memfd { what, errno })?;
+        let control =
+            memfd::create(c"peregrine-control", PageCount::for_bytes(CONTROL_BYTES), memfd::Pages::Base)
+                .map_err(|errno| MemoryError::Memfd { what, errno })?;
         // Only what is used of the tables' address range, for a limit on address space counts it all.
         for (addr, bytes) in control_parts(nodes) {
             map_part(what, &control, addr, bytes, (addr - CONTROL) as u64)?;

@@ -56,7 +56,8 @@ pub unsafe fn pack(number: u32) {
         };
         toggle(number, t, &head, raw);
         let to = raw + SCRATCH_BYTES / 2;
-        let input = core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
+        let input =
+            core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
         let output = core::slice::from_raw_parts_mut(to as *mut u8, SCRATCH_BYTES / 2);
         let Some(len) = compress(input, output) else { return };
         let block = new_block((size_of::<Block>() + head.statics_len + len).next_multiple_of(16));
@@ -106,7 +107,8 @@ unsafe fn gather_frames(number: u32, t: &TemplateHeader, to: usize) -> Option<He
     let mut complete = true;
     let mut read = |from: usize, to: usize, len: usize| {
         // SAFETY: the target has room, as `gather` promises its caller's.
-        complete &= unsafe { memfd::read_raw(fd, w.file_offset(number) + (from - base) as u64, to, len) }.is_ok();
+        complete &=
+            unsafe { memfd::read_raw(fd, w.file_offset(number) + (from - base) as u64, to, len) }.is_ok();
     };
     // SAFETY: the header is plain words; it is read to memory of its size and alignment.
     unsafe {

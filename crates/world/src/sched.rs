@@ -19,10 +19,10 @@
 
 use crate::control::{NONE, NodeShared, PauseKind, World, mail, node, record, state, world};
 use crate::local::{Action, Local, local};
+use crate::windows;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
 use peregrine_sys::{futex, timer::monotonic_ns};
 use peregrine_thread::carrier::{Carrier, Pending, RuntimeSection, carrier};
-use crate::windows;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;

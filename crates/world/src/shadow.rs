@@ -238,11 +238,10 @@ impl Shadow {
                 match self.live.get(&slot) {
                     Some(g) if alive_now && g == generation_now && !changes.whole.contains(&slot) => {}
                     Some(_) if is_windowed(slot) => framed.push(slot),
-                    None if is_windowed(slot) => {
-                        if *state_now != state::FREE && StackKind::of(slot) == StackKind::Alias {
-                            crate::windows::punch_frames(slot);
-                        }
+                    None if StackKind::of(slot) == StackKind::Alias && *state_now != state::FREE => {
+                        crate::windows::punch_frames(slot);
                     }
+                    None if is_windowed(slot) => {}
                     Some(_) => {
                         if !alive_now || self.live[&slot] != *generation_now {
                             punch(slot_base(slot));
@@ -429,7 +428,8 @@ fn arena_bytes() -> usize {
 
 /// Whether this World has room for thread `number`.
 fn is_here(number: u32) -> bool {
-    (number as usize) < MOST_THREADS && (is_windowed(number) || number < world().slot_count.load(Ordering::Relaxed))
+    (number as usize) < MOST_THREADS
+        && (is_windowed(number) || number < world().slot_count.load(Ordering::Relaxed))
 }
 
 /// Posts were under way when the image was taken; the inboxes they lay in are gone, so they take effect now.

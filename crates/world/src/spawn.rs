@@ -1,9 +1,9 @@
 //! Starting threads and waiting for them.
 
+use crate::control::world;
 use crate::error::{JoinError, SpawnError};
 use crate::sched::in_thread;
 use crate::thread::{self, Start, ThreadId};
-use crate::control::world;
 use crate::transit;
 use peregrine_base::sync::Ordering;
 use peregrine_thread::carrier::carrier;

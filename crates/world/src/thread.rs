@@ -143,6 +143,7 @@ pub(crate) extern "C" fn first() -> ! {
         let slot = carrier().current.load(Ordering::Relaxed);
         if is_doomed(slot) {
             let why = b"it crashed every node it ran on, each time it was started";
+            drop_argument(slot);
             finish(slot, ending::QUARANTINED, arena::write(why, &[]).unwrap_or(0));
             sched::reschedule(Action::Ended);
         }
@@ -153,6 +154,15 @@ pub(crate) extern "C" fn first() -> ! {
     };
     let ended = run(body, function, argument);
     end(ended)
+}
+
+/// Drops the argument of a thread that has not taken it, and never will: whoever waits at the other end of a channel in it must
+/// learn so.
+pub fn drop_argument(slot: u32) {
+    let argument = record(slot).entry[2].swap(0, Ordering::Relaxed);
+    if argument != 0 {
+        ends::release_blob(argument);
+    }
 }
 
 /// Whether this thread crashed every node before an image held it.
@@ -183,6 +193,7 @@ fn run(body: Body, function: usize, argument: usize) -> (u32, Vec<u8>, Vec<u32>)
         // SAFETY: the argument was written for this thread.
         let (bytes, ends) = sched::in_thread(|slot| unsafe {
             let taken = arena::take(argument);
+            record(slot).entry[2].store(0, Ordering::Relaxed);
             ends::adopt(&taken.1, slot);
             taken
         })

@@ -35,10 +35,10 @@ use peregrine_sys::{memfd, process, timer::monotonic_ns};
 use peregrine_thread::carrier::Carrier;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
+use peregrine_thread::statics;
 use peregrine_thread::template::{TemplateHeader, template};
 use peregrine_thread::window::{MOST_WINDOWS, Windows};
 use peregrine_thread::window_image::Head;
-use peregrine_thread::statics;
 
 /// `stored` of an alias thread whose memory is its frames.
 pub const IN_FRAMES: usize = 0;

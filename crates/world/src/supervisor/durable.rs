@@ -204,9 +204,13 @@ impl Durable {
         for number in &unsaved.frames {
             write_frames(&mut commit, shadow, *number)?;
         }
-        let parts = [(ARENA_THREAD, None)]
-            .into_iter()
-            .chain(shadow.live().iter().filter(|(s, _)| !is_windowed(**s)).map(|(s, g)| (thread_id(*s, *g), Some(*s))));
+        let parts = [(ARENA_THREAD, None)].into_iter().chain(
+            shadow
+                .live()
+                .iter()
+                .filter(|(s, _)| !is_windowed(**s))
+                .map(|(s, g)| (thread_id(*s, *g), Some(*s))),
+        );
         for (thread, slot) in parts {
             let (low, high) = match slot {
                 Some(slot) => {
@@ -348,7 +352,9 @@ impl Mend<'_> {
             let value = word(own);
             if value == word(then) {
                 own.copy_from_slice(new);
-            } else if self.vdso_then != self.vdso_now && (self.vdso_then[0]..self.vdso_then[1]).contains(&value) {
+            } else if self.vdso_then != self.vdso_now
+                && (self.vdso_then[0]..self.vdso_then[1]).contains(&value)
+            {
                 own.copy_from_slice(&(value - self.vdso_then[0] + self.vdso_now[0]).to_ne_bytes());
             }
         }

@@ -175,8 +175,15 @@ pub fn run(
         s.durable = Some(durable::Durable::create(&dir, s.contract(), s.strings_len)?);
         s.shadow.note_unsaved();
     }
-    let start =
-        Start { body, function, argument, ends: &[], stack_bytes: s.config.main_stack_bytes, kind: StackKind::Isomalloc, name: "main" };
+    let start = Start {
+        body,
+        function,
+        argument,
+        ends: &[],
+        stack_bytes: s.config.main_stack_bytes,
+        kind: StackKind::Isomalloc,
+        name: "main",
+    };
     // SAFETY: no node runs yet.
     let id = unsafe { thread::create(&start, 0) }?;
     imaged().main.store(id.slot, Ordering::Relaxed);

@@ -184,6 +184,7 @@ impl Supervisor {
             let result = arena::write(why.as_bytes(), &[]).unwrap_or(0);
             // SAFETY: nodes are paused.
             unsafe { thread::finish(slot, ending::QUARANTINED, result) };
+            thread::drop_argument(slot);
             ends::release_all_of(slot);
             thread::bury(slot);
         }
