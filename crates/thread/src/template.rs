@@ -16,6 +16,7 @@
 
 use crate::layout::TEMPLATE;
 use core::ffi::{c_char, c_int, c_void};
+use peregrine_base::{PageCount, Protection};
 use peregrine_sys::cpu::thread_pointer;
 
 /// Says what the bytes behind it are.
@@ -291,6 +292,12 @@ pub(crate) fn each_library_code(mut f: impl FnMut((usize, usize))) {
 }
 
 fn take() -> Result<TemplateHeader, TemplateError> {
+    if cfg!(target_arch = "aarch64") {
+        // Thread-locals above the thread pointer, `struct pthread` below it: the other way round than all that follows.
+        return Err(TemplateError::Unknown(
+            "thread-locals above the thread pointer, as on aarch64, are not ported yet",
+        ));
+    }
     let mut seen = Seen { tls_low: usize::MAX, ..Seen::default() };
     // SAFETY: the callback only reads.
     unsafe { dl_iterate_phdr(look, (&raw mut seen).cast()) };
@@ -362,14 +369,13 @@ fn size_up_to_break(tp: usize) -> Option<usize> {
 }
 
 fn fresh_pages(len_bytes: usize) -> Option<usize> {
-    use peregrine_sys::linux_raw_sys::general as k;
-    let flags = k::MAP_PRIVATE | k::MAP_ANONYMOUS;
-    let prot = k::PROT_READ | k::PROT_WRITE;
-    // SAFETY: an anonymous mapping at an address of the kernel's choice.
-    let r = unsafe {
-        peregrine_sys::raw::syscall6(k::__NR_mmap, 0, len_bytes, prot as usize, flags as usize, usize::MAX, 0)
+    use peregrine_sys::mem::{MapOptions, Placement, Source, map};
+    let pages = PageCount::for_bytes(len_bytes);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let made = unsafe {
+        map(pages, Protection::ReadWrite, Source::Anonymous, Placement::Anywhere, MapOptions::default())
     };
-    peregrine_sys::raw::check(r).ok()
+    made.ok().map(|range| range.start().as_usize())
 }
 
 /// What libc tells about itself.

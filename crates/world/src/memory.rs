@@ -2,15 +2,16 @@
 
 use crate::control::{CONTROL_BYTES, control_parts, world};
 use crate::local::LOCAL_BYTES;
-use peregrine_base::PageCount;
 use peregrine_base::sync::Ordering;
+use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
-use peregrine_sys::memory::{Advice, Backing, advise, map_fixed};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_thread::layout::{ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOT_BYTES, SLOTS, TEMPLATE};
 use peregrine_thread::stack_kind::MOST_WINDOWED;
-use std::os::fd::{AsRawFd, OwnedFd};
+use peregrine_vm::alias;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Room for the templates, and for the argument and environment strings after them.
 pub const TEMPLATE_BYTES: usize = 64 << 20;
@@ -96,10 +97,11 @@ fn map_part(
     bytes: usize,
     offset: u64,
 ) -> Result<(), MemoryError> {
-    let backing = Backing::SharedFile { fd: fd.as_raw_fd(), offset };
-    map_fixed(addr, bytes, backing).map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
+    let range = PageRange::covering(VirtAddr::new(addr), bytes);
+    alias::at(range, fd.as_fd(), PageCount::for_bytes(offset as usize), Protection::ReadWrite)
+        .map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
     // SAFETY: only leaves the range out of core dumps.
-    let _ = unsafe { advise(addr, bytes, Advice::DontDump) };
+    let _ = unsafe { mem::advise(range, Advice::DontDump) };
     Ok(())
 }
 
@@ -124,12 +126,14 @@ impl WorldMemory {
         let w = world();
         w.slot_count.store(slots as u32, Ordering::Relaxed);
         w.arena_bytes.store(arena_bytes, Ordering::Relaxed);
-        map_fixed(CARRIER, LOCAL_BYTES, Backing::PrivateAnonymous).map_err(|errno| MemoryError::Map {
-            what: "a node's own state",
-            addr: CARRIER,
-            bytes: LOCAL_BYTES,
-            errno,
-        })?;
+        let (what, addr, bytes) = ("a node's own state", CARRIER, LOCAL_BYTES);
+        let at = Placement::At(VirtAddr::new(addr));
+        let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+        // SAFETY: replaces nothing.
+        unsafe {
+            mem::map(PageCount::for_bytes(bytes), Protection::ReadWrite, Source::Anonymous, at, options)
+                .map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
+        }
         Ok(Self { fds })
     }
 }

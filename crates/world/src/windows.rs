@@ -30,7 +30,8 @@ use crate::control::{NONE, ThreadRecord, imaged, node, record, state, world};
 use crate::local::Local;
 use crate::packed;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::memory::{self, Backing};
+use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::{memfd, process, timer::monotonic_ns};
 use peregrine_thread::carrier::Carrier;
 use peregrine_thread::slot::SlotHeader;
@@ -39,6 +40,7 @@ use peregrine_thread::statics;
 use peregrine_thread::template::{TemplateHeader, template};
 use peregrine_thread::window::{MOST_WINDOWS, Windows};
 use peregrine_thread::window_image::Head;
+use std::os::fd::BorrowedFd;
 
 /// `stored` of an alias thread whose memory is its frames.
 pub const IN_FRAMES: usize = 0;
@@ -161,21 +163,22 @@ unsafe fn map(l: &mut Local, w: &Windows, number: u32) {
     let window = w.window_of(number) as usize;
     let (word, bit) = (&mut l.windows.mapped[row(number)][window / 64], 1u64 << (window % 64));
     let known = *word & bit != 0;
-    let backing = match StackKind::of(number) {
+    let source = match StackKind::of(number) {
         StackKind::Copy if known => return,
-        StackKind::Copy => Backing::PrivateAnonymous,
+        StackKind::Copy => Source::Anonymous,
         _ => {
-            let inside = (start - w.base_of(number)) as u64;
-            let fd = world().frames_fd.load(Ordering::Relaxed) as i32;
-            Backing::SharedFile { fd, offset: w.file_offset(number) + inside }
+            let inside = start - w.base_of(number);
+            // SAFETY: open for the life of the World.
+            let frames = unsafe { BorrowedFd::borrow_raw(world().frames_fd.load(Ordering::Relaxed) as i32) };
+            Source::Shared(frames, PageCount::for_bytes(w.file_offset(number) as usize + inside))
         }
     };
-    let done = if known {
-        // SAFETY: the window was mapped by this function, and nobody is in it.
-        unsafe { memory::map_over(start, end - start, backing) }
-    } else {
-        memory::map_fixed(start, end - start, backing)
-    };
+    let at = VirtAddr::new(start);
+    let place = if known { Placement::Replace(at) } else { Placement::At(at) };
+    let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+    // SAFETY: what is replaced was mapped by this function, and nobody is in the window.
+    let done =
+        unsafe { mem::map(PageCount::for_bytes(end - start), Protection::ReadWrite, source, place, options) };
     if done.is_err() {
         fail(b"peregrine: cannot map a window: too many mappings (vm.max_map_count), or the limit on address space is too low\n");
     }

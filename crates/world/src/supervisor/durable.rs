@@ -10,7 +10,7 @@
 
 use super::outlet::{Outlet, Sink};
 use crate::contract::{Contract, ContractError, build_id};
-use crate::control::{self, MAX_NODES, record, world};
+use crate::control::{self, MAX_NODES, imaged, record, world};
 use crate::memory::STRINGS;
 use crate::output;
 use crate::shadow::{Changes, Shadow, TableImage};
@@ -366,10 +366,13 @@ impl Mend<'_> {
 pub(super) fn settle_in(nodes: u32, then_ns: u64) {
     debug_assert!(nodes as usize <= MAX_NODES);
     let restarted_by = then_ns.saturating_sub(monotonic_ns());
+    let then = imaged().nodes.swap(nodes, Ordering::Relaxed);
     for slot in control::numbers() {
         let r = record(slot);
         let at = r.node.load(Ordering::Relaxed);
-        r.node.store(at % nodes, Ordering::Relaxed);
+        // One on a carried call stays in its domain, whose number follows the nodes'.
+        let now = if at < then { at % nodes } else { at - then + nodes };
+        r.node.store(now, Ordering::Relaxed);
         let wake_at = r.wake_at.load(Ordering::Relaxed);
         r.wake_at.store(wake_at.saturating_sub(restarted_by), Ordering::Relaxed);
     }
