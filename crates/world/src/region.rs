@@ -162,7 +162,7 @@ pub fn create(name: &str, len_bytes: usize) -> Result<Region, RegionError> {
     let key = padded(name)?;
     let bad = || RegionError::Empty { name: name.to_owned(), len_bytes };
     let layout = layout(len_bytes).filter(|_| len_bytes > 0).ok_or_else(bad)?;
-    let at = in_thread(|_| arena::allocate(layout)).ok_or(RegionError::NoThread)??;
+    let at = in_thread(|_| arena::allot(layout)).ok_or(RegionError::NoThread)??;
     // Outside the section and unknown to anybody: a preemption, an image or a death in between does no harm.
     zero(at, layout.size());
     enum Found {
