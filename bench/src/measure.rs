@@ -66,12 +66,6 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Samples that were taken in the same rounds.
-    pub fn of(ours: Samples, baseline: Samples) -> Self {
-        let ratios = Samples(ours.0.iter().zip(&baseline.0).map(|(a, b)| a / b).collect());
-        Self { ours, baseline, ratios }
-    }
-
     /// Two subjects' samples that were taken in the same rounds.
     pub fn of(ours: &Samples, baseline: &Samples) -> Self {
         let ratios = Samples(ours.0.iter().zip(&baseline.0).map(|(a, b)| a / b).collect());
