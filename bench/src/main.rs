@@ -1,4 +1,4 @@
-//! `bench SUITE [--json] [--quick] [--only TEXT]`: measures one suite.
+//! `bench SUITE [--json] [--quick] [--only TEXT]`: measures one suite. `stacks` takes `--figures DIR`, `million` `--threads N`.
 //!
 //! Every row is measured beside its baseline in the same run, turn and turn about, and printed with its spread; where we
 //! lose stays in the table. With `--json`, one object a line: suite, case, metric, unit, value, baseline,
@@ -6,8 +6,10 @@
 
 mod call;
 mod measure;
+mod million;
 mod report;
 mod space;
+mod stacks;
 mod thread;
 mod vm;
 
@@ -34,11 +36,25 @@ fn main() -> ExitCode {
         // Not suites: the programs whose memory `space` traces and whose instructions it counts.
         Some("space-scene") => return space::structures::trace::run_scene(&arguments[1..]),
         Some("space-path") => return space::structures::path::run_one(&arguments[1..]),
+        Some("stacks") => {
+            let figures = value_of("--figures").map(std::path::PathBuf::from);
+            stacks::run(&mut Report::new("stacks", format), &options, figures.as_deref());
+        }
+        // Not a suite: one subject of `stacks`, in a process of its own.
+        Some("stacks-case") => return stacks::run_case(&arguments[1..]),
+        Some("million") => {
+            let threads = value_of("--threads").and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
+            million::run(&mut Report::new("million", format), &options, threads);
+        }
+        // Not a suite: one subject of `million`, in a process of its own.
+        Some("million-case") => return million::run_case(&arguments[1..]),
         Some("vm") => vm::run(&mut Report::new("vm", format), &options),
         // Not a suite: the two programs whose instructions `vm` has counted.
         Some("vm-path") => vm::path::run_one(&arguments[1..]),
         _ => {
-            eprintln!("usage: bench call|space|thread|vm [--json] [--quick] [--only TEXT]");
+            eprintln!(
+                "usage: bench call|million|space|stacks|thread|vm [--json] [--quick] [--only TEXT] [--figures DIR] [--threads N]"
+            );
             return ExitCode::from(2);
         }
     }

@@ -3,6 +3,7 @@
 //! The seed is printed; with the same one the same plans are tried in the same order (how threads interleave is the
 //! machine's). The first failure ends the run.
 
+mod space;
 mod thread;
 mod vm;
 
@@ -21,10 +22,14 @@ fn main() -> ExitCode {
             vm::run(seed, seconds);
             ExitCode::SUCCESS
         }
+        Some("space") => {
+            space::run(seed, seconds);
+            ExitCode::SUCCESS
+        }
         Some("thread") if thread::run(seed, seconds) => ExitCode::SUCCESS,
         Some("thread") => ExitCode::FAILURE,
         _ => {
-            eprintln!("usage: soak vm|thread [--seed N] [--seconds S]");
+            eprintln!("usage: soak space|thread|vm [--seed N] [--seconds S]");
             ExitCode::from(2)
         }
     }

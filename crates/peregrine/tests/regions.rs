@@ -126,8 +126,7 @@ fn what_a_message_tells_of_a_region_is_there_when_it_comes() {
                 }
             },
             tx,
-        )
-        .unwrap();
+        );
         let mut last = 0;
         while let Ok(n) = rx.recv() {
             assert_eq!(n, last + 1);

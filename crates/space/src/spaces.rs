@@ -306,21 +306,30 @@ impl<'m> Spaces<'m> {
     /// # Errors
     /// [`NoPlace`] if there is none left.
     pub fn join(&self) -> Result<Member<'m>, NoPlace> {
-        for (index, desk) in self.desks.iter().enumerate() {
-            let claim = desk.claim.load(Ordering::Relaxed);
-            if claim & 1 != 0 {
-                continue;
-            }
-            let generation = Generation::new((claim >> 1) as u16).next();
-            let claimed = u64::from(generation.get()) << 1 | 1;
-            // Acquire pairs with the release of whoever left this place or recovered it.
-            if desk.claim.compare_exchange(claim, claimed, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                let handle = Handle::new(MemberId::new(index), generation);
-                let operation = desk.intent.last();
-                return Ok(Member { spaces: *self, operation, handle, hint: None, stuck: (0, 0) });
-            }
+        let claimed = (0..self.desks.len()).find_map(|index| self.claim(index));
+        claimed.ok_or(NoPlace { members: self.desks.len() })
+    }
+
+    /// Claims one certain place: for embedders that have a list of members of their own, by the same numbers.
+    ///
+    /// # Errors
+    /// [`NoPlace`] if somebody has it, or there is none.
+    pub fn join_at(&self, member: MemberId) -> Result<Member<'m>, NoPlace> {
+        self.claim(member.index()).ok_or(NoPlace { members: self.desks.len() })
+    }
+
+    fn claim(&self, index: usize) -> Option<Member<'m>> {
+        let desk = self.desks.get(index)?;
+        let claim = desk.claim.load(Ordering::Relaxed);
+        if claim & 1 != 0 {
+            return None;
         }
-        Err(NoPlace { members: self.desks.len() })
+        let generation = Generation::new((claim >> 1) as u16).next();
+        let claimed = u64::from(generation.get()) << 1 | 1;
+        // Acquire pairs with the release of whoever left this place or recovered it.
+        desk.claim.compare_exchange(claim, claimed, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        let handle = Handle::new(MemberId::new(index), generation);
+        Some(Member { spaces: *self, operation: desk.intent.last(), handle, hint: None, stuck: (0, 0) })
     }
 
     /// The members whose places are claimed.

@@ -202,8 +202,10 @@ fn operations() -> Vec<Op> {
     all
 }
 
+type OnPage = fn(usize) -> Op;
+
 /// How a page can be before the pair: what was done to it, and by which core.
-const BEFORE: &[&[(usize, fn(usize) -> Op)]] = &[
+const BEFORE: &[&[(usize, OnPage)]] = &[
     &[],
     &[(0, |p| Op::Map(p, 1, Protection::ReadWrite, true))],
     &[(0, |p| Op::Map(p, 1, Protection::ReadWrite, true)), (0, Op::Store)],

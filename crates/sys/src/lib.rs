@@ -22,6 +22,7 @@ pub mod process;
 pub mod random;
 pub mod raw;
 pub mod signal;
+#[cfg(target_arch = "x86_64")]
 pub mod step;
 pub mod timer;
 pub mod uffd;

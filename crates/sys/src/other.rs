@@ -52,7 +52,8 @@ pub fn stat(pid: u32) -> Option<Stat> {
     // SAFETY: the path is NUL-terminated and live; the kernel writes at most the buffer; the descriptor is ours.
     let read = unsafe {
         let flags = (g::O_RDONLY | g::O_CLOEXEC) as usize;
-        let fd = check(syscall6(g::__NR_open, path.as_ptr() as usize, flags, 0, 0, 0, 0)).ok()?;
+        let here = g::AT_FDCWD as isize as usize;
+        let fd = check(syscall6(g::__NR_openat, here, path.as_ptr() as usize, flags, 0, 0, 0)).ok()?;
         let read =
             check(syscall6(g::__NR_read, fd, text.as_mut_ptr() as usize, text.len(), 0, 0, 0)).unwrap_or(0);
         syscall6(g::__NR_close, fd, 0, 0, 0, 0, 0);

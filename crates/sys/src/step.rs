@@ -1,15 +1,14 @@
 //! One instruction at a time: the processor's trap flag, for tests that end a process between any two instructions.
 //!
 //! ```text
-//!   step(budget, f):   set TF ── f's instruction ── SIGTRAP ── f's instruction ── SIGTRAP … ── clear TF
-//!                                                    │ count; at the budget's end: SIGKILL to this very process
+//!   begin(last): set TF ── an instruction ── SIGTRAP ── an instruction ── SIGTRAP … ── end: clear TF
+//!                                               │ count; at the last: SIGKILL to this very process
 //! ```
 //! About 2 µs an instruction, where a debugger needs 20 (`PTRACE_SINGLESTEP`: two switches of process).
 
-use crate::raw::{Errno, check, syscall6};
+use crate::raw::Errno;
 use crate::signal::{self, HandlerFlags, SigInfo, Signo, UContext, number};
 use core::arch::asm;
-use linux_raw_sys::general as k;
 use peregrine_base::sync::{AtomicU64, Ordering};
 
 static STEPS: AtomicU64 = AtomicU64::new(0);
@@ -23,48 +22,42 @@ extern "C" fn on_step(_: Signo, _: *mut SigInfo, _: *mut UContext) {
     }
 }
 
-/// Runs `f` an instruction at a time and returns how many there were; this process is killed (SIGKILL) after the
-/// `last`-th, if there are that many. `f` must not block SIGTRAP. A handler that interrupts `f` is not stepped.
+/// From here on this process runs an instruction at a time, and is killed (SIGKILL) after the `last`-th, if it comes so far
+/// before [`end`]. SIGTRAP must not be blocked. A handler that interrupts is not stepped.
 ///
 /// # Errors
 /// EINVAL: SIGTRAP can't be caught here.
-#[cfg(target_arch = "x86_64")]
-pub fn stepped(last: u64, f: impl FnOnce()) -> Result<u64, Errno> {
+#[inline]
+pub fn begin(last: u64) -> Result<(), Errno> {
     // SAFETY: the handler touches two atomics and makes system calls: sound at every instruction.
     unsafe { signal::install(number::TRAP, on_step, HandlerFlags::ON_ALTSTACK)? };
     STEPS.store(0, Ordering::Relaxed);
     LAST.store(last, Ordering::Relaxed);
     // SAFETY: sets the trap flag; each trap it causes is answered by the handler above.
     unsafe { asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq") };
-    f();
+    Ok(())
+}
+
+/// Ends what [`begin`] began; tells how many instructions there were.
+#[inline]
+pub fn end() -> u64 {
     // SAFETY: clears the trap flag.
     unsafe { asm!("pushfq", "and qword ptr [rsp], ~0x100", "popfq") };
-    Ok(STEPS.load(Ordering::Relaxed))
+    STEPS.load(Ordering::Relaxed)
 }
 
-/// Ends this process at once by SIGKILL, as the machine would.
-pub fn kill_self() -> ! {
-    loop {
-        // SAFETY: takes numbers.
-        let _ = check(unsafe {
-            syscall6(k::__NR_kill, crate::process::pid() as usize, number::KILL as usize, 0, 0, 0, 0)
-        });
-    }
-}
-
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_longer_function_takes_more_steps() {
         let run = |n: u64| {
-            stepped(u64::MAX, || {
-                for i in 0..n {
-                    core::hint::black_box(i);
-                }
-            })
-            .expect("SIGTRAP")
+            begin(u64::MAX).expect("SIGTRAP");
+            for i in 0..n {
+                core::hint::black_box(i);
+            }
+            end()
         };
         assert!(run(1000) >= run(10) + 990);
     }

@@ -19,7 +19,7 @@
 //! back: a rollback must be able to tell.
 
 use crate::arena::{self, OutOfMemory};
-use crate::control::{Imaged, imaged};
+use crate::control::imaged;
 use crate::sched::in_thread;
 use core::alloc::Layout;
 use peregrine_base::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -140,8 +140,8 @@ fn padded(name: &str) -> Result<[u8; NAME_BYTES], RegionError> {
 }
 
 /// Runs `f` on the table, in a runtime section: it allocates nothing and does not panic.
-fn with_table<R>(f: impl FnOnce(&Imaged, &mut Table, u32) -> R) -> Result<R, RegionError> {
-    in_thread(|slot| imaged().regions.with(|table| f(imaged(), table, slot))).ok_or(RegionError::NoThread)
+fn with_table<R>(f: impl FnOnce(&mut Table) -> R) -> Result<R, RegionError> {
+    in_thread(|_| imaged().regions.with(f)).ok_or(RegionError::NoThread)
 }
 
 /// Makes a region of `len_bytes` zeros.
@@ -162,7 +162,7 @@ pub fn create(name: &str, len_bytes: usize) -> Result<Region, RegionError> {
     let key = padded(name)?;
     let bad = || RegionError::Empty { name: name.to_owned(), len_bytes };
     let layout = layout(len_bytes).filter(|_| len_bytes > 0).ok_or_else(bad)?;
-    let at = in_thread(|_| arena::allocate(layout)).ok_or(RegionError::NoThread)??;
+    let at = in_thread(|_| arena::allot(layout)).ok_or(RegionError::NoThread)??;
     // Outside the section and unknown to anybody: a preemption, an image or a death in between does no harm.
     zero(at, layout.size());
     enum Found {
@@ -170,7 +170,7 @@ pub fn create(name: &str, len_bytes: usize) -> Result<Region, RegionError> {
         Full,
         Exists(usize),
     }
-    let found = with_table(|_, table, _| {
+    let found = with_table(|table| {
         if let Some((_, entry)) = table.find(&key) {
             return Found::Exists(entry.len);
         }
@@ -205,7 +205,7 @@ pub fn create(name: &str, len_bytes: usize) -> Result<Region, RegionError> {
 /// [`RegionError::NotFound`], [`RegionError::NoThread`], [`RegionError::Name`].
 pub fn open(name: &str) -> Result<Region, RegionError> {
     let key = padded(name)?;
-    let found = with_table(|_, table, _| {
+    let found = with_table(|table| {
         table.find(&key).map(|(entry, e)| {
             e.handles += 1;
             Region { entry, at: e.at, len_bytes: e.len }
@@ -242,7 +242,7 @@ pub fn open_or_create(name: &str, len_bytes: usize) -> Result<Region, RegionErro
 /// [`RegionError::InUse`] while handles are open; [`RegionError::NotFound`].
 pub fn remove(name: &str) -> Result<(), RegionError> {
     let key = padded(name)?;
-    let taken = with_table(|_, table, _| match table.find(&key) {
+    let taken = with_table(|table| match table.find(&key) {
         None => Err(None),
         Some((_, entry)) if entry.handles != 0 => Err(Some(entry.handles)),
         Some((_, entry)) => {
@@ -267,7 +267,11 @@ pub fn remove(name: &str) -> Result<(), RegionError> {
 fn zero(at: usize, len: usize) {
     let range = PageRange::covering(VirtAddr::new(at), len);
     // SAFETY: allocated pages of the arena, which is mapped as long as the World; nobody refers to them (S1).
-    let _ = unsafe { Volatile::new(range) }.fill(0, len, 0);
+    let bytes = unsafe { Volatile::new(range) };
+    for page in (0..len).step_by(PAGE_SIZE) {
+        let written = bytes.write(page, &[0; PAGE_SIZE]);
+        debug_assert!(written.is_ok(), "whole pages");
+    }
 }
 
 /// A shared region. Cloning it, or opening it again, makes another handle; dropping the last one leaves the region in place.
@@ -324,14 +328,14 @@ impl Region {
 
 impl Clone for Region {
     fn clone(&self) -> Self {
-        let _ = with_table(|_, table, _| table.entries[self.entry].handles += 1);
+        let _ = with_table(|table| table.entries[self.entry].handles += 1);
         Self { entry: self.entry, at: self.at, len_bytes: self.len_bytes }
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let _ = with_table(|_, table, _| {
+        let _ = with_table(|table| {
             let handles = &mut table.entries[self.entry].handles;
             *handles = handles.saturating_sub(1);
         });

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Most members.
 pub const MEMBERS: usize = 8;
 /// Pages of the region that all work in.
-pub const PAGES: usize = 4096;
+pub const PAGES: usize = 16384;
 /// Pages of the `global` program.
 const GLOBAL_PAGES: usize = 1024;
 const WINDOWS: usize = 8;
@@ -40,16 +40,20 @@ pub enum Program {
     Local,
     Pipeline,
     Global,
+    /// A word-position index, as in the paper's MapReduce: each member indexes its words in memory that it maps in units, all
+    /// reduce what all have mapped, each gives its units back.
+    Index,
 }
 
 impl Program {
-    pub const ALL: [Self; 3] = [Self::Local, Self::Pipeline, Self::Global];
+    pub const ALL: [Self; 4] = [Self::Local, Self::Pipeline, Self::Global, Self::Index];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
             Self::Pipeline => "pipeline",
             Self::Global => "global",
+            Self::Index => "index",
         }
     }
 }
@@ -59,6 +63,9 @@ impl Program {
 struct Lane {
     operations: AtomicU64,
     shootdowns: AtomicU64,
+    /// Pages that the member's index takes, and what its reducer counted.
+    index_pages: AtomicU64,
+    counted: AtomicU64,
     /// The member's windows in the pipeline: 0 its own, 1 the neighbour's.
     windows: [AtomicU32; WINDOWS],
 }
@@ -190,6 +197,7 @@ fn perform(board: &Board, play: Play, index: usize, worker: &mut dyn Worker) {
         Program::Local => local(board, play, index, worker),
         Program::Pipeline => pipeline(board, play, index, worker),
         Program::Global => global(board, play, index, worker),
+        Program::Index => word_index(board, play, index, worker),
     };
     let lane = &board.lanes[index];
     lane.operations.store(done, Ordering::Relaxed);
@@ -299,6 +307,99 @@ fn global(board: &Board, play: Play, index: usize, worker: &mut dyn Worker) -> u
         }
         for first in (index * share..(index + 1) * share).step_by(play.unit) {
             worker.unmap(first, play.unit);
+        }
+        done += 1;
+    }
+}
+
+/// Words that each member indexes in a round, and different ones.
+const WORDS: usize = 1 << 16;
+const VOCABULARY: usize = 1 << 13;
+
+/// Memory of one member's index: a head for each word, then lists of positions. Mapped a unit at a time.
+struct Bump {
+    base: *mut u32,
+    first_page: usize,
+    unit: usize,
+    mapped: usize,
+    /// In words of 4 bytes, from the member's first page.
+    used: usize,
+}
+
+impl Bump {
+    fn new(worker: &dyn Worker, member: usize, unit: usize) -> Self {
+        let first_page = member * (PAGES / MEMBERS);
+        Self { base: worker.at(first_page).cast(), first_page, unit, mapped: 0, used: 0 }
+    }
+
+    fn take(&mut self, worker: &mut dyn Worker, words: usize) -> usize {
+        while (self.used + words) * 4 > self.mapped * 4096 {
+            worker.map(self.first_page + self.mapped, self.unit);
+            self.mapped += self.unit;
+            worker.poll();
+        }
+        self.used += words;
+        self.used - words
+    }
+
+    fn get(&self, at: usize) -> u32 {
+        // SAFETY: taken above by this member or another of this program, or it traps and is opened (S1).
+        unsafe { self.base.add(at).read_volatile() }
+    }
+
+    fn set(&self, at: usize, value: u32) {
+        // SAFETY: as in `get`.
+        unsafe { self.base.add(at).write_volatile(value) };
+    }
+}
+
+fn word_index(board: &Board, play: Play, index: usize, worker: &mut dyn Worker) -> u64 {
+    let mut rng = crate::measure::Rng(index as u64);
+    let mut done = 0;
+    loop {
+        let stop = board.stop.load(Ordering::Acquire);
+        if index == 0 {
+            board.go.store(1 + stop, Ordering::Release);
+        }
+        barrier(board, play, worker);
+        if board.go.load(Ordering::Acquire) == 2 {
+            return if index == 0 { done } else { 0 };
+        }
+        let mut mine = Bump::new(worker, index, play.unit);
+        let heads = mine.take(worker, VOCABULARY);
+        for position in 1..=WORDS as u32 {
+            // The smaller of two: some words are much more frequent than others.
+            let (a, b) = (rng.next_u64() as usize % VOCABULARY, rng.next_u64() as usize % VOCABULARY);
+            let word = a.min(b);
+            let node = mine.take(worker, 2);
+            mine.set(node, position);
+            mine.set(node + 1, mine.get(heads + word));
+            mine.set(heads + word, node as u32);
+        }
+        board.lanes[index].index_pages.store(mine.mapped as u64, Ordering::Relaxed);
+        barrier(board, play, worker);
+        let mut counted = 0;
+        for member in 0..play.members {
+            let theirs = Bump::new(worker, member, play.unit);
+            for word in (index..VOCABULARY).step_by(play.members) {
+                let mut node = theirs.get(word) as usize;
+                while node != 0 {
+                    counted += 1;
+                    node = theirs.get(node + 1) as usize;
+                }
+            }
+            worker.poll();
+        }
+        board.lanes[index].counted.store(counted, Ordering::Relaxed);
+        barrier(board, play, worker);
+        let all: u64 = board.lanes[..play.members].iter().map(|l| l.counted.load(Ordering::Relaxed)).sum();
+        assert_eq!(all, (WORDS * play.members) as u64, "the index lost positions");
+        for member in (0..play.members).filter(|m| *m != index) {
+            let pages = board.lanes[member].index_pages.load(Ordering::Relaxed) as usize;
+            worker.gone(member * (PAGES / MEMBERS), pages);
+        }
+        for unit in (0..mine.mapped).step_by(play.unit) {
+            worker.unmap(mine.first_page + unit, play.unit);
         }
         done += 1;
     }

@@ -11,6 +11,8 @@
 
 use super::frames::Frames;
 use super::joined;
+use super::liveness::{self, Vigour};
+use super::mine::Mine;
 use super::seat::Seat;
 use super::table::{Life, MEMBERS, MemberIndex, Shape, Table, Who};
 use super::view::{Filling, View, ViewError};
@@ -58,7 +60,7 @@ pub enum GroundJoinError {
     #[error(transparent)]
     View(#[from] ViewError),
     /// Its access to the frames.
-    #[error("the frames can't be mapped: {0}; is RLIMIT_AS large enough?")]
+    #[error("the frames can't be mapped: {0}; is RLIMIT_AS large enough, and the kernel 4.14 or later?")]
     Alias(Errno),
     /// No signal handler.
     #[error(
@@ -143,6 +145,33 @@ impl Ground {
         self.filling
     }
 
+    /// Takes a place for this process, before it claims the same place in the structures: free ones, and those of dead processes
+    /// that the structures know to be free (`is_free`). So whoever has a place in the structures is always named here, at whatever
+    /// instruction it dies.
+    pub(crate) fn reserve(&self, is_free: impl Fn(usize) -> bool) -> Option<usize> {
+        let pid = process::pid() as u32;
+        (0..MEMBERS).find(|&index| {
+            let record = self.table.member(MemberIndex(index as u8));
+            let who = record.who();
+            let gone = who.pid() == 0 || liveness::of(record) == Vigour::Gone;
+            if !gone || !is_free(index) {
+                return false;
+            }
+            let joining = Who::new(pid, who.generation().wrapping_add(1), Life::Joining);
+            record.born.store(0, Ordering::Relaxed);
+            // AcqRel: what the last member of this place did is seen. One that is dead can't claim the place any more, so
+            // it is still free.
+            record.who.compare_exchange(who.0, joining.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Gives a reserved place back.
+    pub(crate) fn release(&self, index: usize) {
+        let record = self.table.member(MemberIndex(index as u8));
+        let generation = record.who().generation();
+        record.who.store(Who::new(0, generation, Life::Free).0, Ordering::Release);
+    }
+
     /// Makes the calling process the member at `index`, which nobody else has: the caller sees to that by a protocol of its
     /// own. Its view is all closed. The process is single-threaded as far as the region is concerned.
     ///
@@ -164,8 +193,7 @@ impl Ground {
         let made = self.make_seat(index);
         match made {
             Ok(seat) => {
-                // The view is new, all closed: nothing that was asked of this place before matters.
-                record.asked.store(0, Ordering::Relaxed);
+                // The view is new, all closed.
                 record.flushed.store(record.overdue.load(Ordering::Acquire), Ordering::Release);
                 let live = Who::new(pid, joining.generation(), Life::Live);
                 record.who.store(live.0, Ordering::Release);
@@ -173,6 +201,8 @@ impl Ground {
                     self.leave(seat);
                     return Err(e);
                 }
+                // Whoever took the last member of this place for alive waits for an answer.
+                seat.serve();
                 Ok(seat)
             }
             Err(e) => {
@@ -188,11 +218,17 @@ impl Ground {
         let view = View::new(self.frames.as_fd(), self.region(), reserved, self.filling)?;
         self.replaced_by.store(process::pid() as u32, Ordering::Relaxed);
         let frames = Frames::new(self.table, self.frames.as_fd()).map_err(GroundJoinError::Alias)?;
-        Ok(Seat::new(self.table, index, view, frames))
+        let mine = Mine::new().map_err(GroundJoinError::Alias)?;
+        Ok(Seat::new(self.table, index, view, frames, mine))
     }
 
     /// Ends a membership: nothing of the region is reachable here any more.
     pub fn leave(&self, seat: Box<Seat>) {
+        if !seat.is_mine() {
+            // A child of the member: the view and the place are the parent's.
+            core::mem::forget(seat);
+            return;
+        }
         joined::remove(&seat);
         seat.close_pidfds();
         let record = self.table.member(seat.index);
@@ -200,16 +236,6 @@ impl Ground {
         drop(seat);
         // Only now, with the view gone, may others stop asking.
         record.who.store(Who::new(0, generation, Life::Free).0, Ordering::Release);
-    }
-
-    /// Notes that the process at `index` is dead and its place free.
-    pub fn forget(&self, index: usize) {
-        if index < MEMBERS {
-            let record = self.table.member(MemberIndex(index as u8));
-            let who = record.who();
-            let free = Who::new(0, who.generation(), Life::Free);
-            let _ = record.who.compare_exchange(who.0, free.0, Ordering::AcqRel, Ordering::Relaxed);
-        }
     }
 
     /// Whether the region's addresses are this process's: by the reservation, or by a view that took its place here.

@@ -12,8 +12,6 @@
 
 use super::frames::FrameError;
 use super::ground::{Config, Ground, GroundError, GroundJoinError};
-use super::liveness;
-use super::liveness::Vigour;
 use super::seat::{FillError, OPEN_PAGES, Seat, Tally};
 use super::table::{Lowering, MEMBERS, MemberIndex};
 use crate::{
@@ -70,6 +68,14 @@ impl Mmu for Views {
     fn wait(&self, _: MemberId, _: MemberId) {
         self.seat().poll();
         io::yield_now();
+    }
+
+    fn is_dead(&self, member: MemberId) -> bool {
+        let index = member.index();
+        // Whoever has a place in the structures took it in the table first (`Ground::reserve`).
+        index < MEMBERS
+            && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
+            && self.seat().is_gone(index)
     }
 }
 
@@ -223,12 +229,15 @@ impl Space {
     /// [`JoinError`].
     pub fn join(&self) -> Result<Member<'_>, JoinError> {
         let spaces = Spaces::open(&Self::arena(&self.ground)).expect("made in `create`");
-        let me = spaces.join()?;
-        let index = me.id().index();
+        let none = crate::NoPlace { members: MEMBERS };
+        let is_free = |index: usize| !spaces.members().contains(MemberId::new(index));
+        let index = self.ground.reserve(is_free).ok_or(none)?;
+        let me = spaces.join_at(MemberId::new(index)).inspect_err(|_| self.ground.release(index))?;
         let seat = match self.ground.join(index) {
             Ok(seat) => seat,
             Err(e) => {
                 me.leave();
+                self.ground.release(index);
                 return Err(e.into());
             }
         };
@@ -274,6 +283,7 @@ impl<'s> Inner<'s> {
     /// Runs an operation.
     #[inline]
     fn operate<R>(&self, f: impl FnOnce(&AddressSpace<'s, Views, Views>, &mut crate::Member<'s>) -> R) -> R {
+        assert!(self.seat.is_mine(), "a child of a member is not the member: join in the child");
         assert!(!self.busy.replace(true), "an operation inside an operation");
         // SAFETY: `busy` was false: no other reference lives. Traps look at it, too.
         let result = f(&self.space, unsafe { &mut *self.me.get() });
@@ -283,7 +293,7 @@ impl<'s> Inner<'s> {
 
     /// Serves a touch of a page that this view does not show. Trap code.
     fn on_trap(&self, address: VirtAddr, access: Access) -> Decision {
-        if self.busy.get() {
+        if self.busy.get() || !self.seat.is_mine() {
             return Decision::Deny;
         }
         let wanted = match access {
@@ -455,25 +465,17 @@ impl<'s> Member<'s> {
         self.inner().operate(|_, me| me.idle());
     }
 
-    /// Looks for members that died, and mends what each left half done; returns what that was.
+    /// Looks for members that died, and mends what each left half done; returns what that was. One recovery may mend several.
     pub fn reap(&mut self) -> std::vec::Vec<(MemberIndex, Recovered)> {
         let inner = self.inner();
-        let claimed = inner.operate(|space, me| {
-            let _ = space;
-            me.spaces().members()
-        });
         let mut found = std::vec::Vec::new();
-        for member in claimed.iter().filter(|m| m.index() != self.index().get() && m.index() < MEMBERS) {
-            let index = MemberIndex(member.index() as u8);
-            let record = inner.seat.table.member(index);
-            if record.who().pid() == 0 || liveness::of(record) != Vigour::Gone {
-                continue;
-            }
-            let mended = inner.operate(|space, me| space.recover(me, member));
-            self.ground.forget(index.get());
-            found.push((index, mended));
+        loop {
+            let views = Views(&raw const *inner.seat);
+            let claimed = inner.operate(|_, me| me.spaces().members());
+            let Some(dead) = claimed.iter().find(|m| views.is_dead(*m)) else { return found };
+            let mended = inner.operate(|space, me| space.recover(me, dead));
+            found.push((MemberIndex(dead.index() as u8), mended));
         }
-        found
     }
 
     /// What this member's shootdowns came to.
@@ -516,10 +518,15 @@ impl Drop for Member<'_> {
         // No trap is served from here on.
         self.registration = None;
         if let Some(inner) = self.inner.take() {
+            if !inner.seat.is_mine() {
+                core::mem::forget(inner);
+                return;
+            }
             let Inner { me, seat, .. } = *inner;
-            // First the view, then the place: whoever takes the place next must not be asked for this view.
-            self.ground.leave(seat);
+            // First the place in the structures, then the one in the table, by which this process is named as long as it has
+            // either, and asked as long as it has a view.
             me.into_inner().leave();
+            self.ground.leave(seat);
         }
     }
 }

@@ -12,6 +12,7 @@
 
 use super::frames::{FrameError, Frames};
 use super::liveness::{self, Vigour};
+use super::mine::Mine;
 use super::shootdown;
 use super::table::{Counts, Lowering, MEMBERS, MemberIndex, MemberRecord, Table};
 use super::view::View;
@@ -80,6 +81,7 @@ pub struct Seat {
     pub(crate) index: MemberIndex,
     pub(crate) view: View,
     pub(crate) frames: Frames,
+    pub(crate) mine: Mine,
     pub(crate) pidfds: [AtomicI32; MEMBERS],
     pub(crate) pidfd_owners: [AtomicU64; MEMBERS],
     /// The address whose trap is being served: fills are cut to a block around it.
@@ -87,12 +89,13 @@ pub struct Seat {
 }
 
 impl Seat {
-    pub(crate) fn new(table: Table, index: MemberIndex, view: View, frames: Frames) -> Box<Self> {
+    pub(crate) fn new(table: Table, index: MemberIndex, view: View, frames: Frames, mine: Mine) -> Box<Self> {
         Box::new(Self {
             table,
             index,
             view,
             frames,
+            mine,
             pidfds: shootdown::no_pidfds(),
             pidfd_owners: std::array::from_fn(|_| AtomicU64::new(0)),
             trapped_at: Cell::new(None),
@@ -102,6 +105,12 @@ impl Seat {
     #[inline]
     pub(crate) fn record(&self) -> &MemberRecord {
         self.table.member(self.index)
+    }
+
+    /// Whether this is the process that joined, and not a child of it.
+    #[inline]
+    pub fn is_mine(&self) -> bool {
+        self.mine.is_mine()
     }
 
     /// Which member this is.

@@ -67,6 +67,10 @@ impl Seat {
     /// Obeys what others ask. Also run in the signal's handler, between any two instructions, even of itself.
     #[cold]
     pub fn serve(&self) {
+        if !self.is_mine() {
+            // A child of the member must not answer for it.
+            return;
+        }
         let record = self.record();
         // Acquire pairs with the Release half of the asker's increment.
         let overdue = record.overdue.load(Ordering::Acquire);
@@ -93,7 +97,7 @@ impl Seat {
             io::complain(
                 b"peregrine-space: the kernel refuses to close a view (out of memory?): this member ends\n",
             );
-            peregrine_sys::step::kill_self();
+            peregrine_sys::process::kill_self();
         }
     }
 

@@ -12,7 +12,9 @@ use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_space::Step;
 use peregrine_space::process::{Config, Filling, Member, Space};
-use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
+use peregrine_sys::process::{
+    self, ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for,
+};
 use peregrine_sys::signal::number;
 use peregrine_sys::{io, step, timer};
 use peregrine_vm::Mapping;
@@ -58,20 +60,22 @@ pub enum Moment {
     DryRun,
     /// At the n-th step.
     Step(u64),
-    /// Counts instructions.
-    DryInstructions,
-    /// After the n-th instruction.
-    Instruction(u64),
+    /// So many instructions after the n-th step (0: from the start), one by one.
+    Instructions(u64, u64),
 }
 
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static LAST: AtomicU64 = AtomicU64::new(u64::MAX);
+static INSTRUCTIONS: AtomicU64 = AtomicU64::new(0);
 
 fn on_step(_: Step) {
     let n = STEPS.load(Ordering::Relaxed) + 1;
     STEPS.store(n, Ordering::Relaxed);
-    if n >= LAST.load(Ordering::Relaxed) {
-        step::kill_self();
+    if n == LAST.load(Ordering::Relaxed) {
+        match INSTRUCTIONS.load(Ordering::Relaxed) {
+            0 => process::kill_self(),
+            more => step::begin(more).expect("SIGTRAP"),
+        }
     }
 }
 
@@ -178,7 +182,7 @@ impl Scene {
         });
         let end = wait_for(victim).expect("our child");
         match moment {
-            Moment::DryRun | Moment::DryInstructions => assert_eq!(end, ChildEnd::Exited(0), "{what}"),
+            Moment::DryRun => assert_eq!(end, ChildEnd::Exited(0), "{what}"),
             _ => assert!(
                 matches!(end, ChildEnd::Killed(number::KILL) | ChildEnd::Exited(0)),
                 "{what}: {end:?}"
@@ -275,17 +279,20 @@ impl Drop for Scene {
 }
 
 fn perish(scene: &Scene, moment: Moment, operate: impl FnOnce()) {
-    STEPS.store(0, Ordering::Relaxed);
-    LAST.store(if let Moment::Step(n) = moment { n } else { u64::MAX }, Ordering::Relaxed);
-    let counted = match moment {
-        Moment::DryRun | Moment::Step(_) => {
-            operate();
-            STEPS.load(Ordering::Relaxed)
-        }
-        Moment::DryInstructions => step::stepped(u64::MAX, operate).expect("SIGTRAP"),
-        Moment::Instruction(n) => step::stepped(n, operate).expect("SIGTRAP"),
+    let (last, instructions) = match moment {
+        Moment::DryRun => (u64::MAX, 0),
+        Moment::Step(n) => (n, 0),
+        Moment::Instructions(n, more) => (n, more),
     };
-    scene.board().counted.store(counted, Ordering::Relaxed);
+    STEPS.store(0, Ordering::Relaxed);
+    LAST.store(last, Ordering::Relaxed);
+    INSTRUCTIONS.store(instructions, Ordering::Relaxed);
+    if last == 0 && instructions != 0 {
+        step::begin(instructions).expect("SIGTRAP");
+    }
+    operate();
+    step::end();
+    scene.board().counted.store(STEPS.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 fn do_deed(scene: &Scene, member: &mut Member<'static>, deed: Deed) {
@@ -347,13 +354,15 @@ pub fn at_every_step(scene: &mut Scene) -> u64 {
     kills
 }
 
-/// Kills after `count` random instructions of random deeds.
+/// Kills `count` times, random numbers of instructions after random steps of random deeds.
 pub fn at_random_instructions(scene: &mut Scene, rng: &mut testkit::Rng, count: u64) -> u64 {
-    let lengths: Vec<u64> = Deed::ALL.iter().map(|d| scene.kill(*d, Moment::DryInstructions)).collect();
+    let steps: Vec<u64> = Deed::ALL.iter().map(|d| scene.kill(*d, Moment::DryRun)).collect();
     for _ in 0..count {
         let i = rng.below(Deed::ALL.len());
-        let n = 1 + rng.below(lengths[i].max(1) as usize) as u64;
-        scene.kill(Deed::ALL[i], Moment::Instruction(n));
+        let step = rng.below(steps[i] as usize + 1) as u64;
+        let most = [100, 1000, 10_000][rng.below(3)];
+        let more = 1 + rng.below(most) as u64;
+        scene.kill(Deed::ALL[i], Moment::Instructions(step, more));
     }
     count
 }
