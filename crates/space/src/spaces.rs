@@ -329,7 +329,7 @@ impl<'m> Spaces<'m> {
         // Acquire pairs with the release of whoever left this place or recovered it.
         desk.claim.compare_exchange(claim, claimed, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         let handle = Handle::new(MemberId::new(index), generation);
-        Some(Member { spaces: *self, operation: desk.intent.last(), handle, hint: None })
+        Some(Member { spaces: *self, operation: desk.intent.last(), handle, hint: None, stuck: (0, 0) })
     }
 
     /// The members whose places are claimed.
@@ -503,7 +503,12 @@ pub struct Member<'m> {
     pub(crate) operation: u32,
     /// Where the next hole is looked for.
     pub(crate) hint: Option<u64>,
+    /// The epoch at the last tick, and for how many ticks it has been that.
+    stuck: (u64, u32),
 }
+
+/// Ticks for which the epoch may wait for a member before it goes on without it.
+const PATIENCE: u32 = 16;
 
 impl fmt::Debug for Member<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -534,12 +539,23 @@ impl<'m> Member<'m> {
 
     /// To be called between operations every few milliseconds: flushes deltas, moves the epoch on, gives memory that nobody uses
     /// back to its pools, and frames to `frames`. Tells how many objects died. Skipped while a recovery is on.
+    ///
+    /// A member for which the epoch has waited a number of these ticks is [expelled](Self::expel): it may be stopped.
     pub fn tick(&mut self, frames: &impl Frames) -> usize {
         if !self.try_enter() {
             return 0;
         }
         let keeper = Keeper { spaces: &self.spaces, frames };
         let dead = self.spaces.refcache().tick(&self.handle, &keeper);
+        let epoch = self.epoch();
+        self.stuck = if self.stuck.0 == epoch { (epoch, self.stuck.1 + 1) } else { (epoch, 0) };
+        if self.stuck.1 >= PATIENCE {
+            self.stuck.1 = 0;
+            for laggard in self.laggards().iter().filter(|m| *m != self.id()) {
+                // It may have moved just now, which is as good.
+                let _ = self.spaces.refcache().expel(&self.handle, laggard, &self.spaces);
+            }
+        }
         self.exit();
         dead
     }
@@ -578,12 +594,20 @@ impl<'m> Member<'m> {
 
     /// Takes a reference to a frame for the embedder itself (a page cache), which reports it in [`Frames::pins`].
     pub fn hold(&mut self, frame: FrameId) {
-        self.spaces.refcache().add(&self.handle, &self.spaces, self.spaces.frame_id(frame), 1);
+        self.add_to_frame(frame, 1);
     }
 
     /// Drops a reference that [`hold`](Self::hold) took.
     pub fn let_go(&mut self, frame: FrameId) {
-        self.spaces.refcache().add(&self.handle, &self.spaces, self.spaces.frame_id(frame), -1);
+        self.add_to_frame(frame, -1);
+    }
+
+    fn add_to_frame(&self, frame: FrameId, delta: i32) {
+        while !self.try_enter() {
+            peregrine_base::sync::spin_loop();
+        }
+        self.spaces.refcache().add(&self.handle, &self.spaces, self.spaces.frame_id(frame), delta);
+        self.exit();
     }
 
     /// Gives the place back.

@@ -34,13 +34,16 @@ fn with(cores: usize, tables: Tables, f: impl for<'a> FnOnce(&Space<'a>, &mut [M
     f(&space, &mut members);
 }
 
+/// The result does not matter, only that there is one.
+fn ok<T>(_: T) {}
+
 type Step = for<'a> fn(&Space<'a>, &mut Member<'a>, usize);
 
 /// An operation of each core on a page of its own, as a cycle that ends where it began.
 const CYCLE: &[(&str, Step)] = &[
-    ("map", |s, m, page| drop(s.map(m, Place::Fixed(addr(page)), PageCount::new(1), &ANONYMOUS).unwrap())),
-    ("fault", |s, m, page| drop(s.store(m, addr(page), 1).unwrap())),
-    ("lookup", |s, m, page| drop(s.query(m, addr(page)).unwrap())),
+    ("map", |s, m, page| ok(s.map(m, Place::Fixed(addr(page)), PageCount::new(1), &ANONYMOUS).unwrap())),
+    ("fault", |s, m, page| ok(s.store(m, addr(page), 1).unwrap())),
+    ("lookup", |s, m, page| ok(s.query(m, addr(page)).unwrap())),
     ("protect", |s, m, page| s.protect(m, range(page, 1), Protection::Read).unwrap()),
     ("raise", |s, m, page| s.protect(m, range(page, 1), Protection::ReadWrite).unwrap()),
     ("unmap", |s, m, page| s.unmap(m, range(page, 1)).unwrap()),
@@ -199,8 +202,10 @@ fn operations() -> Vec<Op> {
     all
 }
 
+type OnPage = fn(usize) -> Op;
+
 /// How a page can be before the pair: what was done to it, and by which core.
-const BEFORE: &[&[(usize, fn(usize) -> Op)]] = &[
+const BEFORE: &[&[(usize, OnPage)]] = &[
     &[],
     &[(0, |p| Op::Map(p, 1, Protection::ReadWrite, true))],
     &[(0, |p| Op::Map(p, 1, Protection::ReadWrite, true)), (0, Op::Store)],
@@ -225,7 +230,7 @@ fn every_commuting_pair_on_disjoint_pages_shares_no_written_line() {
             for (first, second) in ops.iter().flat_map(|a| ops.iter().map(move |b| (*a, *b))) {
                 let mut start: Naive = [None; 2];
                 for (page, steps) in before.iter().enumerate() {
-                    steps.iter().for_each(|(core, op)| drop(naive(&mut start, op(page), *core as u64)));
+                    steps.iter().for_each(|(core, op)| ok(naive(&mut start, op(page), *core as u64)));
                 }
                 let (mut one, mut two) = (start, start);
                 let outs = (naive(&mut one, first, 0), naive(&mut one, second, 1));
@@ -233,10 +238,10 @@ fn every_commuting_pair_on_disjoint_pages_shares_no_written_line() {
                 if (a, b) != outs || one != two {
                     continue;
                 }
-                members.iter_mut().for_each(|m| drop(m.tick(space.frames())));
+                members.iter_mut().for_each(|m| ok(m.tick(space.frames())));
                 real(space, &mut members[0], Op::Unmap(0, 2));
                 for (page, steps) in before.iter().enumerate() {
-                    steps.iter().for_each(|(core, op)| drop(real(space, &mut members[*core], op(page))));
+                    steps.iter().for_each(|(core, op)| ok(real(space, &mut members[*core], op(page))));
                 }
                 take();
                 let [x, y] = &mut members[..2] else { unreachable!("two members") };

@@ -228,19 +228,24 @@ fn seed() -> u64 {
     std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0x5eed)
 }
 
+/// `ROUNDS=100000 SEED=1 cargo test --release …` for a long run.
+fn rounds(usual: usize) -> usize {
+    std::env::var("ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(usual)
+}
+
 #[test]
 fn every_history_on_views_is_linearizable() {
-    histories(seed(), 800, Tables::Views);
+    histories(seed(), rounds(800), Tables::Views);
 }
 
 #[test]
 fn every_history_on_a_shared_table_is_linearizable() {
-    histories(seed() + 1, 400, Tables::Shared);
+    histories(seed() + 1, rounds(400), Tables::Shared);
 }
 
 #[test]
 fn every_history_on_hybrid_tables_is_linearizable() {
-    histories(seed() + 2, 400, Tables::Hybrid { share_at: 2, private_limit: 1 });
+    histories(seed() + 2, rounds(400), Tables::Hybrid { share_at: 2, private_limit: 1 });
 }
 
 #[test]

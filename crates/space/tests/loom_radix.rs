@@ -141,7 +141,7 @@ fn an_operation_on_many_pages_takes_effect_at_once_for_lookups_without_locks() {
 #[test]
 fn a_lookup_meets_no_torn_or_freed_record_while_slots_are_split_and_joined() {
     two(
-        2,
+        1,
         |space, m| map(space, m, 0..4, Protection::Read),
         |space, m| {
             space.unmap(m, range(1..2)).unwrap();

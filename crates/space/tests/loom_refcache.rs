@@ -135,6 +135,33 @@ fn an_object_without_references_dies_once_in_spite_of_a_member_that_never_ticks(
     });
 }
 
+#[test]
+fn a_member_that_comes_back_late_drops_a_reference_without_killing_the_object() {
+    check(2, || {
+        // Member 1 holds the second reference and is out of the epoch; it comes back just while member 0 moves the epoch on.
+        let scene = Scene::new(2);
+        let other = {
+            let scene = scene.clone();
+            loom::thread::spawn(move || {
+                let me = member(1);
+                // The first reference goes, and a third one is taken from the second before anybody flushes.
+                scene.refcache().add(&me, &*scene, X, -2);
+                scene.refcache().add(&me, &*scene, X, 1);
+                scene.refcache().tick(&me, &*scene);
+            })
+        };
+        let me = member(0);
+        for _ in 0..3 {
+            scene.refcache().tick(&me, &*scene);
+        }
+        other.join().unwrap();
+        for _ in 0..2 {
+            scene.refcache().tick(&me, &*scene);
+        }
+        assert!(!scene.dead.load(Ordering::SeqCst), "a reference lives");
+    });
+}
+
 /// The algorithm as first published: only deltas that are not zero are flushed. Locks in place of its per-object locks, and no
 /// hardware in between, so what fails is the algorithm.
 mod published {

@@ -158,7 +158,7 @@ fn lookups(report: &mut Report, options: &Options) {
             locked.push(lookup_rate(writers, &mut look, &write_tree));
         }
         for (name, baseline) in [("crossbeam skip list", &skip), ("RwLock<BTreeMap>", &locked)] {
-            let pair = crate::measure::Pair::of(&radix, &baseline);
+            let pair = crate::measure::Pair::of(&radix, baseline);
             let case = format!("ablation: radix lookup, {writers} writers");
             report.pair(&case, "lookups", "M/s", name, TURNS, &pair);
         }

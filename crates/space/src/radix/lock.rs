@@ -40,8 +40,9 @@ impl<'m> Tree<'m> {
 
     fn lock_node(&self, attempt: &Attempt<'_>, at: At, pages: &Range<u64>) -> Result<(), Interrupted> {
         let slots = at.slots(pages);
-        let (mut pinned, mut locked) = (slots.len() as i32, 0);
-        self.count(attempt.me, at.node, pinned);
+        let end = slots.end;
+        // Uses of this node: taken before its first slot is locked, for all slots that may follow; what is too much goes at the end.
+        let (mut pinned, mut locked) = (0, 0);
         let mut result = Ok(());
         'slots: for index in slots {
             let slot = self.slot(at, index);
@@ -58,8 +59,6 @@ impl<'m> Tree<'m> {
                             result = interrupted;
                             break 'slots;
                         }
-                        pinned -= 1;
-                        self.count(attempt.me, at.node, -1);
                         result = self.lock_node(attempt, at.child(index, node), pages);
                         if result.is_err() {
                             break 'slots;
@@ -74,6 +73,11 @@ impl<'m> Tree<'m> {
                         }
                     }
                     Shape::Terminal(None) => {
+                        if pinned == locked {
+                            let more = (end - index) as i32;
+                            self.count(attempt.me, at.node, more);
+                            pinned += more;
+                        }
                         if !slot.exchange(word, SlotWord::locked(attempt.by)) {
                             continue;
                         }

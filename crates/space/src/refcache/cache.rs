@@ -5,7 +5,8 @@
 //!  │  object + 1  │  delta   │  sweep │     object 0: the way is empty
 //! ```
 //!
-//! Direct-mapped: two objects that share a way evict each other. The owner changes a way by compare-and-swap, in a line that
+//! An object has two ways that it can be in (and may be in both); only when other objects have both, one of them is evicted, for an
+//! eviction writes the object's line, which other members write too. The owner changes a way by compare-and-swap, in a line that
 //! nobody else touches, so it costs no more than the instruction; in return any member can flush for another ([`Refcache::expel`]).
 //! `sweep` counts those flushes, so that a change begun before one fails after it.
 //!
@@ -38,10 +39,10 @@ impl Ways {
     }
 
     #[cfg_attr(peregrine_loom, allow(clippy::modulo_one, reason = "one way is what the model has"))]
-    fn of(&self, id: ObjectId) -> &AtomicU64 {
+    fn of(&self, id: ObjectId) -> [&AtomicU64; 2] {
         // Fibonacci hashing: neighbouring objects go to ways far apart.
-        let hash = id.0.wrapping_mul(0x9e37_79b9);
-        &self.0[(hash as usize >> 12) % WAYS]
+        let hash = id.0.wrapping_mul(0x9e37_79b9) as usize;
+        [&self.0[(hash >> 12) % WAYS], &self.0[(hash >> 22) % WAYS]]
     }
 }
 
@@ -88,11 +89,13 @@ impl Refcache<'_> {
     /// Changes the count of `id` by `delta`, in the member's own cache. The caller holds a reference (to take another, or to drop
     /// it), or `id`'s count can't be trusted yet and both halves of the change cancel out.
     pub fn add(&self, me: &Handle, objects: &impl Counted, id: ObjectId, delta: i32) {
-        let block = self.block(me.id());
-        let way = block.ways.of(id);
+        let ways = self.block(me.id()).ways.of(id);
         loop {
             // Acquire pairs with a sweep's exchange: a way that was swept shows a state that is no longer In.
-            let old = Way(way.load(Ordering::Acquire));
+            let both = ways.map(|way| Way(way.load(Ordering::Acquire)));
+            let is = |wanted: Option<ObjectId>| both.iter().position(|w| w.id() == wanted);
+            let chosen = is(Some(id)).or_else(|| is(None)).unwrap_or(0);
+            let (way, old) = (ways[chosen], both[chosen]);
             self.enter(me);
             let new = match old.id() {
                 Some(resident) if resident == id => old.delta() + delta,
@@ -219,8 +222,12 @@ impl Refcache<'_> {
 
     /// The delta of `id` that `member` holds back: for tests and books that are made while nobody moves.
     pub fn held_back(&self, member: MemberId, id: ObjectId) -> i32 {
-        let way = Way(self.block(member).ways.of(id).load(Ordering::Acquire));
-        if way.id() == Some(id) { way.delta() } else { 0 }
+        let in_way = |way: &AtomicU64| {
+            let way = Way(way.load(Ordering::Acquire));
+            if way.id() == Some(id) { way.delta() } else { 0 }
+        };
+        let [first, second] = self.block(member).ways.of(id);
+        in_way(first) + if core::ptr::eq(first, second) { 0 } else { in_way(second) }
     }
 }
 

@@ -129,22 +129,33 @@ impl Refcache<'_> {
         loop {
             let old = block.state();
             let turn = old.turn().wrapping_add(1);
-            let epoch = match old.status() {
-                // Still counted: the epoch it has flushed in is what it was.
-                Status::In | Status::Expelling => old.epoch(),
-                Status::Out | Status::Stray => self.now(),
-            };
-            if block.exchange(old, State::new(epoch, turn, Status::In)).is_err() {
+            let was_out = matches!(old.status(), Status::Out | Status::Stray);
+            // Who is still counted has flushed in the epoch that it says.
+            let epoch = if was_out { self.now() } else { old.epoch() };
+            let mut state = State::new(epoch, turn, Status::In);
+            if block.exchange(old, state).is_err() {
                 continue;
             }
             if old.status() == Status::Stray {
                 self.epoch.strays.fetch_sub(1, Ordering::AcqRel);
             }
             // Pairs with the fence in `advance`: either the scan there sees this member In, or this member's reads from here on
-            // see all that was unlinked before the scan.
+            // see all that was unlinked before the scan, and an epoch that the scan moved on from.
             fence(Ordering::SeqCst);
-            me.turn.set(turn);
-            return turn;
+            // The epoch may have run ahead before anybody saw this member In. Once it is found where this member says it is,
+            // it can be at most one ahead for ever after, which is what dues are computed from.
+            while was_out && state.status() == Status::In && state.epoch() != self.now() {
+                let newer = State::new(self.now(), turn, Status::In);
+                state = match block.exchange(state, newer) {
+                    Ok(()) => newer,
+                    Err(other) => other,
+                };
+                fence(Ordering::SeqCst);
+            }
+            if state.status() == Status::In {
+                me.turn.set(turn);
+                return turn;
+            }
         }
     }
 
