@@ -190,7 +190,9 @@ fn tables(report: &mut Report) {
                 space.map(m, at, PageCount::new(PAGES), &ANONYMOUS).expect("room");
             }
             for m in &mut members {
-                (0..cores * PAGES).for_each(|p| drop(space.store(m, addr(region + p), 1).expect("a frame")));
+                (0..cores * PAGES).for_each(|p| {
+                    space.store(m, addr(region + p), 1).expect("a frame");
+                });
             }
             let most = mmu.counts().most_table_pages;
             for (core, m) in members.iter_mut().enumerate() {

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   63          32 31      16 15      0
-//!  │  object + 1  │  delta   │  sweep │     object 0: the way is empty
+//!  │  object + 1  │  delta   │version │     object 0: the way is empty
 //! ```
 //!
 //! An object has two ways that it can be in (and may be in both); only when other objects have both, one of them is evicted, for an
 //! eviction writes the object's line, which other members write too. The owner changes a way by compare-and-swap, in a line that
 //! nobody else touches, so it costs no more than the instruction; in return any member can flush for another ([`Refcache::expel`]).
-//! `sweep` counts those flushes, so that a change begun before one fails after it.
+//! `version` counts all changes, so that one begun before such a flush fails after it, and a reader of all ways ([`Refcache::sum`])
+//! knows whether they stood still.
 //!
 //! A delta on its way from the cache to the object is in nobody's memory but in `Block::moving`, as the name of the object.
 
@@ -17,7 +18,7 @@ use super::{Block, Counted, Handle, Refcache};
 use crate::member::MemberId;
 use crate::step::Step;
 use core::fmt;
-use peregrine_base::sync::{AtomicU64, Ordering};
+use peregrine_base::sync::{AtomicU64, Ordering, spin_loop};
 
 /// Ways of a delta cache. Fewer under a model checker, where two objects must meet in one way.
 pub const WAYS: usize = if cfg!(peregrine_loom) { 1 } else { 1024 };
@@ -56,11 +57,11 @@ impl fmt::Debug for Ways {
 struct Way(u64);
 
 impl Way {
-    const fn new(id: ObjectId, delta: i32, sweep: u16) -> Self {
-        Self((id.0 as u64 + 1) << 32 | (delta as i16 as u16 as u64) << 16 | sweep as u64)
+    const fn new(id: ObjectId, delta: i32, version: u16) -> Self {
+        Self((id.0 as u64 + 1) << 32 | (delta as i16 as u16 as u64) << 16 | version as u64)
     }
-    const fn empty(sweep: u16) -> Self {
-        Self(sweep as u64)
+    const fn empty(version: u16) -> Self {
+        Self(version as u64)
     }
     const fn id(self) -> Option<ObjectId> {
         match (self.0 >> 32) as u32 {
@@ -71,8 +72,9 @@ impl Way {
     const fn delta(self) -> i32 {
         (self.0 >> 16) as u16 as i16 as i32
     }
-    const fn sweep(self) -> u16 {
-        self.0 as u16
+    /// What the way's next value carries.
+    const fn next_version(self) -> u16 {
+        (self.0 as u16).wrapping_add(1)
     }
 }
 
@@ -114,7 +116,7 @@ impl Refcache<'_> {
                 self.evict(me, objects, way, old, Exact::No);
                 continue;
             }
-            let new = Way::new(id, new, old.sweep());
+            let new = Way::new(id, new, old.next_version());
             if way.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return;
             }
@@ -127,7 +129,7 @@ impl Refcache<'_> {
         let moving = &self.block(me.id()).moving;
         // Before the exchange below, whose release shows it to a sweeper that finds the way empty.
         moving.store(id.0 + 1, Ordering::Release);
-        let empty = Way::empty(old.sweep());
+        let empty = Way::empty(old.next_version());
         if way.compare_exchange(old.0, empty.0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             me.step(Step::DeltaTaken);
             self.give(me, objects, id, old.delta(), exact);
@@ -207,7 +209,7 @@ impl Refcache<'_> {
                 if let Some(id) = old.id() {
                     moving.store(id.0 + 1, Ordering::Release);
                 }
-                let empty = Way::empty(old.sweep().wrapping_add(1));
+                let empty = Way::empty(old.next_version());
                 if way.compare_exchange(old.0, empty.0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                     if let Some(id) = old.id() {
                         me.step(Step::DeltaTaken);
@@ -217,6 +219,41 @@ impl Refcache<'_> {
                 }
             }
             moving.store(0, Ordering::Release);
+        }
+    }
+
+    /// The true count of `id`, as it was at one moment: for tests and statistics, at the price of reading every member's lines.
+    ///
+    /// All parts are read twice, and again until nothing has changed in between. (The released code sees that something has, and
+    /// uses the sum all the same: its `continue` goes on with the inner loop.)
+    pub fn sum(&self, objects: &impl Counted, id: ObjectId) -> i64 {
+        let mut last = None;
+        loop {
+            // A delta on its way is in nobody's way and in no object: wait for it, and see the object after that.
+            let mut still = true;
+            let mut sum = 0i64;
+            let mut seen = 0u64;
+            for block in self.blocks {
+                still &= block.moving.load(Ordering::Acquire) != id.0 + 1;
+                let [first, second] = block.ways.of(id);
+                for (n, way) in [first, second].into_iter().enumerate() {
+                    if n == 1 && core::ptr::eq(first, second) {
+                        break;
+                    }
+                    let way = Way(way.load(Ordering::Acquire));
+                    seen = seen.wrapping_add(u64::from(way.next_version()).wrapping_sub(1) & 0xffff);
+                    if way.id() == Some(id) {
+                        sum += i64::from(way.delta());
+                    }
+                }
+            }
+            let global = objects.object(id).global();
+            let now = (global, sum, seen);
+            if still && last == Some(now) {
+                return i64::from(global) + sum;
+            }
+            last = still.then_some(now);
+            spin_loop();
         }
     }
 
