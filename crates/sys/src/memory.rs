@@ -49,6 +49,30 @@ pub fn map_fixed(addr: usize, len_bytes: usize, backing: Backing) -> Result<(), 
     Err(Errno(k_errno::EEXIST))
 }
 
+/// Replaces the pages of `[addr, addr + len_bytes)` by anonymous ones of this process, readable and writable, with the
+/// same bytes: as if every page of a private file mapping had been written. Atomic: nobody sees other bytes.
+///
+/// # Errors
+/// The kernel's for `mmap` or `mremap`; nothing has changed then.
+///
+/// # Safety
+/// The range is whole pages, readable, and written by nobody meanwhile.
+pub unsafe fn make_anonymous(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    let (prot, flags) = (k::PROT_READ | k::PROT_WRITE, k::MAP_PRIVATE | k::MAP_ANONYMOUS);
+    // SAFETY: a fresh mapping, filled from the caller's readable range, then moved over it.
+    unsafe {
+        let fresh =
+            check(syscall6(k::__NR_mmap, 0, len_bytes, prot as usize, flags as usize, usize::MAX, 0))?;
+        core::ptr::copy_nonoverlapping(addr as *const u8, fresh as *mut u8, len_bytes);
+        let how = (k::MREMAP_MAYMOVE | k::MREMAP_FIXED) as usize;
+        check(syscall6(k::__NR_mremap, fresh, len_bytes, len_bytes, how, addr, 0)).map(drop).inspect_err(
+            |_| {
+                syscall6(k::__NR_munmap, fresh, len_bytes, 0, 0, 0, 0);
+            },
+        )
+    }
+}
+
 /// Unmaps `[addr, addr + len_bytes)`.
 ///
 /// # Safety

@@ -14,8 +14,7 @@
 //! where the last owner had written and the newcomer had not. A thread that never wrote a static costs a compare, and
 //! nothing when two such follow each other; one that wrote a counter costs a line out and a line in.
 //!
-//! Comparing was chosen over write-protecting the window because a protected page makes system calls that write into
-//! a static fail with EFAULT. Most of a window is zero in the template (`.bss`, and caches that a program seldom
+//! Pages that nobody writes are sealed and not compared (`seal`), where the kernel lets us do so without harm. Most of a window is zero in the template (`.bss`, and caches that a program seldom
 //! fills): in the longest run of zeros only the window is read. What is left runs at the speed of the loads.
 //!
 //! All this runs between two threads: it uses no static, no thread-local, and calls nothing.
@@ -29,8 +28,6 @@ use peregrine_base::sync::Ordering;
 const LINE: usize = 64;
 /// Lines that are looked at together, without a branch on what is found.
 const TOGETHER: usize = 8;
-/// Every granule.
-const ALL: u64 = u64::MAX;
 
 /// Bytes of a granule of a window of `len_bytes`: at most 64 granules cover it.
 pub const fn granule_bytes(len_bytes: usize) -> usize {
@@ -63,7 +60,11 @@ pub unsafe fn save(c: &mut Carrier, t: &TemplateHeader) {
     // SAFETY: the owner is a live thread of this node (S5), and its slot has room for the window's bytes.
     unsafe {
         let slot = SlotHeader::of(owner);
-        let written = differing(c.wide_compare, t, (0, t.statics_len));
+        let written = match c.seals.open() {
+            (0, _) => 0,
+            (_, true) => looked_at(c, differing(c.wide_compare, t, (0, t.statics_len))),
+            (open, false) => looked_at(c, differing_in(c, t, open)),
+        };
         c.window_written = written;
         if (*slot).statics_written != written {
             (*slot).statics_written = written;
@@ -87,6 +88,9 @@ pub unsafe fn bring(c: &mut Carrier, t: &TemplateHeader, index: u32) {
         let slot = SlotHeader::of(index);
         let (there, own) = (c.window_written, (*slot).statics_written);
         if there | own != 0 {
+            if (there | own) & c.seals.sealed_granules != 0 {
+                c.seals.open_for(there | own);
+            }
             copy_granules(t, own, (*slot).statics, t.statics_start);
             copy_granules(t, there & !own, t.bytes, t.statics_start);
         }
@@ -109,7 +113,36 @@ pub unsafe fn evict(c: &mut Carrier, t: &TemplateHeader, index: u32) {
 /// Forgets the owner without saving: its thread has ended, or its memory is about to be replaced.
 pub fn forget(c: &mut Carrier) {
     c.window_owner.store(NONE, Ordering::Relaxed);
-    c.window_written = ALL;
+    c.window_written = c.seals.open_granules();
+}
+
+/// Counts a compare, and reviews the seals if that is due.
+///
+/// # Safety
+/// Between two threads; `written` is what was found in all open units.
+#[inline(always)]
+unsafe fn looked_at(c: &mut Carrier, written: u64) -> u64 {
+    if c.seals.count(written) {
+        // SAFETY: the caller's promise.
+        unsafe { c.seals.review() };
+    }
+    written
+}
+
+/// The granules that differ in the open units, neighbours together.
+///
+/// # Safety
+/// As [`differing`].
+unsafe fn differing_in(c: &Carrier, t: &TemplateHeader, mut open: u64) -> u64 {
+    let mut found = 0;
+    while open != 0 {
+        let first = open.trailing_zeros() as usize;
+        let last = first + (open >> first).trailing_ones() as usize - 1;
+        open &= !(u64::MAX >> (63 - last));
+        // SAFETY: the caller's promise.
+        found |= unsafe { differing(c.wide_compare, t, c.seals.units.part(t, first, last)) };
+    }
+    found
 }
 
 /// Copies the granules in `which` from one copy of the window to another.

@@ -37,6 +37,9 @@ pub struct Config {
     pub main_stack_bytes: usize,
     /// Use the kernel's write tracking if there is any; off: compare. `PEREGRINE_TRACK=0`.
     pub track: bool,
+    /// Compares of the statics window, on one node, after which pages of it that nobody wrote may be sealed, so that they
+    /// are not compared any more; 0: never. `PEREGRINE_SEAL_EVERY`; default 4096.
+    pub seal_every: u32,
 }
 
 /// An environment variable that can't be understood.
@@ -70,6 +73,7 @@ impl Default for Config {
             progress: false,
             main_stack_bytes: 8 << 20,
             track: true,
+            seal_every: 4096,
         }
     }
 }
@@ -110,6 +114,9 @@ impl Config {
         }
         if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
             c.track = t == 1;
+        }
+        if let Some(n) = number("PEREGRINE_SEAL_EVERY", "a number of compares, 0 for never", 0, 1 << 30)? {
+            c.seal_every = n as u32;
         }
         if let Some(ms) =
             number("PEREGRINE_STORE_INTERVAL", "milliseconds between stored images", 0, 86_400_000)?

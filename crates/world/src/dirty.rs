@@ -49,7 +49,7 @@ pub fn start(index: u32) -> bool {
     true
 }
 
-fn into_fd(fd: impl std::os::fd::AsFd) -> RawFd {
+pub fn into_fd(fd: impl std::os::fd::AsFd) -> RawFd {
     // Kept open for the life of the process: the zygote closes it when the node is gone.
     let raw = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd());
     core::mem::forget(fd);

@@ -10,7 +10,9 @@ use peregrine_sys::{cpu, futex, process, timer};
 use peregrine_thread::carrier::{Carrier, Hooks, carrier};
 use peregrine_thread::layout::{CARRIER, slot_index_of};
 use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
+use peregrine_thread::seal::Seals;
 use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::template::template;
 use peregrine_thread::{arch, statics};
 
 /// Becomes node `index`. Never returns.
@@ -39,6 +41,12 @@ pub unsafe fn become_node(index: u32) -> ! {
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
             libraries: preempt::libraries(),
             put_off: 0,
+            seals: Seals::new(
+                template(),
+                &node(index).window_open,
+                &node(index).seals_answered,
+                world().seal_every.load(Ordering::Relaxed),
+            ),
             on_preempt: sched::on_preempt,
             hooks: Hooks {
                 sleep_until: context::sleep_until,
@@ -50,6 +58,9 @@ pub unsafe fn become_node(index: u32) -> ! {
             },
             user: [0; 8],
         });
+        if let Some(uffd) = carrier().seals.prepare() {
+            node(index).fds[2].store(dirty::into_fd(uffd) as u32 + 1, Ordering::Relaxed);
+        }
         statics::forget(carrier());
         local().clear();
         let l = local();

@@ -497,8 +497,9 @@ fn stop_ticking(c: &Carrier, l: &mut Local) {
         && l.ticking
         && let Some(t) = l.tick
     {
-        t.arm(0, 0);
+        // In this order: a reset in between must not leave a node that believes it ticks.
         l.ticking = false;
+        t.arm(0, 0);
     }
 }
 
