@@ -27,10 +27,11 @@
 
 use crate::template::TemplateHeader;
 use peregrine_base::sync::{AtomicU64, Ordering};
-use peregrine_base::{PageRange, VirtAddr};
-use peregrine_sys::memory;
+use peregrine_base::{PageRange, Protection, VirtAddr};
+use peregrine_sys::mem::{self, MapOptions, Placement, Source};
+use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 /// Most units.
 const MOST: usize = 64;
@@ -260,11 +261,11 @@ impl Seals {
     }
 
     /// Makes sealing possible in this process: gives the window pages that userfaultfd can protect, and returns the
-    /// descriptor, which must stay open. `None`: this kernel or this user's rights do not allow it.
+    /// descriptor, which stays open. `None`: this kernel or this user's rights do not allow it.
     ///
     /// # Safety
     /// Nothing else runs in this process.
-    pub unsafe fn prepare(&mut self) -> Option<Uffd> {
+    pub unsafe fn prepare(&mut self) -> Option<RawFd> {
         if self.every == 0 {
             return None;
         }
@@ -272,15 +273,34 @@ impl Seals {
         if !uffd.access().serves_kernel_faults() {
             return None;
         }
-        let (start, len) = (self.units.start, self.units.end - self.units.start);
-        // SAFETY: same bytes, same rights; the pages are this process's own.
+        let range = PageRange::covering(VirtAddr::new(self.units.start), self.units.end - self.units.start);
+        // SAFETY: the pages are this process's own, and nobody writes them meanwhile.
         unsafe {
-            memory::make_anonymous(start, len).ok()?;
-            let range = PageRange::covering(VirtAddr::new(start), len);
+            make_anonymous(range).ok()?;
             uffd.by_ref().register(range, RegisterMode::WP).ok()?;
         }
-        self.fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&uffd));
-        Some(uffd)
+        self.fd = uffd.as_fd().as_raw_fd();
+        // Kept open for the life of the process: the zygote closes it when the node is gone.
+        core::mem::forget(uffd);
+        Some(self.fd)
+    }
+}
+
+/// Replaces the pages of `range` by anonymous ones of this process with the same bytes, readable and writable, as if every
+/// page of a private file mapping had been written. Nobody sees other bytes meanwhile.
+///
+/// # Safety
+/// The range is readable, and written by nobody meanwhile.
+unsafe fn make_anonymous(range: PageRange) -> Result<(), Errno> {
+    let (pages, write) = (range.pages(), Protection::ReadWrite);
+    // SAFETY: a fresh mapping, filled from the caller's range, then moved over it.
+    unsafe {
+        let fresh = mem::map(pages, write, Source::Anonymous, Placement::Anywhere, MapOptions::default())?;
+        let (from, to) = (range.start().as_usize() as *const u8, fresh.start().as_usize() as *mut u8);
+        core::ptr::copy_nonoverlapping(from, to, range.len_bytes());
+        mem::remap(fresh, pages, Some(range.start())).map(drop).inspect_err(|_| {
+            let _ = mem::unmap(fresh);
+        })
     }
 }
 
@@ -293,7 +313,7 @@ pub fn answer(units: Units, open: &AtomicU64, uffd: UffdRef<'_>, addr: usize) ->
     loop {
         match uffd.write_protect(units.pages(i), false) {
             Ok(()) => return true,
-            Err(peregrine_sys::raw::Errno::EAGAIN) => peregrine_base::sync::spin_loop(),
+            Err(Errno::EAGAIN) => peregrine_base::sync::spin_loop(),
             Err(_) => return false,
         }
     }

@@ -58,8 +58,8 @@ pub unsafe fn become_node(index: u32) -> ! {
             },
             user: [0; 8],
         });
-        if let Some(uffd) = carrier().seals.prepare() {
-            node(index).fds[2].store(dirty::into_fd(uffd) as u32 + 1, Ordering::Relaxed);
+        if let Some(fd) = carrier().seals.prepare() {
+            node(index).fds[2].store(fd as u32 + 1, Ordering::Relaxed);
         }
         statics::forget(carrier());
         local().clear();
@@ -77,6 +77,7 @@ pub unsafe fn become_node(index: u32) -> ! {
     }
     let me = node(index);
     me.pid.store(process::pid() as u32, Ordering::Relaxed);
+    crate::carried::set_up(index);
     // Release: the supervisor sees the descriptors and the pid.
     me.ready.store(1, Ordering::Release);
     world().acks.fetch_add(1, Ordering::Release);

@@ -13,12 +13,13 @@
 use crate::control::{IMAGED, Imaged, NONE, imaged, imaged_tables, record, state};
 use crate::memory::{MemoryError, map_memfd};
 use peregrine_base::sync::Ordering;
-use peregrine_sys::memory::{Advice, advise};
-use peregrine_sys::pagemap::PageRegion;
+use peregrine_base::{PageRange, VirtAddr};
+use peregrine_sys::mem::{self, Advice};
 use peregrine_thread::layout::{
     ARENA, ARENA_BYTES, SLOT_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES, slot_base, slot_index_of,
 };
 use peregrine_thread::slot::SlotHeader;
+use peregrine_vm::dirty::DirtyRun;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
@@ -46,7 +47,7 @@ pub struct Changes {
 
 impl Changes {
     /// Adds a node's report.
-    pub fn add_report(&mut self, regions: &[PageRegion]) {
+    pub fn add_report(&mut self, regions: &[DirtyRun]) {
         self.ranges
             .extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
     }
@@ -416,7 +417,8 @@ pub fn settle_mail() {
 
 fn punch(slot_start: usize) {
     // SAFETY: the slot's thread, if any, is dead or about to be replaced as a whole.
-    let _ = unsafe { advise(slot_start, SLOT_BYTES, Advice::Remove) };
+    let _ =
+        unsafe { mem::advise(PageRange::covering(VirtAddr::new(slot_start), SLOT_BYTES), Advice::Remove) };
 }
 
 unsafe fn copy(from: usize, to: usize, len: usize) -> u64 {
