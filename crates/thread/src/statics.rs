@@ -170,7 +170,14 @@ unsafe fn copy_granules(t: &TemplateHeader, mut which: u64, from: usize, to: usi
 #[inline(always)]
 unsafe fn differing(wide: bool, t: &TemplateHeader, range: (usize, usize)) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { if wide { wide::differing(t, range.0, range.1) } else { words::differing(t, range.0, range.1) } }
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if wide {
+            return wide::differing(t, range.0, range.1);
+        }
+        let _ = wide;
+        words::differing(t, range.0, range.1)
+    }
 }
 
 /// The pass over a range, for one kind of register: `same` compares lines with the template's, `zero` with nothing, where
@@ -249,6 +256,7 @@ macro_rules! passes {
 
 /// With 32 bytes at once. Two sums, so that one addition need not wait for the last: the compare then runs at the speed of
 /// the loads, a line a cycle (so 64 bytes at once are no faster).
+#[cfg(target_arch = "x86_64")]
 mod wide {
     use super::*;
     use core::arch::x86_64::*;
@@ -339,6 +347,7 @@ mod tests {
         // SAFETY: both copies are live, aligned and of this length.
         unsafe {
             assert_eq!(differing(false, &t, (0, N)), expected, "by words");
+            #[cfg(target_arch = "x86_64")]
             if std::is_x86_feature_detected!("avx2") {
                 assert_eq!(differing(true, &t, (0, N)), expected, "by AVX2");
             }
