@@ -120,6 +120,8 @@ pub struct World {
     pub track: AtomicBool,
     /// Which nodes look for work: one bit each.
     pub hungry: AtomicU64,
+    /// Compares of the statics window between two reviews of its seals; 0: nothing is sealed.
+    pub seal_every: AtomicU32,
     /// What the processor allows, found by the supervisor: bits as in `node::cpu_flags`.
     pub cpu: AtomicU64,
     /// Range of the vDSO.
@@ -169,8 +171,15 @@ pub struct NodeShared {
     pub setups: AtomicU32,
     /// Runnable threads waiting here.
     pub queued: AtomicU32,
-    /// Descriptors of this node in the shared table: userfaultfd, pagemap (plus one; 0 for none).
-    pub fds: [AtomicU32; 2],
+    /// Units of the statics window that may differ from the template (`peregrine_thread::seal`).
+    pub window_open: AtomicU64,
+    /// Whether the supervisor answers writes to the others.
+    pub seals_answered: AtomicU64,
+    /// Writes to sealed units so far.
+    pub seal_faults: AtomicU64,
+    /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
+    /// for none).
+    pub fds: [AtomicU32; 3],
     /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
     pub dirty: AtomicUsize,
     /// Switches so far.

@@ -89,6 +89,7 @@ impl Supervisor {
             n.paused.store(0, Ordering::Relaxed);
             n.dirty.store(0, Ordering::Relaxed);
             n.crash_signal.store(0, Ordering::Relaxed);
+            n.seals_answered.store(0, Ordering::Relaxed);
             let pid = self.zygote.fork_node(i as u32)?;
             let pidfd = Pid::from_raw(pid)
                 .ok_or(rustix::io::Errno::SRCH)
@@ -148,6 +149,7 @@ impl Supervisor {
             }
             self.bury_dead()?;
         }
+        self.answer_seals();
         self.collect_reports();
         self.wake_checkpointers();
         // Before the threads run: one that looks must not take itself for its former self.
