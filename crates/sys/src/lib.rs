@@ -18,6 +18,7 @@ pub mod mem;
 pub mod memfd;
 pub mod pagemap;
 pub mod process;
+pub mod random;
 pub mod raw;
 pub mod signal;
 pub mod timer;
