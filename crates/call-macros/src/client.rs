@@ -74,7 +74,7 @@ fn parameter(krate: &syn::Path, a: &Argument) -> Option<TokenStream> {
     let (ident, ty) = (&a.ident, &a.ty);
     match a.mode {
         Mode::Context => None,
-        Mode::Lend { .. } => Some(quote!(#ident: impl ::core::convert::Into<#krate::Part<'_>>)),
+        Mode::Lend { .. } => Some(quote!(#ident: impl ::core::convert::Into<#krate::Part<'lent>>)),
         Mode::Give { .. } => Some(quote!(#ident: #krate::Gift)),
         _ => Some(quote!(#ident: #ty)),
     }
@@ -87,8 +87,16 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
     let value = &m.value;
     let error: Type = m.error.clone().unwrap_or_else(|| syn::parse_quote!(::core::convert::Infallible));
     let name = if awaited { format_ident!("{}_async", m.ident) } else { m.ident.clone() };
+    // A method without an error of its own has nothing to tell apart.
+    let told = if m.error.is_some() {
+        quote!(#krate::interface::Error::of)
+    } else {
+        quote!(#krate::interface::Error::Call)
+    };
     let keyword = awaited.then(|| quote!(async));
     let reply_bytes = &m.reply_bytes;
+    let lends = m.arguments.iter().any(|a| matches!(a.mode, Mode::Lend { .. }));
+    let lifetime = lends.then(|| quote!(<'lent>));
 
     // (number, in and inout values) packed; the same order is taken apart in `portal`.
     let packed = m.arguments.iter().filter_map(|a| {
@@ -147,7 +155,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
         #(#docs)*
         #[doc = ""]
         #(#[doc = #errors])*
-        #vis #keyword fn #name(
+        #vis #keyword fn #name #lifetime(
             &self, #(#parameters),*
         ) -> ::core::result::Result<#value, #krate::interface::Error<#error>> {
             let __packed = #krate::interface::pack(&(#number, #(#packed,)*))?;
@@ -155,7 +163,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
             #(#aside)*
             let __call =
                 self.stub.prepare().input(&__packed).output(&mut __reply, #reply_bytes)#(#wired)*;
-            #send.map_err(#krate::interface::Error::of)?;
+            #send.map_err(#told)?;
             let (__value, #(#result_names,)*): (#value, #(#result_types,)*) =
                 #krate::interface::unpack(&__reply)?;
             #(#assigned)*

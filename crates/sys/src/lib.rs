@@ -22,6 +22,7 @@ pub mod random;
 pub mod raw;
 pub mod signal;
 pub mod timer;
+pub mod trace;
 pub mod uffd;
 
 pub use linux_raw_sys;
