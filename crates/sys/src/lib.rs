@@ -17,6 +17,7 @@ pub mod io;
 pub mod mem;
 pub mod memfd;
 pub mod pagemap;
+pub mod peer;
 pub mod process;
 pub mod random;
 pub mod raw;
