@@ -143,14 +143,14 @@ fn stacks(kib: usize) {
     let path = std::env::temp_dir().join(format!("peregrine-stacks-{}", std::process::id()));
     let steps = steps();
     let start = |count: usize| {
-        let path = path.clone();
+        let served = path.clone();
         let step = &steps[usize::from(count > 1)];
         let server = server_anywhere(move || {
             let _domain = Domain::builder()
                 .activations(count)
                 .stack_bytes(kib << 10)
                 .portal("null", 1, |_: &mut Invocation<'_>| Ok(()))
-                .serve(&path)
+                .serve(&served)
                 .expect("a domain");
             std::thread::sleep(Duration::from_millis(50));
             step.store(1, Ordering::Release);

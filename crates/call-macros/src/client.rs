@@ -113,6 +113,10 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
         let ident = &a.ident;
         let held = format_ident!("__{}", ident);
         match a.mode {
+            // Now, so that what is lent may outlive the rest of the call's arguments.
+            Mode::Lend { .. } => {
+                Some(quote!(let #held: #krate::Part<'lent> = ::core::convert::Into::into(#ident);))
+            }
             Mode::RawOut { .. } => Some(quote!(let mut #held = ::std::vec::Vec::new();)),
             Mode::RawInOut { .. } => Some(quote!(let mut #held = ::core::clone::Clone::clone(#ident);)),
             _ => None,
@@ -128,7 +132,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
             Mode::RawInOut { most, .. } => {
                 Some(quote!(.inout(&mut #held, ::core::cmp::max(#ident.len(), #most))))
             }
-            Mode::Lend { .. } => Some(quote!(.lend(#ident))),
+            Mode::Lend { .. } => Some(quote!(.lend(#held))),
             Mode::Give { .. } => Some(quote!(.give(#ident))),
             _ => None,
         }

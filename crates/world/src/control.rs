@@ -144,6 +144,8 @@ pub struct NodeShared {
     pub queued: AtomicU32,
     /// Descriptors of this node in the shared table: userfaultfd, pagemap (plus one; 0 for none).
     pub fds: [AtomicU32; 2],
+    /// Descriptors of its connections to domains (plus one; 0 for none).
+    pub call_fds: [AtomicU32; 64],
     /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
     pub dirty: AtomicUsize,
     /// Switches so far.
@@ -326,6 +328,8 @@ pub mod wait {
     pub const OUTPUT: u32 = 5;
     /// A domain's process.
     pub const DOMAIN: u32 = 6;
+    /// The reply to a fresh call.
+    pub const CALL: u32 = 7;
 }
 
 /// One thread.

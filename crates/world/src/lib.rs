@@ -14,6 +14,7 @@ mod dirty;
 mod ends;
 mod entry;
 mod error;
+mod fresh;
 mod local;
 mod lock;
 mod memory;
@@ -37,6 +38,7 @@ pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_i
 pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
 pub use entry::{Tally, run_with, tally};
 pub use error::{JoinError, SpawnError};
+pub use fresh::{FreshCallError, Portal};
 pub use memory::MemoryError;
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use rendezvous::{RendezvousError, connect_all};
