@@ -2,12 +2,15 @@
 //!
 //! ```text
 //!   tracer ──▶ client: calls all the time │ server: serves           both on one processor
-//!      └ steps every thread of both, one instruction at a time, for so many calls; counts by what the next instruction is
+//!      └ steps every thread of one of them, one instruction at a time, for so many calls; counts by what the next instruction is
 //! ```
 //!
+//! One side is stepped while the other runs free, and then the other: stepped together, a call would take so long that waiting in
+//! slices became part of the path.
+//!
 //! Ford and Lepreau counted inside their kernel; here the kernel is Linux's, and what can be counted exactly is what runs in user mode
-//! on both sides, and how often the kernel is entered. Both sides are stepped from call to call, so what the server does after its
-//! answer (going back to sleep) is counted too. The *static* form hands the call to a static server thread over the same transport.
+//! on both sides, and how often the kernel is entered. The server is stepped from call to call, so what it does after its answer
+//! (going back to sleep) is counted too. The *static* form hands the call to a static server thread over the same transport.
 
 use super::again;
 use super::ours::{self, Form, Place};
@@ -28,14 +31,17 @@ const CALLS: u64 = 40;
 
 pub fn run(report: &mut Report, _: &Options) {
     report.section("Path of a null call in user mode, both sides");
-    let count = |form: &str| again(&["call-case", "path", form]);
-    let (migrating, fixed) = (count("migrating"), count("static"));
-    let ([a, b, c], [d, e, f]) = (&migrating[..], &fixed[..]) else {
+    let count = |form: &str| {
+        let side = |side: &str| <[f64; 3]>::try_from(again(&["call-case", "path", form, side])).ok();
+        let (client, server) = (side("client")?, side("server")?);
+        Some([0, 1, 2].map(|i| client[i] + server[i]))
+    };
+    let (Some([a, b, c]), Some([d, e, f])) = (count("migrating"), count("static")) else {
         return report.note("skipped: single steps are not allowed here (ptrace)");
     };
     let base = "static thread over the same transport";
     for (metric, ours, theirs) in [("instructions", a, d), ("branches", b, e), ("system calls", c, f)] {
-        report.value("null call, migrating form", metric, "", *ours, Some((base, *theirs)));
+        report.value("null call, migrating form", metric, "", ours, Some((base, theirs)));
     }
     report.note(&format!(
         "    static thread: {:.1} times the instructions, {:.1} times the branches, {:.1} times the system calls (the paper's kernel: 5.3, 9, 1)",
@@ -76,11 +82,11 @@ fn classify(bytes: &[u8; 16]) -> Kind {
     }
 }
 
-/// `migrating|static`.
+/// `migrating|static client|server`.
 pub fn case(words: &[&str]) -> ExitCode {
-    let form = match words {
-        ["migrating"] => Form::In,
-        ["static"] => Form::StaticThread,
+    let (form, steps_server) = match words {
+        ["migrating", side] => (Form::In, *side == "server"),
+        ["static", side] => (Form::StaticThread, *side == "server"),
         _ => return ExitCode::from(2),
     };
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
@@ -98,12 +104,12 @@ pub fn case(words: &[&str]) -> ExitCode {
     while calls.load(Ordering::Acquire) < 1000 {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let mut processes = vec![client.pid()];
-    processes.extend(children_of(client.pid()));
-    if let Some(counts) = step_through(&processes, calls) {
+    let server = children_of(client.pid());
+    let stepped = if steps_server { &server[..] } else { &[client.pid()] };
+    if let Some(counts) = step_through(stepped, calls) {
         println!("{} {} {}", counts[0], counts[1], counts[2]);
     }
-    for pid in processes {
+    for pid in server {
         let _ = peregrine_sys::signal::kill(pid, number::KILL);
     }
     ExitCode::SUCCESS

@@ -198,17 +198,8 @@ pub fn answer<T: Serialize>(call: &Invocation<'_>, results: &T) -> Result<(), Fa
     Ok(())
 }
 
-/// A type that can cross to another process: it is serialised, with all that it points to, and made anew.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` can't cross to another process",
-    label = "this has no serialised form, or borrows from its own process",
-    note = "derive serde::Serialize and serde::Deserialize for it; pointers, references, Rc and files mean nothing over there",
-    note = "bytes can be lent in place (#[lend], Lent) or given (#[give], Given)"
-)]
-#[doc(hidden)]
-pub trait Crosses {}
-impl<T: Serialize + DeserializeOwned> Crosses for T {}
-
+/// A type that can cross to another process: it is serialised, with all that it points to, and made anew. Here so that the compiler names a
+/// type that can't.
 #[doc(hidden)]
 pub const fn crosses<T: Serialize + DeserializeOwned>() {}
 

@@ -400,7 +400,7 @@ pub fn begin(l: &mut Local, index: u32, slot: u32, at: usize) {
         Ok(None) => answer(l, index, slot, request, FULL, &[]),
         Err(e) => {
             if matches!(e, CallError::DomainDied) {
-                // The connection that was at hand had died: nothing was executed, so the thread asks again.
+                // The connection that was at hand is dead: the next call connects anew.
                 // SAFETY: as in `start`.
                 let path = unsafe { &(*(*request).portal).path };
                 if let Some(at) =
@@ -496,8 +496,12 @@ pub fn drop_all(l: &mut Local) {
         let _whole = NoReset::new();
         let all = flights(l);
         all.flights.clear();
-        for c in all.connections.iter_mut().flatten() {
-            c.flights = 0;
+        for place in &mut all.connections {
+            match place {
+                Some(c) if c.path.as_os_str().is_empty() => *place = None,
+                Some(c) => c.flights = 0,
+                None => {}
+            }
         }
     }
     l.in_flight = 0;
