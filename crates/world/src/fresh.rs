@@ -1,24 +1,26 @@
 //! Fresh calls of Peregrine threads: the thread parks, its node runs others, and nothing of the call can be rolled back into.
 //!
 //! ```text
-//!   thread (slot)                         node (process heap, scheduler's stack)              domain (any process)
+//!   thread                                node (process heap, scheduler's stack)              domain (any process)
 //!   Request on its stack ──switch──▶ begin: connection and portal, start the call ──line──▶ activation
 //!   PARKED, waits for CALL            others run; idle: poll the pipes of the flights          │
-//!   ◀──────── RUNNABLE ────────────── finish: outcome copied into the Request  ◀──────────────┘
+//!   ◀── record.reply, a blob ──────── finish: outcome written to the arena  ◀─────────────────┘
 //! ```
 //!
 //! **Whose the connection is.** A connection is mappings and descriptors of one process, and a thread belongs to none: so connections are
-//! the node's. All that `peregrine-call` allocates is allocated on the scheduler's stack, where allocation goes to the process's heap;
-//! the thread only lends its bytes. It may be moved while it waits, for the request lies in its slot, which every node can write.
+//! the node's. All that `peregrine-call` allocates is allocated on the scheduler's stack, where allocation goes to the process's heap. The
+//! thread's memory is read once, when it has just switched away and is still in place; its outcome comes like a message, through the
+//! arena. So it may be moved while it waits, and others may run in its window.
 //!
-//! **Rollback.** A request notes the life that it was begun in. If the caller's World is rolled back while the call is under way, every
-//! flight is dropped, and a caller that an image held in mid-call is told [`FreshCallError::RolledBack`]: the domain, which is no part
-//! of the World, may have executed the call. **Death of a node** closes its side by the domain's own watch on the process; the
+//! **Rollback.** A caller notes the life that it calls in. If the World is rolled back while the call is under way, every flight is
+//! dropped, and a caller that an image held in mid-call is told [`FreshCallError::RolledBack`]: the domain, which is no part of the
+//! World, may have executed the call. **Death of a node** closes its side by the domain's own watch on the process; the
 //! descriptors, which its siblings share, are closed by the supervisor (`NodeShared::call_fds`).
 //!
 //! **When it is worth it.** A call that returns while nobody else wants the node costs no more than a switch to the scheduler and back;
 //! the node spins as it does for work, then sleeps in `poll`. If others are runnable they run at once.
 
+use crate::arena;
 use crate::control::{NONE, node, record, state, wait, world};
 use crate::local::{Action, Local};
 use crate::sched;
@@ -33,8 +35,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Room for an error in place of a result.
-const ERROR_ROOM: usize = 20 << 10;
 /// Calls of one connection under way at once; more wait their turn. Below the least that a domain allows by default.
 const MOST_FLIGHTS: usize = 24;
 /// How often a call without news is looked at for its deadline or its domain's death, in ns.
@@ -125,24 +125,21 @@ pub struct Portal {
     within: Option<Duration>,
 }
 
-const PENDING: u32 = 0;
-const DONE: u32 = 1;
-const FAILED: u32 = 2;
+/// First byte of an outcome: the result follows.
+const DONE: u8 = 1;
+/// An error follows.
+const FAILED: u8 = 2;
 /// All calls that the connection may have under way are.
-const FULL: u32 = 3;
+const FULL: u8 = 3;
+/// In place of a blob's address: there was no World memory for it.
+const NO_ROOM: usize = 1;
 
-/// What a thread asks of its node; on the thread's stack, and written by whichever node has the call.
-#[repr(C)]
+/// What a thread asks of its node: on the thread's stack, and read there before anybody else runs.
 struct Request {
     portal: *const Portal,
     input: (*const u8, usize),
-    /// Room for the result, or an error.
-    room: (*mut u8, usize),
     /// Most bytes of the result.
     most: usize,
-    life: u64,
-    status: u32,
-    len: usize,
 }
 
 /// What tells this life of this World from every other.
@@ -169,56 +166,53 @@ impl Portal {
     /// # Errors
     /// [`FreshCallError`], which says for each kind whether the call may have been executed.
     pub fn call(&self, input: &[u8], most_bytes: usize) -> Result<Vec<u8>, FreshCallError> {
-        let mut result: Vec<u8> = Vec::with_capacity(most_bytes.max(ERROR_ROOM));
+        let request = Request { portal: self, input: (input.as_ptr(), input.len()), most: most_bytes };
         loop {
-            let mut request = Request {
-                portal: self,
-                input: (input.as_ptr(), input.len()),
-                room: (result.as_mut_ptr(), result.capacity()),
-                most: most_bytes,
-                life: 0,
-                status: PENDING,
-                len: 0,
-            };
-            let at = &raw mut request;
-            sched::in_thread(|_| {
-                // SAFETY: in a section; the request lives until it is answered, for this thread waits until then.
-                unsafe { ask(at) }
+            let outcome = sched::in_thread(|slot| {
+                // SAFETY: in a section of the running thread, which stays here until it is answered.
+                unsafe { ask(slot, &request) }
             })
             .ok_or(FreshCallError::NoThread)?;
-            // SAFETY: the node is done with it: it was answered, or belongs to another life.
-            let (status, len) = unsafe { ((&raw const (*at).status).read_volatile(), (*at).len) };
-            match status {
-                FULL => crate::yield_now(),
-                PENDING => return Err(FreshCallError::RolledBack),
-                _ => {
-                    // SAFETY: `finish` wrote so many bytes, at most the capacity.
-                    unsafe { result.set_len(len) };
-                    if status == DONE {
-                        return Ok(result);
-                    }
-                    return Err(postcard::from_bytes(&result)
+            let mut bytes = outcome?;
+            match bytes.first() {
+                Some(&DONE) => {
+                    bytes.remove(0);
+                    return Ok(bytes);
+                }
+                Some(&FULL) => crate::yield_now(),
+                Some(&FAILED) => {
+                    return Err(postcard::from_bytes(&bytes[1..])
                         .unwrap_or_else(|e| FreshCallError::Other(format!("an unreadable error: {e}"))));
                 }
+                _ => return Err(FreshCallError::Other("an outcome of no kind".to_owned())),
             }
         }
     }
 }
 
-/// Has the node make the call, and waits.
+/// Has the node make the call, and waits for the outcome.
 ///
 /// # Safety
-/// In a runtime section; the request stays where it is.
-unsafe fn ask(at: *mut Request) {
-    // SAFETY: as promised; volatile, for another process writes it.
+/// In a runtime section of the running thread, whose number is `slot`.
+unsafe fn ask(slot: u32, request: &Request) -> Result<Vec<u8>, FreshCallError> {
+    let begun = life();
+    let r = record(slot);
+    r.reply.store(0, Ordering::Relaxed);
+    // SAFETY: as promised.
     unsafe {
-        (&raw mut (*at).life).write_volatile(life());
-        sched::call(at as usize);
-        // A wake-up meant for an earlier wait may come between.
-        while (&raw const (*at).status).read_volatile() == PENDING
-            && (&raw const (*at).life).read_volatile() == life()
-        {
-            sched::park(0, wait::CALL, NONE);
+        sched::call(core::ptr::from_ref(request) as usize);
+        loop {
+            // Acquire: pairs with the release in `answer`, which may have been on another node.
+            match r.reply.swap(0, Ordering::Acquire) {
+                // A wake-up meant for an earlier wait may come between.
+                0 if life() == begun => sched::park(0, wait::CALL, NONE),
+                0 => return Err(FreshCallError::RolledBack),
+                NO_ROOM => {
+                    let why = "the call was executed, and there is no World memory for its result: see Config::memory_bytes";
+                    return Err(FreshCallError::Other(why.to_owned()));
+                }
+                blob => return Ok(arena::take(blob).0),
+            };
         }
     }
 }
@@ -226,7 +220,6 @@ unsafe fn ask(at: *mut Request) {
 /// A call under way. The boxes are leaked while it is and taken back when it ends.
 struct Flight {
     slot: u32,
-    request: *mut Request,
     connection: usize,
     result: *mut Vec<u8>,
     pending: Option<Pending<'static>>,
@@ -314,8 +307,11 @@ impl Flights {
     }
 
     /// Begins the call that `request` of the thread in `slot` asks for.
-    fn start(&mut self, slot: u32, request: *mut Request) -> Result<Option<Flight>, CallError> {
-        // SAFETY: the thread waits, so its request and what that points to stay; this node may read and write any slot.
+    ///
+    /// # Safety
+    /// The thread has just switched away for it: its memory is in place until this returns.
+    unsafe fn start(&mut self, slot: u32, request: *const Request) -> Result<Option<Flight>, CallError> {
+        // SAFETY: as promised. The input's lifetime is that of this call: what `start_for` returns does not look at it again.
         let (portal, input, most) = unsafe {
             let r = &*request;
             (&*r.portal, core::slice::from_raw_parts(r.input.0, r.input.1), r.most)
@@ -348,7 +344,6 @@ impl Flights {
         if let Some(time) = portal.within {
             call = call.deadline(Deadline::after(time));
         }
-        // The input was copied when this returns; its lifetime in the type is the thread's wait.
         flight.pending = Some(connection.client.start_for(Caller::fresh(), id, call)?);
         connection.flights += 1;
         Ok(Some(flight))
@@ -393,15 +388,16 @@ fn flights(l: &mut Local) -> &mut Flights {
 /// Begins the call of the thread in `slot`, which is parked for it. On the scheduler's stack.
 pub fn begin(l: &mut Local, index: u32, slot: u32, at: usize) {
     let _whole = NoReset::new();
-    let request = at as *mut Request;
+    let request = at as *const Request;
     let all = flights(l);
-    match all.start(slot, request) {
+    // SAFETY: called when the thread has just switched to the scheduler.
+    match unsafe { all.start(slot, request) } {
         Ok(Some(flight)) => all.flights.push(flight),
-        Ok(None) => answer(l, index, slot, request, FULL, &[]),
+        Ok(None) => answer(l, index, slot, FULL, &[]),
         Err(e) => {
             if matches!(e, CallError::DomainDied) {
                 // The connection that was at hand is dead: the next call connects anew.
-                // SAFETY: as in `start`.
+                // SAFETY: as above.
                 let path = unsafe { &(*(*request).portal).path };
                 if let Some(at) =
                     all.connections.iter().position(|c| c.as_ref().is_some_and(|c| c.path == *path))
@@ -410,7 +406,7 @@ pub fn begin(l: &mut Local, index: u32, slot: u32, at: usize) {
                     all.settle_connection(at, true);
                 }
             }
-            fail(l, index, slot, request, e.into());
+            fail(l, index, slot, e.into());
         }
     }
     let all = flights(l);
@@ -449,9 +445,9 @@ pub fn finish(l: &mut Local, index: u32) {
             Ok(()) => {
                 // SAFETY: the call has ended: nobody else has the result.
                 let bytes = unsafe { core::mem::take(&mut *flight.result) };
-                answer(l, index, flight.slot, flight.request, DONE, &bytes);
+                answer(l, index, flight.slot, DONE, &bytes);
             }
-            Err(e) => fail(l, index, flight.slot, flight.request, e.into()),
+            Err(e) => fail(l, index, flight.slot, e.into()),
         }
     }
     let all = flights(l);
@@ -459,27 +455,19 @@ pub fn finish(l: &mut Local, index: u32) {
     l.in_flight = all.len() as u32;
 }
 
-fn fail(l: &mut Local, index: u32, slot: u32, request: *mut Request, mut error: FreshCallError) {
-    let mut bytes = postcard::to_allocvec(&error).unwrap_or_default();
-    if bytes.len() > ERROR_ROOM {
-        error = FreshCallError::Other(format!("an error of {} bytes", bytes.len()));
-        bytes = postcard::to_allocvec(&error).unwrap_or_default();
-    }
-    answer(l, index, slot, request, FAILED, &bytes);
+fn fail(l: &mut Local, index: u32, slot: u32, error: FreshCallError) {
+    let bytes = postcard::to_allocvec(&error).unwrap_or_default();
+    answer(l, index, slot, FAILED, &bytes);
 }
 
-/// Writes an outcome into the thread's request and lets the thread run.
-fn answer(l: &mut Local, index: u32, slot: u32, request: *mut Request, status: u32, bytes: &[u8]) {
-    // The slot is written here, wherever its thread is now.
-    node(index).note_ran(slot);
-    // SAFETY: the thread waits for this very answer; `room` holds the most that was asked for, or an error.
-    unsafe {
-        let room = (*request).room;
-        let len = bytes.len().min(room.1);
-        core::ptr::copy_nonoverlapping(bytes.as_ptr(), room.0, len);
-        (&raw mut (*request).len).write_volatile(len);
-        (&raw mut (*request).status).write_volatile(status);
-    }
+/// Gives the thread its outcome and lets it run.
+fn answer(l: &mut Local, index: u32, slot: u32, kind: u8, bytes: &[u8]) {
+    let mut all = Vec::with_capacity(bytes.len() + 1);
+    all.push(kind);
+    all.extend_from_slice(bytes);
+    let reply = arena::write(&all, &[]).unwrap_or(NO_ROOM);
+    // Release: pairs with the acquire in `ask`.
+    record(slot).reply.store(reply, Ordering::Release);
     let r = record(slot);
     if r.node.load(Ordering::Acquire) == index && r.state.load(Ordering::Relaxed) == state::PARKED {
         r.state.store(state::RUNNABLE, Ordering::Relaxed);
