@@ -198,8 +198,45 @@ pub fn answer<T: Serialize>(call: &Invocation<'_>, results: &T) -> Result<(), Fa
     Ok(())
 }
 
-/// A type that can cross to another process: it is serialised, with all that it points to, and made anew. Here so that the compiler names a
-/// type that can't.
+/// A type that can cross to another process: it is serialised, with all that it points to, and made anew. Here so that the compiler names
+/// a type that can't: with a pointer inside,
+///
+/// ```compile_fail,E0277
+/// pub struct Node {
+///     pub next: *mut Node,
+/// }
+/// #[peregrine_call::interface]
+/// pub trait Graph {
+///     fn walk(&self, from: Node) -> u32;
+/// }
+/// ```
+///
+/// with an owner that is shared within a process,
+///
+/// ```compile_fail,E0277
+/// #[peregrine_call::interface]
+/// pub trait Shared {
+///     fn count(&self, shared: std::rc::Rc<String>) -> u32;
+/// }
+/// ```
+///
+/// open in a process,
+///
+/// ```compile_fail,E0277
+/// #[peregrine_call::interface]
+/// pub trait Files {
+///     fn open(&self, file: std::fs::File) -> u32;
+/// }
+/// ```
+///
+/// or lent as bytes though not every pattern of bytes is one.
+///
+/// ```compile_fail,E0277
+/// #[peregrine_call::interface]
+/// pub trait Lists {
+///     fn sum(&self, #[lend] list: peregrine_call::LentSlice<'_, String>) -> u32;
+/// }
+/// ```
 #[doc(hidden)]
 pub const fn crosses<T: Serialize + DeserializeOwned>() {}
 
