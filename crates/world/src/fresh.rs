@@ -331,14 +331,8 @@ impl Flights {
             }
         };
         let result = Box::into_raw(Box::<Vec<u8>>::default());
-        let mut flight = Flight {
-            slot,
-            request,
-            connection: at,
-            result,
-            pending: None,
-            look_at: monotonic_ns() + LOOK_NS,
-        };
+        let mut flight =
+            Flight { slot, connection: at, result, pending: None, look_at: monotonic_ns() + LOOK_NS };
         // SAFETY: taken back by the flight's drop, after the call that borrows it.
         let mut call = Call::new().input(input).output(unsafe { &mut *result }, most);
         if let Some(time) = portal.within {
