@@ -9,6 +9,7 @@ mod clients;
 mod goals;
 mod memory;
 mod ours;
+#[cfg(target_arch = "x86_64")]
 mod path;
 mod peers;
 mod remote;
@@ -70,6 +71,7 @@ pub fn run(report: &mut Report, options: &Options) {
     if options.wants("memory") {
         memory::run(report, options);
     }
+    #[cfg(target_arch = "x86_64")]
     if options.wants("path") {
         path::run(report, options);
     }
@@ -143,6 +145,7 @@ pub fn run_case(arguments: &[String]) -> ExitCode {
         Some((&"attributes", rest)) => return goals::case(rest),
         Some((&"clients", rest)) => return clients::case(rest),
         Some((&"memory", rest)) => return memory::case(rest),
+        #[cfg(target_arch = "x86_64")]
         Some((&"path", rest)) => return path::case(rest),
         _ => {}
     }

@@ -23,6 +23,7 @@ pub mod random;
 pub mod raw;
 pub mod signal;
 pub mod timer;
+#[cfg(target_arch = "x86_64")]
 pub mod trace;
 pub mod uffd;
 
