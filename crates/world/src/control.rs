@@ -180,6 +180,8 @@ pub struct NodeShared {
     /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
     /// for none).
     pub fds: [AtomicU32; 3],
+    /// Descriptors of its connections to domains (plus one; 0 for none).
+    pub call_fds: [AtomicU32; 64],
     /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
     pub dirty: AtomicUsize,
     /// Switches so far.
@@ -374,6 +376,8 @@ pub mod wait {
     pub const OUTPUT: u32 = 5;
     /// A domain's process.
     pub const DOMAIN: u32 = 6;
+    /// The reply to a fresh call.
+    pub const CALL: u32 = 7;
 }
 
 /// One thread.
@@ -407,6 +411,8 @@ pub struct ThreadRecord {
     pub moves: AtomicU64,
     /// When it left its last node (monotonic ns); 0 once it was taken up.
     pub sent_at: AtomicU64,
+    /// The outcome of its fresh call, a blob's address; 0: none has come.
+    pub reply: AtomicUsize,
     /// Stack bytes.
     pub stack_bytes: AtomicU64,
     /// Bytes granted to the thread's stack and heap.

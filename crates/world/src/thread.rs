@@ -122,6 +122,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     r.generation.store(generation, Ordering::Relaxed);
     r.join.with(|j| *j = JoinCell { how: 0, joiner: NONE, detached: 0, result: 0 });
     r.move_to.store(NONE, Ordering::Relaxed);
+    r.reply.store(0, Ordering::Relaxed);
     r.stack_bytes.store(stack_bytes as u64, Ordering::Relaxed);
     r.granted.store(fixed as u64, Ordering::Relaxed);
     for zero in [&r.moves, &r.wake_at, &r.sent_at] {

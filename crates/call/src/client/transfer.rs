@@ -7,7 +7,7 @@ use super::connection::Connection;
 use super::line::Line;
 use crate::args::{Arg, Call};
 use crate::attributes::{Affinity, Attributes};
-use crate::chain::{self, Deadline};
+use crate::chain::{Caller, Deadline};
 use crate::domain::execute::about;
 use crate::error::{CallError, Failure, Refusal};
 use crate::line::{
@@ -35,30 +35,21 @@ pub(crate) struct Sent {
     results_at: usize,
     spilled: bool,
     count: usize,
+    charge: bool,
+    depth: u32,
 }
 
 impl Line {
-    /// Fills the line and rings.
+    /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
     pub fn send(
         &mut self,
         connection: &Arc<Connection>,
         portal: PortalId,
         call: &mut Call<'_>,
-        deadline: Option<Deadline>,
-    ) -> Result<Sent, CallError> {
-        let notify = false;
-        self.send_with(connection, portal, call, deadline, notify)
-    }
-
-    /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
-    pub fn send_with(
-        &mut self,
-        connection: &Arc<Connection>,
-        portal: PortalId,
-        call: &mut Call<'_>,
-        deadline: Option<Deadline>,
+        caller: Caller,
         notify: bool,
     ) -> Result<Sent, CallError> {
+        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         if deadline.is_some_and(|d| d.left().is_none()) {
             return Err(CallError::Deadline);
         }
@@ -78,17 +69,18 @@ impl Line {
         let payload_at = if spilled { 0 } else { PAYLOAD_AT };
         self.fill(connection, call, deadline, payload_at, spilled)?;
         reach("client: arguments written");
-        let link = chain::current();
+        let link = caller.link;
         let attributes = call.attributes;
+        let charge = attributes.charge || caller.charge;
         let header = Header {
             portal: portal.0,
             args: call.count as u8,
-            charge: attributes.charge || usage::inherited(),
+            charge,
             priority: attributes.priority,
             affinity: attributes.affinity,
             deadline,
             chain: link.chain,
-            depth: link.depth + 1,
+            depth: link.depth.saturating_add(1),
             cpu: process::current_cpu() as u16,
             nice: if attributes.priority { process::nice_of(0).unwrap_or(0) as i8 } else { 0 },
             payload_bytes: payload_bytes as u32,
@@ -104,6 +96,8 @@ impl Line {
             results_at: results_at(payload_at, payload_bytes),
             spilled,
             count: call.count,
+            charge,
+            depth: header.depth,
         };
         let wait = match (notify, attributes.affinity) {
             (true, _) => NOTIFY,
@@ -213,7 +207,7 @@ impl Line {
         let words = self.words();
         let head = ReplyHead::read(words, sent.count.max(2));
         let status = head.status.ok_or(CallError::BadReply("a status that stands for nothing"))?;
-        if head.charge_rows > 0 || sent.attributes.charge || usage::inherited() {
+        if sent.charge {
             take_charges(words, connection.id, &head);
         }
         match status {
@@ -250,10 +244,7 @@ impl Line {
                 asked_bytes: u64::from(head.lengths[0]),
                 limit_bytes: u64::from(head.lengths[1]),
             }),
-            Status::Depth => {
-                let depth = chain::current().depth + 1;
-                Err(Refusal::Depth { depth, limit: head.code }.into())
-            }
+            Status::Depth => Err(Refusal::Depth { depth: sent.depth, limit: head.code }.into()),
             Status::NoBuffer => Err(Refusal::NoBuffer(head.code).into()),
             Status::GiftInUse => Err(Refusal::GiftInUse.into()),
             Status::Terminated => Err(CallError::Terminated),

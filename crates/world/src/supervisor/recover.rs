@@ -45,7 +45,7 @@ impl Supervisor {
             if current != NONE && is_crash(signo) {
                 self.blame(current, signo);
             }
-            for fd in &n.fds {
+            for fd in n.fds.iter().chain(&n.call_fds) {
                 let fd = fd.swap(0, Ordering::Relaxed);
                 if fd != 0 {
                     self.zygote.close(fd as i32 - 1)?;
