@@ -596,7 +596,7 @@ fn sleep_with_calls(l: &mut Local, me: &NodeShared, something: impl Fn() -> bool
         let now = monotonic_ns();
         // SAFETY: calls are under way, so it was made.
         let flights = unsafe { &*l.flights };
-        let until = [l.next_deadline(), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
+        let until = [next_due(l), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
         // A signal that came since it is held off ends the poll at once.
         peregrine_sys::io::wait_for_any(flights.descriptors(), until.saturating_sub(now), mask & !tick);
     }
