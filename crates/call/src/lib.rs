@@ -11,11 +11,11 @@ mod limits;
 mod line;
 mod memory;
 mod portal;
-pub mod runtime;
 mod shared;
 mod socket;
 pub mod step;
 pub mod usage;
+mod wire;
 
 pub use args::Call;
 pub use attributes::{Affinity, Attributes};
@@ -28,3 +28,4 @@ pub use limits::Limits;
 pub use memory::{Buffer, Gift, Given, Lent, Part};
 pub use portal::{Access, Handler, PortalId};
 pub use socket::pair as socket_pair;
+pub use wire::Wire;

@@ -4,7 +4,7 @@
 //! result that is longer than its bound, or lies outside the memory, makes the whole reply invalid.
 
 use super::connection::Connection;
-use super::line::Line;
+use super::line::{Line, Spill};
 use crate::args::{Arg, Call};
 use crate::attributes::{Affinity, Attributes};
 use crate::chain::{Caller, Deadline};
@@ -14,6 +14,7 @@ use crate::line::{
     self, AWAKE, Descriptor, Header, Kind, MAX_ARGS, MAX_CHARGES, NOTIFY, PARKED, PAYLOAD_AT, ReplyHead,
     Status, Words, align_argument, read_charge, results_at,
 };
+use crate::memory::Forget;
 use crate::portal::PortalId;
 use crate::shared::{Shared, map_from_peer};
 use crate::socket::FromClient;
@@ -189,11 +190,14 @@ impl Line {
     ) -> Result<(), CallError> {
         let limit = connection.argument_bytes as usize;
         let wanted = results_at(0, payload_bytes) + result_bytes.min(limit);
-        if self.spill.as_ref().is_some_and(|spill| spill.len_bytes >= wanted) {
+        if self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= wanted) {
             return Ok(());
         }
-        self.spill = None;
-        self.spill = Some(connection.buffer(wanted.next_power_of_two().max(1 << 20), true)?);
+        if let Some(old) = self.spill.take() {
+            connection.forget(old.id);
+        }
+        let (shared, id) = connection.register_buffer(wanted.next_power_of_two().max(1 << 20), true)?;
+        self.spill = Some(Spill { shared, id });
         Ok(())
     }
 

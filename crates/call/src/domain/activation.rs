@@ -118,10 +118,8 @@ fn sleep(domain: &Inner, me: &Activation, line: &Line) -> bool {
         if domain.pool.is_wanted_from(line) || must_leave(domain, me, line) {
             stay = false;
         } else {
-            let begun = Instant::now();
-            futex::wait(words.call(), served, Some(LINGER.as_nanos() as u64));
-            let waited_in_vain = line.pending().is_none();
-            stay = !(waited_in_vain && begun.elapsed() >= LINGER);
+            let in_vain = futex::wait_timed(words.call(), served, LINGER.as_nanos() as u64);
+            stay = !in_vain || line.pending().is_some();
         }
     }
     me.state.store(BUSY, Ordering::Relaxed);

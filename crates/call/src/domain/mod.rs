@@ -12,9 +12,9 @@ pub use invocation::Invocation;
 use crate::error::{DomainError, setup};
 use crate::limits::Limits;
 use crate::portal::{Access, Handler, Portal};
-use crate::runtime::Wire;
 use crate::socket;
 use crate::usage::DomainId;
+use crate::wire::Wire;
 use keeper::{Door, Keeper};
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::process::CpuSet;
@@ -64,9 +64,9 @@ impl Inner {
 pub struct Activations<'a>(&'a Inner);
 
 impl Activations<'_> {
-    /// How many there are.
+    /// How many there are, with those that were asked for already.
     pub fn total(&self) -> usize {
-        self.0.pool.total.load(Ordering::Relaxed)
+        self.0.pool.total.load(Ordering::Relaxed) + self.0.pool.asked.load(Ordering::Relaxed)
     }
 
     /// Asks for `count` more. They are started by the domain's keeper, so that the call that took the last one goes on at once.

@@ -101,7 +101,7 @@ pub(crate) struct Pool {
     pub total: AtomicUsize,
     closing: AtomicBool,
     /// Activations that the domain asked for and the keeper has yet to start.
-    asked: AtomicUsize,
+    pub asked: AtomicUsize,
     per_peer: usize,
 }
 
@@ -139,9 +139,14 @@ impl Pool {
         self.asked.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// How many were asked for since the last time.
+    /// How many were asked for, and have not been started.
     pub fn asked_for(&self) -> usize {
-        self.asked.swap(0, Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// `count` of those asked for were started, or can't be.
+    pub fn have_started(&self, count: usize) {
+        self.asked.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// The client rang for `line`. False: there was nothing to do, which an honest client rarely causes.
