@@ -64,3 +64,24 @@ pub fn wake(word: &AtomicU32, n: u32) -> Result<usize, Errno> {
         )
     })
 }
+
+/// Moves up to `n` waiters from `word` to `other`, without waking them (`FUTEX_REQUEUE`). Any process that maps a shared futex can do
+/// this to the waiters of all others: a waiter on memory that a stranger maps may never be woken.
+///
+/// # Errors
+/// EFAULT: a word that is not mapped.
+pub fn requeue(word: &AtomicU32, other: &AtomicU32, n: u32) -> Result<usize, Errno> {
+    const FUTEX_REQUEUE: usize = 3;
+    // SAFETY: the kernel reads nothing through the pointers but the pages that they name.
+    check(unsafe {
+        syscall6(
+            __NR_futex,
+            word.as_ptr() as usize,
+            FUTEX_REQUEUE,
+            0,
+            n.min(i32::MAX as u32) as usize,
+            other.as_ptr() as usize,
+            0,
+        )
+    })
+}

@@ -287,6 +287,5 @@ pub fn raise_descriptor_limit(count: u64) -> Result<(), Errno> {
         return Ok(());
     }
     let maximum = now.maximum.map(|maximum| maximum.max(count));
-    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum })
-        .map_err(|e| Errno(e.raw_os_error()))
+    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).map_err(|e| Errno(e.raw_os_error()))
 }

@@ -6,7 +6,7 @@
 use super::connection::Connection;
 use super::line::{Line, Spill};
 use crate::args::{Arg, Call};
-use crate::attributes::{Affinity, Attributes};
+use crate::attributes::Attributes;
 use crate::chain::{Caller, Deadline};
 use crate::domain::execute::about;
 use crate::error::{CallError, Failure, Refusal};
@@ -100,11 +100,8 @@ impl Line {
             charge,
             depth: header.depth,
         };
-        let wait = match (notify, attributes.affinity) {
-            (true, _) => NOTIFY,
-            (false, Affinity::Apart) => AWAKE,
-            (false, _) => PARKED,
-        };
+        // Not asleep yet: an activation that takes the core at once and replies before we sleep saves its wake-up.
+        let wait = if notify { NOTIFY } else { AWAKE };
         self.ring(connection, wait)?;
         Ok(sent)
     }

@@ -30,11 +30,12 @@ pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Se
         return Ok(());
     }
     let words = line.words();
-    if sent.attributes.affinity == Affinity::Apart {
-        words.wait().store(PARKED, Ordering::Relaxed);
-        // Pairs with the fence in `execute::answer`, between its store of `reply` and its load of `wait`.
-        fence(Ordering::SeqCst);
+    if line.is_over() {
+        return Ok(());
     }
+    words.wait().store(PARKED, Ordering::Relaxed);
+    // Pairs with the fence in `execute::answer`, between its store of `reply` and its load of `wait`.
+    fence(Ordering::SeqCst);
     let mut slice = FIRST_SLICE;
     loop {
         // Acquire pairs with the domain's Release store of `reply`.

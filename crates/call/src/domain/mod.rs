@@ -25,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What is called when the last activation is taken.
 type OnLast = Box<dyn Fn(&Activations<'_>) + Send + Sync>;
@@ -297,6 +298,10 @@ impl Inner {
     pub(crate) fn join_activations(&self) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
+            while !thread.is_finished() {
+                self.pool.repeat_recalls();
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let _ = thread.join();
         }
     }

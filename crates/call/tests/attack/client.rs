@@ -3,6 +3,7 @@
 //! The oracle: an honest client's calls are right and in time throughout, handlers never see their private arguments change, the domain's
 //! process lives, and when the hostile ones are gone it holds what it held before.
 
+use peregrine_base::sync::AtomicU32;
 use peregrine_call::{Call, Client, Deadline, DomainBuilder, Failure, Invocation, Limits};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::{futex, memfd, rustix};
@@ -70,6 +71,8 @@ pub fn portals(d: DomainBuilder) -> DomainBuilder {
         })
         .portal("careful", 1, careful)
 }
+
+static NOWHERE: AtomicU32 = AtomicU32::new(0);
 
 /// One hostile connection.
 struct Hostile {
@@ -214,6 +217,8 @@ impl Hostile {
             2 => {
                 // Sleep on our half as if we were the activation, and move its sleepers elsewhere.
                 self.lines[at].set(MODE, number);
+                // Where no wake-up finds them: a word of this process alone.
+                let _ = futex::requeue(self.lines[at].word(CALL), &NOWHERE, u32::MAX);
                 for _ in 0..3 {
                     let _ = futex::wake(self.lines[at].word(REPLY), u32::MAX);
                 }
