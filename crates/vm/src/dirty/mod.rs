@@ -15,6 +15,7 @@ mod scan;
 mod set;
 mod trapping;
 mod union;
+mod words;
 
 use crate::claims::{Claim, Claimed};
 use crate::mapping::{Mapping, PrivateMemory};
