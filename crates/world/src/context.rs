@@ -1,6 +1,7 @@
 //! What a thread can ask of the runtime about itself.
 
 use crate::control::{NONE, imaged, record, request, wait, world};
+use crate::killpoint::{Point, at};
 use crate::local::Action;
 use crate::sched::{self, in_thread};
 use crate::thread::{self, ThreadId};
@@ -79,6 +80,7 @@ pub fn migrate_to(node: u32) -> Result<(), MoveError> {
         // SAFETY: in a section, on a node.
         unsafe {
             if carrier().node != node {
+                at(Point::MoveAsked);
                 let words = peregrine_thread::arch::ControlWords::aside();
                 sched::reschedule(Action::Move(node));
                 drop(words);
@@ -95,6 +97,7 @@ pub fn checkpoint() -> u64 {
         // The first image after this one holds this very wait; `committed` says when it is safe.
         let from = imaged().sequence.load(Ordering::Acquire);
         imaged().checkpoints_asked.fetch_add(1, Ordering::Relaxed);
+        at(Point::CheckpointAsked);
         loop {
             let done = world().committed.load(Ordering::Acquire);
             if done > from {

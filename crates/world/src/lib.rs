@@ -13,6 +13,10 @@ mod dirty;
 mod ends;
 mod entry;
 mod error;
+#[cfg(feature = "killpoints")]
+pub mod killpoint;
+#[cfg(not(feature = "killpoints"))]
+mod killpoint;
 mod local;
 mod lock;
 mod memory;

@@ -11,6 +11,7 @@
 use super::outlet::{Outlet, Sink};
 use crate::contract::{Contract, ContractError, build_id};
 use crate::control::{MAX_NODES, imaged, record, world};
+use crate::killpoint::supervisor_at;
 use crate::memory::STRINGS;
 use crate::output;
 use crate::shadow::{Changes, Shadow, TableImage};
@@ -95,6 +96,7 @@ pub struct Resumed {
 impl Durable {
     /// Makes a new store in `dir`.
     pub(super) fn create(dir: &Path, contract: Contract, strings_len: usize) -> Result<Self, DurableError> {
+        watch_disk();
         let build = build_id()?;
         let exe = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         let world = WorldId::random().map_err(DurableError::Random)?;
@@ -111,6 +113,7 @@ impl Durable {
         outlet: &mut Outlet,
     ) -> Result<(Self, Resumed, u64), DurableError> {
         let begun = monotonic_ns();
+        watch_disk();
         let build = build_id()?;
         let mut store = Store::open(dir)?;
         let image = store.latest(build)?;
@@ -133,7 +136,9 @@ impl Durable {
         for slot in shadow.live().keys() {
             patch_process_words(*slot, &old_statics, control.contract.vdso(), contract.vdso());
         }
+        supervisor_at("image read");
         let repeated_bytes = release_again(&store, &image, control.sink, outlet)?;
+        supervisor_at("old output cut");
         let generation = store.claim_generation(Some(&image))?;
         store.mark_released(image.output_end())?;
         let resumed = Resumed {
@@ -239,6 +244,15 @@ impl Durable {
     pub(super) fn sequence(&self) -> u64 {
         self.store.next_sequence().map_or(0, |s| s.get())
     }
+}
+
+/// Shows each step that touches the disk to who counts them.
+fn watch_disk() {
+    #[cfg(feature = "killpoints")]
+    core::mem::forget(peregrine_store::step::watch(|step| {
+        supervisor_at(step.name);
+        Ok(())
+    }));
 }
 
 /// Writes the output that may not have left, where the old life's went.

@@ -25,6 +25,7 @@ mod strings;
 use crate::config::Config;
 use crate::contract::{Contract, ContractError, fix_addresses};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, request, state, world};
+use crate::killpoint::{hold_fire, supervisor_at};
 use crate::memory::{MemoryError, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
@@ -163,7 +164,7 @@ pub fn run(
     if config.store.is_some() {
         fix_addresses()?;
     }
-    let mut s = Supervisor::new(config)?;
+    let mut s = Supervisor::new(config, true)?;
     if let Some(dir) = s.config.store.clone() {
         s.durable = Some(durable::Durable::create(&dir, s.contract(), s.strings_len)?);
         s.shadow.note_unsaved();
@@ -189,7 +190,7 @@ pub fn run(
 pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, WorldError> {
     fix_addresses()?;
     let dir = config.store.clone().unwrap_or_default();
-    let mut s = Supervisor::new(config)?;
+    let mut s = Supervisor::new(config, false)?;
     let (contract, shadow, outlet) = (s.contract(), &mut s.shadow, &mut s.outlet);
     let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
     announce(&resumed);
@@ -211,18 +212,18 @@ impl Supervisor {
         Contract::of_this_process(unsafe { template::template() }, vdso)
     }
 
-    fn new(mut config: Config) -> Result<Self, WorldError> {
+    fn new(mut config: Config, is_new: bool) -> Result<Self, WorldError> {
         if config.store.is_some() {
             // Output leaves with images; without any it would never leave.
             config.image_interval.get_or_insert(config.store_interval);
         }
         assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
-        let outlet = outlet::Outlet::new(config.output.as_deref())?;
+        let outlet = outlet::Outlet::new(config.output.as_deref(), is_new)?;
         let memory = WorldMemory::new()?;
         // SAFETY: just mapped; no node exists.
         let strings_len = unsafe {
             template::install()?;
-            control::initialise(config.nodes);
+            control::initialise(config.nodes, config.seed);
             strings::move_to_world()
         };
         let w = world();
@@ -240,8 +241,10 @@ impl Supervisor {
         w.pause_kind.store(PauseKind::Image as u32, Ordering::Relaxed);
         w.pause.store(1, Ordering::Release);
         peregrine_thread::interpose::warm_up();
+        supervisor_at("memory made");
         // SAFETY: one thread, checked above.
         let zygote = unsafe { Zygote::fork() }?;
+        supervisor_at("zygote forked");
         let shadow = Shadow::new()?;
         let signals = take_signals()?;
         let nodes = (0..config.nodes).map(|_| None).collect();
@@ -285,6 +288,7 @@ impl Supervisor {
         }
         self.collect_reports();
         self.commit();
+        supervisor_at("first image in memory");
         self.resume();
         // From here on there is something to resume.
         self.save()?;
@@ -293,6 +297,8 @@ impl Supervisor {
         self.move_due = self.config.move_every.map(|d| now + d.as_nanos() as u64);
         self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
         self.status_due = self.config.progress.then_some(now);
+        supervisor_at("started");
+        hold_fire(false);
         Ok(())
     }
 
@@ -393,7 +399,7 @@ impl Supervisor {
         for _ in 0..8 {
             let slot = (self.next_random() % used as u64) as u32;
             let r = record(slot);
-            if matches!(r.state.load(Ordering::Relaxed), state::FREE | state::ENDED) {
+            if !state::is_alive(r.state.load(Ordering::Relaxed)) {
                 continue;
             }
             let at = r.node.load(Ordering::Relaxed);
@@ -448,16 +454,11 @@ impl Supervisor {
 
     /// `main` has ended: one last image makes that certain.
     fn try_finish(&mut self) -> Result<Option<i32>, WorldError> {
-        self.image(true)?;
+        supervisor_at("main has ended");
         let code = imaged().main_exit.load(Ordering::Acquire);
-        if code != 0
-            && !(0..self.nodes.len()).any(|i| self.is_dead(i))
-            && self.changes.ranges.is_empty()
-            && !self.save_failing
-        {
-            return Ok(Some(code as i32 - 1));
-        }
-        Ok(None)
+        // Nothing is taken back between here and the image: if it is complete, the end and all output are in it.
+        let complete = self.image(true)?;
+        Ok((code != 0 && complete).then(|| code as i32 - 1))
     }
 
     fn stop(mut self, signo: i32) -> Ended {
@@ -473,9 +474,13 @@ impl Supervisor {
     }
 
     fn finish(mut self, code: i32) -> Ended {
+        supervisor_at("last image taken");
         self.kill_all();
+        supervisor_at("nodes killed");
         self.outlet.flush_all();
+        supervisor_at("last output out");
         self.note_released();
+        supervisor_at("last output noted");
         self.collect_stats();
         Ended {
             code,

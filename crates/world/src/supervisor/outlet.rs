@@ -67,12 +67,15 @@ fn standard(fd: i32) -> BorrowedFd<'static> {
 }
 
 impl Outlet {
-    /// Output of a new World; to `path`, if there is one, which is emptied.
-    pub(super) fn new(path: Option<&Path>) -> Result<Self, OutputError> {
+    /// Output of a World; to `path`, if there is one. A new World empties the file, one that goes on appends to it, or does
+    /// as [`Outlet::continue_from`] says.
+    pub(super) fn new(path: Option<&Path>, is_new: bool) -> Result<Self, OutputError> {
         let mut me = Self::default();
         if let Some(path) = path {
             let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-            me.named = Some(open(&absolute, true)?);
+            let file = open(&absolute, is_new)?;
+            let _ = seek(&file, SeekFrom::End(0));
+            me.named = Some(file);
             me.sink.path = Some(absolute);
         }
         me.sink.file = me.first_offset();
