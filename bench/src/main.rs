@@ -4,6 +4,7 @@
 //! lose stays in the table. With `--json`, one object a line: suite, case, metric, unit, value, baseline,
 //! baseline_value, ratio, n.
 
+mod call;
 mod measure;
 mod report;
 mod thread;
@@ -23,11 +24,14 @@ fn main() -> ExitCode {
         Some("thread") => thread::run(&mut Report::new("thread", format), &options),
         // Not a suite: one subject of `thread`, in a process of its own.
         Some("thread-case") => return thread::run_case(&arguments[1..]),
+        Some("call") => call::run(&mut Report::new("call", format), &options),
+        // Not a suite: one way of `call`, in a process of its own.
+        Some("call-case") => return call::run_case(&arguments[1..]),
         Some("vm") => vm::run(&mut Report::new("vm", format), &options),
         // Not a suite: the two programs whose instructions `vm` has counted.
         Some("vm-path") => vm::path::run_one(&arguments[1..]),
         _ => {
-            eprintln!("usage: bench thread|vm [--json] [--quick] [--only TEXT]");
+            eprintln!("usage: bench call|thread|vm [--json] [--quick] [--only TEXT]");
             return ExitCode::from(2);
         }
     }

@@ -47,6 +47,11 @@ impl Samples {
         self.0.len()
     }
 
+    /// Each times `factor`.
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self(self.0.iter().map(|v| v * factor).collect())
+    }
+
     /// Adds one.
     pub fn push(&mut self, value: f64) {
         self.0.push(value);
@@ -61,6 +66,12 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Two subjects' samples that were taken in the same rounds.
+    pub fn of(ours: &Samples, baseline: &Samples) -> Self {
+        let ratios = Samples(ours.0.iter().zip(&baseline.0).map(|(a, b)| a / b).collect());
+        Self { ours: ours.clone(), baseline: baseline.clone(), ratios }
+    }
+
     /// The middle of the rounds' ratios: drift of the machine hits both halves of a round alike.
     pub fn ratio(&self) -> f64 {
         self.ratios.median()

@@ -15,14 +15,14 @@
 use super::{columns, in_world, numbers, quiet_world};
 use crate::measure::{Options, Pair, Samples, versus};
 use crate::report::Report;
-use peregrine_base::PageCount;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
-use peregrine_sys::memory::{Backing, map_fixed};
+use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_sys::mem::{MapOptions, Placement, Source, map};
 use peregrine_sys::process::{ForkFlags, Forked, exit_now, fork_with, pin_to_cpu};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_sys::{futex, memfd};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 const SIZES: [(usize, &str, u32); 3] =
@@ -178,7 +178,10 @@ const SHARED: usize = 0x0500_0000_0000;
 fn both(bytes: usize, mut send: impl FnMut(&Shared), mut receive: impl FnMut(&Shared)) {
     let all = 4096 + bytes;
     let fd = memfd::create(c"bench", PageCount::for_bytes(all), memfd::Pages::Base).expect("a memfd");
-    map_fixed(SHARED, all.next_multiple_of(4096), Backing::SharedFile { fd: fd.as_raw_fd(), offset: 0 })
+    let shared = Source::Shared(fd.as_fd(), PageCount::new(0));
+    let at = Placement::At(VirtAddr::new(SHARED));
+    // SAFETY: nothing is replaced.
+    unsafe { map(PageCount::for_bytes(all), Protection::ReadWrite, shared, at, MapOptions::default()) }
         .expect("a mapping");
     // SAFETY: just mapped, zeroed; all fields are atomics.
     let s = unsafe { &*(SHARED as *const Shared) };

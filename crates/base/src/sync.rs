@@ -1,14 +1,37 @@
 //! The one door to atomics.
 //!
-//! No other file in the workspace names `core::sync::atomic` (`clippy.toml` enforces it), so that one
-//! switch here can put a model checker's or a recorder's atomics behind all of them.
+//! No other file in the workspace names `core::sync::atomic` (a test of `testkit` reads the sources), so that one switch
+//! here puts a model checker's atomics behind all of them:
+//!
+//! ```text
+//!  cfg                 behind the door        who sets it
+//!  none                core::sync::atomic     everybody
+//!  peregrine_loom      loom::sync::atomic     checked/base-loom: the same sources as a second package
+//! ```
+//!
+//! The configuration is set by build scripts of packages in `checked/` that compile these very sources again under another
+//! name, so no `RUSTFLAGS` are needed.
 
-#[allow(clippy::disallowed_types, clippy::disallowed_methods)]
+#[cfg(not(peregrine_loom))]
 mod door {
+    pub use core::hint::spin_loop;
     pub use core::sync::atomic::{
         AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
         Ordering, compiler_fence, fence,
     };
 }
-pub use core::hint::spin_loop;
+
+#[cfg(peregrine_loom)]
+mod door {
+    pub use core::sync::atomic::compiler_fence;
+    pub use loom::sync::atomic::{
+        AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
+        Ordering, fence,
+    };
+    /// A waiting thread lets the others run, or the model would never end.
+    pub fn spin_loop() {
+        loom::thread::yield_now();
+    }
+}
+
 pub use door::*;

@@ -17,17 +17,19 @@ fn example(name: &str) -> PathBuf {
 struct Life<'a> {
     program: &'a Path,
     args: &'a [&'a str],
+    nodes: &'a [&'a str],
     store: &'a Path,
     output: &'a Path,
 }
 
 impl Life<'_> {
-    fn start(&self, variable: &str) -> Child {
+    /// Starts life number `life`, with one number of nodes after the other.
+    fn start(&self, variable: &str, life: usize) -> Child {
         let output = OpenOptions::new().create(true).append(true).open(self.output).expect("output file");
         Command::new(self.program)
             .args(self.args)
             .env(variable, self.store)
-            .env("PEREGRINE_NODES", "2")
+            .env("PEREGRINE_NODES", self.nodes[life % self.nodes.len()])
             .env("PEREGRINE_STORE_INTERVAL", "20")
             .env("PEREGRINE_MOVE_EVERY", "5")
             .stdin(Stdio::null())
@@ -70,7 +72,7 @@ fn wait_for_image(store: &Path) {
 
 /// Kills after the first `first` and then each life a little later than the one before, until one ends by itself.
 fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
-    let mut child = life.start("PEREGRINE_STORE");
+    let mut child = life.start("PEREGRINE_STORE", 0);
     wait_for_image(life.store);
     let mut lives = 1;
     let mut patience = first;
@@ -87,16 +89,20 @@ fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
         child.wait().expect("wait");
         assert!(lives < 200, "no end in sight");
         patience += Duration::from_millis(20);
+        child = life.start("PEREGRINE_RESUME", lives as usize);
         lives += 1;
-        child = life.start("PEREGRINE_RESUME");
     }
 }
 
 fn survives(program: &Path, args: &[&str], first: Duration, least_lives: u32) {
+    survives_on(&["2"], program, args, first, least_lives);
+}
+
+fn survives_on(nodes: &[&str], program: &Path, args: &[&str], first: Duration, least_lives: u32) {
     let expected = undisturbed(program, args);
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, output) = (dir.path().join("store"), dir.path().join("output"));
-    let lives = kill_until_done(&Life { program, args, store: &store, output: &output }, first);
+    let lives = kill_until_done(&Life { program, args, nodes, store: &store, output: &output }, first);
     let found = std::fs::read(&output).expect("output");
     assert!(lives >= least_lives, "only {lives} lives: the program was too quick for this test");
     assert!(
@@ -111,6 +117,11 @@ fn survives(program: &Path, args: &[&str], first: Duration, least_lives: u32) {
 #[test]
 fn output_in_a_file_is_exactly_that_of_an_undisturbed_run_after_many_kills_of_everything() {
     survives(&example("steps"), &["120"], Duration::from_millis(300), 3);
+}
+
+#[test]
+fn a_thread_on_a_carried_call_goes_on_in_its_domain_with_any_number_of_nodes() {
+    survives_on(&["2", "3", "1"], &example("carried"), &["150"], Duration::from_millis(150), 3);
 }
 
 #[test]
@@ -145,8 +156,8 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, output) = (dir.path().join("store"), dir.path().join("output"));
     let program = example("steps");
-    let life = Life { program: &program, args: &["100000"], store: &store, output: &output };
-    let mut first = life.start("PEREGRINE_STORE");
+    let life = Life { program: &program, args: &["100000"], nodes: &["2"], store: &store, output: &output };
+    let mut first = life.start("PEREGRINE_STORE", 0);
     wait_for_image(&store);
     let refused = |program: &Path, variable: &str, word: &str| {
         let done = Command::new(program)

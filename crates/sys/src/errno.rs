@@ -28,7 +28,7 @@ macro_rules! errnos {
 errnos! {
     EPERM = "operation not permitted", ENOENT = "no such file or directory", ESRCH = "no such process",
     EINTR = "interrupted", EIO = "input/output error", EBADF = "bad file descriptor",
-    EAGAIN = "try again", ENOMEM = "out of memory, or too many mappings", EACCES = "permission denied",
+    ECHILD = "no child processes", EAGAIN = "try again", ENOMEM = "out of memory, or too many mappings", EACCES = "permission denied",
     EFAULT = "bad address", EBUSY = "busy", EEXIST = "already exists", ENODEV = "no such device",
     EINVAL = "invalid argument", ENFILE = "too many open files in the system",
     EMFILE = "too many open files in the process", ENOTTY = "the descriptor does not know this ioctl",

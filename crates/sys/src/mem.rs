@@ -174,6 +174,8 @@ pub enum Advice {
     NoHugePage = g::MADV_NOHUGEPAGE,
     /// Make huge pages now (6.1).
     Collapse = g::MADV_COLLAPSE,
+    /// Left out of core dumps.
+    DontDump = g::MADV_DONTDUMP,
     /// A child does not get it.
     DontFork = g::MADV_DONTFORK,
     /// A child gets zeros (4.14).

@@ -84,3 +84,29 @@ pub fn for_each_data(fd: impl AsFd, at: PageCount, pages: PageCount, mut found: 
         let _ = seek(&fd, SeekFrom::Start(position));
     }
 }
+
+/// Adds seals (`F_ADD_SEALS`); they stay for good.
+///
+/// # Errors
+/// EPERM: sealed against sealing. EBUSY: [`SealFlags::WRITE`] while somebody maps the file writable.
+pub fn seal(fd: impl AsFd, seals: SealFlags) -> Result<(), Errno> {
+    crate::rustix::fs::fcntl_add_seals(fd, seals).map_err(|e| Errno(e.raw_os_error()))
+}
+
+/// The size in bytes of a file that a stranger handed over, if it is a memfd of base pages that nobody can shrink: then no
+/// access to its mapped pages raises SIGBUS, whatever the stranger does.
+///
+/// Not one of huge pages: the pool can run dry under a mapping.
+///
+/// # Errors
+/// EINVAL: something else, or not sealed so.
+pub fn size_if_safe(fd: impl AsFd) -> Result<u64, Errno> {
+    use crate::rustix::fs;
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let errno = |e: crate::rustix::io::Errno| Errno(e.raw_os_error());
+    let seals = fs::fcntl_get_seals(&fd).map_err(errno)?;
+    if !seals.contains(SealFlags::SHRINK) || fs::fstatfs(&fd).map_err(errno)?.f_type as u64 != TMPFS_MAGIC {
+        return Err(Errno::EINVAL);
+    }
+    u64::try_from(fs::fstat(&fd).map_err(errno)?.st_size).map_err(|_| Errno::EINVAL)
+}

@@ -142,6 +142,12 @@ impl Pagemap {
     }
 }
 
+impl From<Pagemap> for OwnedFd {
+    fn from(pagemap: Pagemap) -> Self {
+        pagemap.0
+    }
+}
+
 impl AsFd for Pagemap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -178,6 +178,9 @@ pub fn forbid_call(call: u32) -> Result<(), Errno> {
 /// The number of `userfaultfd(2)`, for [`forbid_call`].
 pub const CALL_USERFAULTFD: u32 = k::__NR_userfaultfd;
 
+/// The number of `madvise(2)`, for [`forbid_call`].
+pub const CALL_MADVISE: u32 = k::__NR_madvise;
+
 /// Binds the calling thread, and those it will start, to one processor (`sched_setaffinity`).
 ///
 /// # Errors
@@ -190,4 +193,85 @@ pub fn pin_to_cpu(cpu: usize) -> Result<(), Errno> {
         check(syscall6(k::__NR_sched_setaffinity, 0, size_of_val(&set), set.as_ptr() as usize, 0, 0, 0))?
     };
     Ok(())
+}
+
+/// The processors that a thread may run on; `None` is the calling one (`sched_getaffinity`, `sched_setaffinity`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuSet([u64; 16]);
+
+impl CpuSet {
+    /// One processor.
+    ///
+    /// # Errors
+    /// EINVAL: a number beyond 1023.
+    pub fn one(cpu: usize) -> Result<Self, Errno> {
+        let mut words = [0; 16];
+        *words.get_mut(cpu / 64).ok_or(Errno::EINVAL)? = 1 << (cpu % 64);
+        Ok(Self(words))
+    }
+
+    /// Whether `cpu` is in it.
+    pub fn contains(&self, cpu: usize) -> bool {
+        self.0.get(cpu / 64).is_some_and(|w| w & (1 << (cpu % 64)) != 0)
+    }
+
+    /// The processors in it, in rising order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..1024).filter(|&cpu| self.contains(cpu))
+    }
+
+    /// Those of the calling thread.
+    ///
+    /// # Errors
+    /// EINVAL: more than 1024 processors.
+    pub fn current() -> Result<Self, Errno> {
+        let mut words = [0u64; 16];
+        // SAFETY: the kernel writes at most the array.
+        check(unsafe {
+            syscall6(k::__NR_sched_getaffinity, 0, size_of_val(&words), words.as_mut_ptr() as usize, 0, 0, 0)
+        })?;
+        Ok(Self(words))
+    }
+
+    /// Binds the calling thread to them.
+    ///
+    /// # Errors
+    /// EINVAL: none of them is this process's to use.
+    pub fn bind(&self) -> Result<(), Errno> {
+        // SAFETY: the kernel reads the array.
+        check(unsafe {
+            syscall6(k::__NR_sched_setaffinity, 0, size_of_val(&self.0), self.0.as_ptr() as usize, 0, 0, 0)
+        })
+        .map(drop)
+    }
+}
+
+/// The nice value of an OS thread; 0 is the calling one.
+///
+/// # Errors
+/// ESRCH: there is none.
+pub fn nice_of(tid: i32) -> Result<i32, Errno> {
+    // SAFETY: takes numbers only. The kernel answers 20 - nice, so that no answer looks like an error.
+    check(unsafe { syscall6(k::__NR_getpriority, 0, tid as usize, 0, 0, 0, 0) }).map(|n| 20 - n as i32)
+}
+
+/// Sets the nice value of an OS thread; 0 is the calling one.
+///
+/// # Errors
+/// EACCES: more urgent than `RLIMIT_NICE` permits. ESRCH, EPERM.
+pub fn set_nice(tid: i32, nice: i32) -> Result<(), Errno> {
+    // SAFETY: takes numbers only.
+    check(unsafe { syscall6(k::__NR_setpriority, 0, tid as usize, nice as isize as usize, 0, 0, 0) })
+        .map(drop)
+}
+
+/// The calling OS thread's id.
+pub fn thread_id() -> i32 {
+    // SAFETY: takes nothing.
+    (unsafe { syscall6(k::__NR_gettid, 0, 0, 0, 0, 0, 0) }) as i32
+}
+
+/// The processor that the calling thread runs on (`getcpu`, through the vDSO): true at some moment of the asking.
+pub fn current_cpu() -> usize {
+    crate::rustix::thread::sched_getcpu()
 }

@@ -376,6 +376,12 @@ impl Uffd {
     }
 }
 
+impl From<Uffd> for OwnedFd {
+    fn from(uffd: Uffd) -> Self {
+        uffd.fd
+    }
+}
+
 impl AsFd for Uffd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

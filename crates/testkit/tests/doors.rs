@@ -1,4 +1,5 @@
-//! The two doors: atomics are named in `peregrine-base::sync` only, the kernel's crates in `peregrine-sys` only.
+//! The doors: atomics are named in `peregrine-base::sync` only, the kernel's crates in `peregrine-sys` only, and what
+//! watches and guards pages is called through `peregrine-vm` only.
 //!
 //! Clippy's `disallowed-types` resolves re-exports and would refuse the door itself, so this reads the sources.
 
@@ -62,5 +63,15 @@ fn the_tracking_crate_reaches_the_kernel_through_its_door_only() {
             })
             .collect();
         assert!(found.is_empty(), "use peregrine_sys:\n{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn pages_are_watched_and_guarded_through_the_crate_for_that_only() {
+    // The benchmark's floor is bare calls. `peregrine-space` fills the views of its own MMU by the page.
+    let home = ["crates/sys", "crates/vm", "bench/src/vm", "crates/space"];
+    for what in ["sys::uffd", "sys::pagemap", "sys::guard", "UFFDIO_", "GuardInstall", "GuardRemove"] {
+        let found = offenders(what, &home);
+        assert!(found.is_empty(), "use peregrine_vm:\n{}", found.join("\n"));
     }
 }

@@ -14,7 +14,8 @@ use crate::slot::SlotHeader;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use peregrine_base::sync::{AtomicU32, Ordering, compiler_fence, spin_loop};
-use peregrine_sys::memory::{self, Backing};
+use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
 /// Least number of bytes that a heap grows by.
@@ -137,7 +138,12 @@ fn map_process_heap() -> Option<()> {
     }
     // Under a tight RLIMIT_AS a smaller heap is better than none.
     let mut bytes = PROCESS_HEAP_BYTES;
-    while let Err(e) = memory::map_fixed(PROCESS_HEAP, bytes, Backing::PrivateAnonymous) {
+    let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+    let at = Placement::At(VirtAddr::new(PROCESS_HEAP));
+    // SAFETY: replaces nothing.
+    while let Err(e) = unsafe {
+        mem::map(PageCount::for_bytes(bytes), Protection::ReadWrite, Source::Anonymous, at, options)
+    } {
         let taken = e == peregrine_sys::raw::Errno::EEXIST;
         // SAFETY: something is mapped there, and nothing but this heap may be.
         if taken && unsafe { (*(PROCESS_HEAP as *const ProcessHeap)).magic } == MAGIC {

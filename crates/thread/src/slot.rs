@@ -16,8 +16,9 @@
 use crate::heap::SlotHeap;
 use crate::layout::{SLOT_BYTES, colour_bytes, slot_base};
 use crate::template::TemplateHeader;
-use peregrine_sys::memory::{self, Advice};
+use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::raw::Errno;
+use peregrine_vm::guard;
 
 /// Bytes of each guard.
 pub const GUARD_BYTES: usize = 64 << 10;
@@ -125,15 +126,11 @@ impl SlotHeader {
     /// The kernel's, when neither markers nor page protection can be had (`ENOMEM`: out of mappings).
     ///
     /// # Safety
-    /// The slot is prepared and its thread does not run.
+    /// The slot is prepared, its thread does not run, and none of its pages is write-protected by a userfaultfd.
     pub unsafe fn install_guards(&self) -> Result<(), Errno> {
         for low in [self.stack_low - GUARD_BYTES, self.stack_high] {
-            // SAFETY: guard ranges hold nothing.
-            unsafe {
-                if memory::advise(low, GUARD_BYTES, Advice::GuardInstall).is_err() {
-                    memory::protect(low, GUARD_BYTES, memory::PROT_NONE)?;
-                }
-            }
+            // SAFETY: guard ranges hold nothing, and are not write-protected (the caller).
+            unsafe { guard::install(PageRange::covering(VirtAddr::new(low), GUARD_BYTES))? };
         }
         Ok(())
     }
@@ -146,14 +143,9 @@ impl SlotHeader {
     /// # Safety
     /// As [`SlotHeader::install_guards`].
     pub unsafe fn remove_guards(&self) -> Result<(), Errno> {
-        let base = slot_base(self.index);
+        let slot = PageRange::covering(VirtAddr::new(slot_base(self.index)), SLOT_BYTES);
         // SAFETY: makes pages accessible that are this slot's.
-        unsafe {
-            if memory::advise(base, SLOT_BYTES, Advice::GuardRemove).is_err() {
-                memory::protect(base, SLOT_BYTES, memory::PROT_READ_WRITE)?;
-            }
-        }
-        Ok(())
+        unsafe { guard::remove(slot) }
     }
 
     /// Pages of the stack, by which a node knows whether the guards it put up are those of this thread.

@@ -16,6 +16,7 @@
 
 use crate::layout::TEMPLATE;
 use core::ffi::{c_char, c_int, c_void};
+use peregrine_base::{PageCount, Protection};
 use peregrine_sys::cpu::thread_pointer;
 
 /// Says what the bytes behind it are.
@@ -350,14 +351,13 @@ fn size_up_to_break(tp: usize) -> Option<usize> {
 }
 
 fn fresh_pages(len_bytes: usize) -> Option<usize> {
-    use peregrine_sys::linux_raw_sys::general as k;
-    let flags = k::MAP_PRIVATE | k::MAP_ANONYMOUS;
-    let prot = k::PROT_READ | k::PROT_WRITE;
-    // SAFETY: an anonymous mapping at an address of the kernel's choice.
-    let r = unsafe {
-        peregrine_sys::raw::syscall6(k::__NR_mmap, 0, len_bytes, prot as usize, flags as usize, usize::MAX, 0)
+    use peregrine_sys::mem::{MapOptions, Placement, Source, map};
+    let pages = PageCount::for_bytes(len_bytes);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let made = unsafe {
+        map(pages, Protection::ReadWrite, Source::Anonymous, Placement::Anywhere, MapOptions::default())
     };
-    peregrine_sys::raw::check(r).ok()
+    made.ok().map(|range| range.start().as_usize())
 }
 
 /// What libc tells about itself.

@@ -1,11 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+pub mod alias;
 pub mod capabilities {
     //! What this kernel lets this process do, found by asking it.
     pub use peregrine_sys::capabilities::{Capabilities, Capability, Lack, Simulate, UnknownCapability};
 }
 mod claims;
 pub mod dirty;
+pub mod guard;
 pub mod io {
     //! System calls as trap code may make them: no `errno`, no allocation.
     pub use peregrine_sys::io::{complain, read_at, read_at_ptr, write_at_ptr, yield_now};

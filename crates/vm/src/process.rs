@@ -2,27 +2,20 @@
 //!
 //! A userfaultfd and a pagemap stay bound to the address space that made them. In a child they would act on the *parent's*
 //! memory, so everything that uses one remembers the generation it was made in and refuses to work in another.
-//! The same page holds the counts of threads inside a trap (see `trap::registry`): in a child they start at zero, as the
+//! The same page holds the counts of threads inside a trap (see `trap::grace`): in a child they start at zero, as the
 //! threads that held them are not there.
 
-use peregrine_base::sync::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
+use crate::trap::grace::Counts;
+use peregrine_base::sync::{AtomicPtr, AtomicU64, Ordering};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use std::fmt;
 use std::sync::Once;
 
-/// Stripes of the trap counts: threads on different (alternate) stacks mostly use different cache lines.
-pub(crate) const STRIPES: usize = 16;
-
-/// One count on a cache line of its own.
-#[repr(C, align(64))]
-pub(crate) struct Count(pub(crate) AtomicI64);
-
 #[repr(C)]
 pub(crate) struct ProcessPage {
-    generation: AtomicU64,
-    /// Threads inside a trap, by the parity of the epoch they entered in.
-    pub(crate) inside: [[Count; STRIPES]; 2],
+    /// Threads inside a trap; its `life` is the generation.
+    pub(crate) counts: Counts,
 }
 
 const _: () = assert!(size_of::<ProcessPage>() <= peregrine_base::PAGE_SIZE);
@@ -74,26 +67,34 @@ pub(crate) fn page_if_made() -> Option<&'static ProcessPage> {
     unsafe { PAGE.load(Ordering::Acquire).as_ref() }
 }
 
-/// This process image's generation, given one if it has none yet (it was just forked, or just started).
-pub(crate) fn current() -> Generation {
-    let page = page();
-    let seen = page.generation.load(Ordering::Acquire);
-    if seen != 0 {
-        return Generation { page, number: seen };
+/// The name of this process image, given one if it has none yet (it was just forked, or just started). Trap-safe.
+#[inline]
+pub(crate) fn name(page: &ProcessPage) -> u64 {
+    match page.counts.life.load(Ordering::Acquire) {
+        0 => make_name(page),
+        seen => seen,
     }
+}
+
+#[cold]
+fn make_name(page: &ProcessPage) -> u64 {
     // The static is copied by fork, so a child's number differs from every number its ancestors had given out.
     let fresh = NEXT_GENERATION.fetch_add(1, Ordering::AcqRel);
-    match page.generation.compare_exchange(0, fresh, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => Generation { page, number: fresh },
-        Err(other) => Generation { page, number: other },
-    }
+    let raced = page.counts.life.compare_exchange(0, fresh, Ordering::AcqRel, Ordering::Acquire);
+    raced.err().unwrap_or(fresh)
+}
+
+/// This process image's generation.
+pub(crate) fn current() -> Generation {
+    let page = page();
+    Generation { page, number: name(page) }
 }
 
 impl Generation {
     /// Whether this process image is the one that `self` was taken in. Trap-safe.
     #[inline]
     pub(crate) fn is_current(self) -> bool {
-        self.page.generation.load(Ordering::Relaxed) == self.number
+        self.page.counts.life.load(Ordering::Relaxed) == self.number
     }
 }
 

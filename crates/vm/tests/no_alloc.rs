@@ -160,6 +160,34 @@ fn tracking_and_taking_dirty_pages_allocates_nothing() -> Outcome {
     Outcome::Passed
 }
 
+fn a_runtimes_own_tracker_and_guards_allocate_nothing() -> Outcome {
+    use peregrine_vm::dirty::{DirtyRun, RawTracker};
+    let memory = Mapping::memfd(PageCount::new(16)).unwrap();
+    let guarded = memory.pages(12, 4).unwrap();
+    let mut found = [DirtyRun::default(); 4];
+    let runs = without_allocating(|| {
+        let Ok(tracker) = RawTracker::open() else { return None };
+        // SAFETY: the test's own memory, tracked by nobody else; the guards lie where the protection was lifted.
+        unsafe {
+            tracker.watch(memory.range()).unwrap();
+            tracker.by_ref().arm(memory.range()).unwrap();
+            memory.bytes().store_u64(5 * PAGE_SIZE, 7).unwrap();
+            let taken = tracker.by_ref().take_into(memory.range(), &mut found).unwrap();
+            tracker.by_ref().mark_written(guarded).unwrap();
+            peregrine_vm::guard::install(guarded).unwrap();
+            peregrine_vm::guard::remove(guarded).unwrap();
+            Some(taken.runs)
+        }
+    });
+    let Some(runs) = runs else {
+        let caps = Capabilities::probe();
+        let lack = caps.lack(peregrine_vm::Capability::WriteProtectAsync);
+        testkit::skip!("{}", lack.expect("or the tracker would have opened"))
+    };
+    assert_eq!((runs, found[0].range()), (1, memory.pages(5, 1).unwrap()));
+    Outcome::Passed
+}
+
 fn a_denied_trap_allocates_nothing_on_its_way_down_the_chain() -> Outcome {
     unsafe extern "C" fn open(_: i32, info: *mut std::ffi::c_void, context: *mut std::ffi::c_void) {
         // SAFETY: a fault handler's own arguments.
@@ -190,6 +218,7 @@ fn main() -> std::process::ExitCode {
         serving_a_trap_allocates_nothing,
         filling_pages_allocates_nothing,
         tracking_and_taking_dirty_pages_allocates_nothing,
+        a_runtimes_own_tracker_and_guards_allocate_nothing,
         a_denied_trap_allocates_nothing_on_its_way_down_the_chain,
     ])
 }

@@ -329,6 +329,64 @@ fn registrations_come_and_go_while_others_trap() -> Outcome {
     Outcome::Passed
 }
 
+fn a_handler_that_forks_leaves_the_childs_books_right() -> Outcome {
+    // The child leaves a handler that, by its own books, nobody entered: counted out all the same, the next thread inside
+    // would count as nobody, and what it uses would be freed under it.
+    static CHILD: AtomicBool = AtomicBool::new(false);
+    static STATUS: AtomicUsize = AtomicUsize::new(usize::MAX);
+    static INSIDE: AtomicBool = AtomicBool::new(false);
+    static RELEASED: AtomicBool = AtomicBool::new(false);
+    static DROPPED: AtomicBool = AtomicBool::new(false);
+    static EARLY: AtomicBool = AtomicBool::new(false);
+    let memory = Mapping::reserve(PageCount::new(2)).unwrap();
+    let forks = On(|fault: &Fault| {
+        // SAFETY: this process has one thread.
+        match unsafe { fork_with(ForkFlags::default()) } {
+            Ok(Forked::Child) => CHILD.store(true, Ordering::SeqCst),
+            Ok(Forked::Parent(pid)) => {
+                let ended = wait_for(pid) == Ok(ChildEnd::Exited(0));
+                STATUS.store(usize::from(!ended), Ordering::SeqCst);
+            }
+            Err(_) => return Decision::Deny,
+        }
+        open_page(fault)
+    });
+    let _outer = Registration::new(page(&memory, 0), forks).unwrap();
+    memory.bytes().store_u8(0, 1).unwrap();
+    if !CHILD.load(Ordering::SeqCst) {
+        assert_eq!(STATUS.load(Ordering::SeqCst), 0, "a registration went while a thread was in its handler");
+        return Outcome::Passed;
+    }
+    let waits = On(|fault: &Fault| {
+        INSIDE.store(true, Ordering::SeqCst);
+        while !RELEASED.load(Ordering::SeqCst) {
+            peregrine_sys::io::yield_now();
+        }
+        open_page(fault)
+    });
+    let registration = Registration::new(page(&memory, 1), waits).unwrap();
+    let until_inside = || {
+        while !INSIDE.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            until_inside();
+            drop(registration);
+            DROPPED.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(move || {
+            until_inside();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            EARLY.store(DROPPED.load(Ordering::SeqCst), Ordering::SeqCst);
+            RELEASED.store(true, Ordering::SeqCst);
+        });
+        memory.bytes().store_u8(PAGE_SIZE, 1).unwrap();
+    });
+    exit_now(i32::from(EARLY.load(Ordering::SeqCst)))
+}
+
 fn regions_and_trackers_may_go_while_others_trap_in_them() -> Outcome {
     let caps = Capabilities::probe();
     let memory = Arc::new(Mapping::memfd(PageCount::new(16)).unwrap());
@@ -583,6 +641,7 @@ fn main() -> std::process::ExitCode {
         a_fault_on_the_stack_itself_is_handled_on_the_alternate_stack,
         threads_made_later_trap_too_even_without_an_alternate_stack,
         registrations_come_and_go_while_others_trap,
+        a_handler_that_forks_leaves_the_childs_books_right,
         regions_and_trackers_may_go_while_others_trap_in_them,
         helper_touches_what_a_dropped_region_left_without_access,
         a_bad_access_after_the_region_went_still_kills,

@@ -12,7 +12,7 @@ pub struct Config {
     pub image_interval: Option<Duration>,
     /// Time slice of a thread. `PEREGRINE_SLICE` in microseconds; default 2 ms.
     pub slice: Duration,
-    /// How long an idle node looks for work before it sleeps.
+    /// How long an idle node looks for work before it sleeps; on a single processor it sleeps at once.
     pub spin: Duration,
     /// World memory that threads may use, in bytes. `PEREGRINE_MEMORY` in MiB; default 3/8 of what is available, for an image
     /// in memory doubles it.

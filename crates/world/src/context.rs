@@ -1,6 +1,6 @@
 //! What a thread can ask of the runtime about itself.
 
-use crate::control::{NONE, imaged, record, request, wait, world};
+use crate::control::{NONE, imaged, is_domain, record, request, wait, world};
 use crate::killpoint::{Point, at};
 use crate::local::Action;
 use crate::sched::{self, in_thread};
@@ -35,7 +35,8 @@ pub fn sleep_until(deadline: u64) {
     });
 }
 
-/// The node that the thread runs on now; it may change at any instruction.
+/// The node that the thread runs on now; it may change at any instruction. During a carried call it is the domain's number, which
+/// lies beyond the nodes'.
 pub fn node_id() -> u32 {
     // SAFETY: in a section, on a node.
     in_thread(|_| unsafe { carrier() }.node).unwrap_or(0)
@@ -65,6 +66,9 @@ pub enum MoveError {
     /// The call came from outside.
     #[error("not in a Peregrine thread: start the program with #[peregrine::main]")]
     NoThread,
+    /// The thread is on a carried call, and belongs to that domain until the closure returns.
+    #[error("a thread can't leave a carried call: return from the closure first")]
+    Carried,
 }
 
 /// Moves the running thread to `node`; the call returns there.
@@ -78,16 +82,30 @@ pub fn migrate_to(node: u32) -> Result<(), MoveError> {
     }
     in_thread(|_| {
         // SAFETY: in a section, on a node.
-        unsafe {
-            if carrier().node != node {
-                at(Point::MoveAsked);
-                let words = peregrine_thread::arch::ControlWords::aside();
-                sched::reschedule(Action::Move(node));
-                drop(words);
-            }
+        if is_domain(unsafe { carrier() }.node) {
+            return Err(MoveError::Carried);
         }
+        // SAFETY: as above.
+        unsafe { go_to(node) };
+        Ok(())
     })
-    .ok_or(MoveError::NoThread)
+    .unwrap_or(Err(MoveError::NoThread))
+}
+
+/// Moves the running thread to `node`, which may be a domain.
+///
+/// # Safety
+/// In a runtime section of the running thread; the node exists.
+pub(crate) unsafe fn go_to(node: u32) {
+    // SAFETY: as promised.
+    unsafe {
+        if carrier().node != node {
+            at(Point::MoveAsked);
+            let words = peregrine_thread::arch::ControlWords::aside();
+            sched::reschedule(Action::Move(node));
+            drop(words);
+        }
+    }
 }
 
 /// Waits until an image has been taken that includes this call: whatever fails after it, the program goes on from here or

@@ -18,8 +18,8 @@
 use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use peregrine_sys::pagemap::PageRegion;
 use peregrine_thread::layout::{CONTROL, SLOT_COUNT};
+use peregrine_vm::dirty::DirtyRun;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
 const GIB: usize = 1 << 30;
@@ -41,9 +41,12 @@ pub const OUTPUT_BYTES: usize = 4 << 20;
 const DIRTY: usize = CONTROL + 10 * GIB;
 const DIRTY_STRIDE: usize = 64 << 20;
 /// Regions that fit in a node's dirty list.
-pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<PageRegion>();
+pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<DirtyRun>();
 /// Bytes of the control memory.
 pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
+
+/// Most domains for carried calls; they count as nodes too.
+pub const MAX_DOMAINS: usize = 8;
 
 /// No thread, channel or end.
 pub const NONE: u32 = u32::MAX;
@@ -116,6 +119,8 @@ pub mod request {
     pub const MAIN_ENDED: u32 = 2;
     /// The output ring is filling up.
     pub const OUTPUT: u32 = 4;
+    /// A domain is in the table that has no process.
+    pub const DOMAINS: u32 = 8;
 }
 
 /// What others see of a node.
@@ -135,6 +140,10 @@ pub struct NodeShared {
     pub current: AtomicU32,
     /// Set once the node's process is initialised.
     pub ready: AtomicU32,
+    /// [`DomainEntry::identity`] of the domain that the process was set up as; 0: an ordinary node, or not ready.
+    pub serves: AtomicU64,
+    /// Set-ups of that domain begun since one succeeded; at `carried::MOST_SETUPS` it is given up.
+    pub setups: AtomicU32,
     /// Runnable threads waiting here.
     pub queued: AtomicU32,
     /// Descriptors of this node in the shared table: userfaultfd, pagemap (plus one; 0 for none).
@@ -196,12 +205,59 @@ pub struct Imaged {
     pub memory_used: AtomicU64,
     /// Sequence of the image that this state belongs to or follows.
     pub sequence: AtomicU64,
+    /// Ordinary nodes of the World that this state was made in.
+    pub nodes: AtomicU32,
+    /// The domains for carried calls.
+    pub domains: Lock<Domains>,
     /// Counts images that threads asked for.
     pub checkpoints_asked: AtomicU64,
     /// Slot of `main`.
     pub main: AtomicU32,
     /// Exit code of `main`, plus one; 0 while it runs.
     pub main_exit: AtomicU32,
+}
+
+/// The domains that threads have opened, in the order of their nodes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Domains {
+    /// Entries in use.
+    pub count: u32,
+    /// The entries.
+    pub entries: [DomainEntry; MAX_DOMAINS],
+}
+
+/// A domain for carried calls: a node that runs nothing else. Its number is the World's node count and its place in the table.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct DomainEntry {
+    /// Name, NUL-padded.
+    pub name: [u8; 32],
+    /// Address of the `fn()` that its process runs first.
+    pub setup: usize,
+}
+
+impl DomainEntry {
+    /// Tells it from every other domain (FNV-1a; never 0).
+    pub fn identity(&self) -> u64 {
+        let bytes = self.name.into_iter().chain(self.setup.to_ne_bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) | 1
+    }
+}
+
+impl Domains {
+    /// No domain.
+    pub const NONE: Self = Self { count: 0, entries: [DomainEntry { name: [0; 32], setup: 0 }; MAX_DOMAINS] };
+
+    /// The entries in use.
+    pub fn used(&self) -> &[DomainEntry] {
+        &self.entries[..(self.count as usize).min(MAX_DOMAINS)]
+    }
+}
+
+/// Whether node `index` is a domain: it runs carried calls and nothing else.
+pub fn is_domain(index: u32) -> bool {
+    index >= world().node_count.load(Ordering::Relaxed)
 }
 
 /// Indices given back, linked through the entries, and how many were ever used.
@@ -280,6 +336,8 @@ pub mod wait {
     pub const CHECKPOINT: u32 = 4;
     /// Room for output.
     pub const OUTPUT: u32 = 5;
+    /// A domain's process.
+    pub const DOMAIN: u32 = 6;
 }
 
 /// One thread.
@@ -423,8 +481,8 @@ pub fn node(index: u32) -> &'static NodeShared {
 }
 
 /// Where node `index` lists what it has written.
-pub fn dirty_list(index: u32) -> *mut PageRegion {
-    (DIRTY + index as usize * DIRTY_STRIDE) as *mut PageRegion
+pub fn dirty_list(index: u32) -> *mut DirtyRun {
+    (DIRTY + index as usize * DIRTY_STRIDE) as *mut DirtyRun
 }
 
 /// The tables that an image holds besides slots and arena: address and used bytes of each.
@@ -516,6 +574,8 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             output_tail: Lock::new(0),
             memory_used: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
+            nodes: AtomicU32::new(node_count),
+            domains: Lock::new(Domains::NONE),
             checkpoints_asked: AtomicU64::new(0),
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),

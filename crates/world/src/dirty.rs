@@ -9,53 +9,41 @@ use crate::control::{DIRTY_CAPACITY, PauseKind, dirty_list, node, record, state,
 use crate::killpoint::{Point, at};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
-use peregrine_sys::pagemap::{Pagemap, PagemapRef, ScanArgs};
 use peregrine_sys::signal;
-use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
 use peregrine_thread::layout::{ARENA, ARENA_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES};
 use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::SlotHeader;
+use peregrine_vm::dirty::{RawTracker, RawTrackerRef};
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 
 /// `NodeShared::dirty` of a node that cannot tell.
 pub const UNKNOWN: usize = usize::MAX;
 
-const FEATURES: Features = Features::WP_ASYNC
-    .union(Features::PAGEFAULT_FLAG_WP)
-    .union(Features::WP_HUGETLBFS_SHMEM)
-    .union(Features::WP_UNPOPULATED);
-
 /// Opens what is needed to track this process's writes and leaves the descriptors in the node's record.
 /// `false`: this kernel can't, and whole slots will be compared instead.
 pub fn start(index: u32) -> bool {
-    let Ok(uffd) = Uffd::open(FEATURES) else { return false };
-    let Ok(pagemap) = Pagemap::open() else { return false };
-    let ranges = [(SLOTS, SLOTS_BYTES), (ARENA, ARENA_BYTES)];
-    for (start, len) in ranges {
-        // SAFETY: with WP_ASYNC nothing ever traps.
-        if unsafe { uffd.by_ref().register(PageRange::covering(VirtAddr::new(start), len), RegisterMode::WP) }
-            .is_err()
-        {
+    let Ok(tracker) = RawTracker::open() else { return false };
+    for (start, len) in [(SLOTS, SLOTS_BYTES), (ARENA, ARENA_BYTES)] {
+        let range = PageRange::covering(VirtAddr::new(start), len);
+        // SAFETY: World memory stays mapped as long as this process; nobody else tracks it here, and `unprotect_slot` comes
+        // before each guard.
+        if unsafe { tracker.watch(range) }.is_err() {
             return false;
         }
     }
-    // A kernel before 6.7 has no PAGEMAP_SCAN.
-    let probe = PageRange::covering(VirtAddr::new(ARENA), 4096);
-    if pagemap.by_ref().scan(ScanArgs::take_written(probe), &mut []).is_err() {
-        return false;
-    }
-    let (u, p): (RawFd, RawFd) = (into_fd(uffd), into_fd(pagemap));
-    node(index).fds[0].store(u as u32 + 1, Ordering::Relaxed);
-    node(index).fds[1].store(p as u32 + 1, Ordering::Relaxed);
+    // Kept open for the life of the process: the zygote closes them when the node is gone.
+    let (u, p) = tracker.into_fds();
+    node(index).fds[0].store(u.into_raw_fd() as u32 + 1, Ordering::Relaxed);
+    node(index).fds[1].store(p.into_raw_fd() as u32 + 1, Ordering::Relaxed);
     true
 }
 
-fn into_fd(fd: impl std::os::fd::AsFd) -> RawFd {
-    // Kept open for the life of the process: the zygote closes it when the node is gone.
-    let raw = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd());
-    core::mem::forget(fd);
-    let _ = RawFd::into_raw_fd;
-    raw
+/// This node's tracker, if [`start`] made one.
+fn tracker(index: u32) -> Option<RawTrackerRef<'static>> {
+    let fd = |i: usize| node(index).fds[i].load(Ordering::Relaxed).checked_sub(1).map(|fd| fd as RawFd);
+    let (uffd, pagemap) = (fd(0)?, fd(1)?);
+    // SAFETY: opened by `start` and kept; should the program have closed them, calls on what has their numbers now fail.
+    Some(unsafe { RawTrackerRef::new(BorrowedFd::borrow_raw(uffd), BorrowedFd::borrow_raw(pagemap)) })
 }
 
 /// Adds what was written since the last report to this node's list, and starts over.
@@ -77,14 +65,10 @@ fn add_to_report(index: u32, scanned: &mut [u64]) {
     if me.dirty.load(Ordering::Relaxed) == UNKNOWN {
         return;
     }
-    if !world().track.load(Ordering::Relaxed) {
+    let (true, Some(tracker)) = (world().track.load(Ordering::Relaxed), tracker(index)) else {
         me.dirty.store(UNKNOWN, Ordering::Relaxed);
         return;
-    }
-    let fd = me.fds[1].load(Ordering::Relaxed).wrapping_sub(1) as RawFd;
-    // SAFETY: opened by `start` and kept; a program that closes foreign descriptors gets an error here, not a wrong one:
-    // the scan fails on anything that is not a pagemap.
-    let pagemap = PagemapRef::new(unsafe { BorrowedFd::borrow_raw(fd) });
+    };
     // After an image only live stack counts; before a rollback also what was live when the image was taken.
     let live_only = world().pause_kind.load(Ordering::Relaxed) == PauseKind::Image as u32;
     let mut found = me.dirty.load(Ordering::Relaxed);
@@ -101,48 +85,38 @@ fn add_to_report(index: u32, scanned: &mut [u64]) {
             scanned[w] |= 1 << (slot % 64);
             // Its thread may be on another node that has not paused yet, and may be ending there: then there is nothing to tell.
             for (start, end) in SlotHeader::extents_of_foreign(slot, live_only).into_iter().flatten() {
-                complete &= scan(pagemap, index, &mut found, start, end);
+                complete &= take(tracker, index, &mut found, start, end);
             }
         }
     }
-    complete &= scan(pagemap, index, &mut found, ARENA, ARENA + arena::used_bytes());
+    complete &= take(tracker, index, &mut found, ARENA, ARENA + arena::used_bytes());
     me.dirty.store(if complete { found } else { UNKNOWN }, Ordering::Relaxed);
 }
 
-fn scan(pagemap: PagemapRef<'_>, index: u32, found: &mut usize, mut start: usize, end: usize) -> bool {
-    while start < end {
-        let range = PageRange::covering(VirtAddr::new(start), end - start);
-        let room = DIRTY_CAPACITY - *found;
-        if room == 0 {
-            return false;
-        }
+/// Adds the pages of `[start, end)` that were written to the list; `false` if it is full or the kernel refuses.
+fn take(tracker: RawTrackerRef<'_>, index: u32, found: &mut usize, start: usize, end: usize) -> bool {
+    let mut rest = PageRange::covering(VirtAddr::new(start), end.saturating_sub(start));
+    while !rest.is_empty() && *found < DIRTY_CAPACITY {
         // SAFETY: the list belongs to this node while it reports.
-        let into = unsafe { core::slice::from_raw_parts_mut(dirty_list(index).add(*found), room) };
-        match pagemap.scan(ScanArgs::take_written(range), into) {
-            Ok(s) => {
-                *found += s.regions;
-                at(Point::ReportScanned);
-                start = s.walk_end.as_usize();
-            }
-            Err(peregrine_sys::raw::Errno::EINTR) => {}
-            Err(_) => return false,
-        }
+        let into = unsafe {
+            core::slice::from_raw_parts_mut(dirty_list(index).add(*found), DIRTY_CAPACITY - *found)
+        };
+        let Ok(taken) = tracker.take_into(rest, into) else { return false };
+        *found += taken.runs;
+        at(Point::ReportScanned);
+        rest = taken.rest;
     }
-    true
+    rest.is_empty()
 }
 
 /// Lifts write protection from the guards' neighbourhood of `slot`.
 pub fn unprotect_slot(slot: u32) {
     // SAFETY: only on a node.
-    let me = node(unsafe { peregrine_thread::carrier::carrier() }.node);
-    let fd = me.fds[0].load(Ordering::Relaxed).wrapping_sub(1) as RawFd;
-    if fd < 0 {
-        return;
-    }
+    let index = unsafe { peregrine_thread::carrier::carrier() }.node;
+    let Some(tracker) = tracker(index) else { return };
     let base = peregrine_thread::layout::slot_base(slot);
     let range = PageRange::covering(VirtAddr::new(base), peregrine_thread::layout::SLOT_BYTES);
-    // SAFETY: as in `report`.
-    let _ = UffdRef::new(unsafe { BorrowedFd::borrow_raw(fd) }).write_protect(range, false);
+    let _ = tracker.mark_written(range);
     // Pages lost their protection: the whole slot must be taken as written.
-    me.note_ran(slot);
+    node(index).note_ran(slot);
 }

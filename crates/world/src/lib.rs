@@ -4,6 +4,7 @@
 //! in memory that all of them map at the same addresses. See ARCHITECTURE.md for the whole picture.
 
 mod arena;
+mod carried;
 mod channel;
 mod config;
 mod context;
@@ -33,6 +34,7 @@ mod transit;
 mod zygote;
 
 pub use arena::OutOfMemory;
+pub use carried::{TrustedDomain, TrustedDomainError};
 pub use channel::{Receiver, RecvError, SendError, Sender, channel};
 pub use config::{Config, ConfigError};
 pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_id, sleep, yield_now};

@@ -2,12 +2,13 @@
 
 use crate::control::CONTROL_BYTES;
 use crate::local::LOCAL_BYTES;
-use peregrine_base::PageCount;
+use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
-use peregrine_sys::memory::{Advice, Backing, advise, map_fixed};
 use peregrine_sys::raw::Errno;
 use peregrine_thread::layout::{ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOTS, SLOTS_BYTES, TEMPLATE};
-use std::os::fd::{AsRawFd, OwnedFd};
+use peregrine_vm::alias;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Room for the templates, and for the argument and environment strings after them.
 pub const TEMPLATE_BYTES: usize = 64 << 20;
@@ -68,10 +69,11 @@ pub fn map_memfd(
 ) -> Result<OwnedFd, MemoryError> {
     let fd = memfd::create(name, PageCount::for_bytes(bytes), memfd::Pages::Base)
         .map_err(|errno| MemoryError::Memfd { what, errno })?;
-    let backing = Backing::SharedFile { fd: fd.as_raw_fd(), offset: 0 };
-    map_fixed(addr, bytes, backing).map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
+    let range = PageRange::covering(VirtAddr::new(addr), bytes);
+    alias::at(range, fd.as_fd(), PageCount::new(0), Protection::ReadWrite)
+        .map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
     // SAFETY: only leaves the range out of core dumps.
-    let _ = unsafe { advise(addr, bytes, Advice::DontDump) };
+    let _ = unsafe { mem::advise(range, Advice::DontDump) };
     Ok(fd)
 }
 
@@ -84,12 +86,14 @@ impl WorldMemory {
             map_memfd("the templates", c"peregrine-template", TEMPLATE, TEMPLATE_BYTES)?,
             map_memfd("the slots", c"peregrine-slots", SLOTS, SLOTS_BYTES)?,
         ];
-        map_fixed(CARRIER, LOCAL_BYTES, Backing::PrivateAnonymous).map_err(|errno| MemoryError::Map {
-            what: "a node's own state",
-            addr: CARRIER,
-            bytes: LOCAL_BYTES,
-            errno,
-        })?;
+        let (what, addr, bytes) = ("a node's own state", CARRIER, LOCAL_BYTES);
+        let at = Placement::At(VirtAddr::new(addr));
+        let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+        // SAFETY: replaces nothing.
+        unsafe {
+            mem::map(PageCount::for_bytes(bytes), Protection::ReadWrite, Source::Anonymous, at, options)
+                .map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
+        }
         Ok(Self { fds })
     }
 }

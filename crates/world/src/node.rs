@@ -70,6 +70,7 @@ pub unsafe fn become_node(index: u32) -> ! {
     at(Point::NodeTracks);
     let me = node(index);
     me.pid.store(process::pid() as u32, Ordering::Relaxed);
+    crate::carried::set_up(index);
     // Release: the supervisor sees the descriptors and the pid.
     me.ready.store(1, Ordering::Release);
     at(Point::NodeReady);

@@ -13,11 +13,14 @@
 //! the very node that saved it.
 //!
 //! **A move** hands over ownership: the old owner saves the context and the statics, writes `record.node`, and posts
-//! ARRIVE to the new one.
+//! ARRIVE to the new one. A thread on a carried call is its domain's (`carried`): nobody may move it, nor give it away, nor
+//! take it there, but itself; a move asked for meanwhile is made when it is back.
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
-use crate::control::{NONE, NodeShared, PauseKind, World, imaged, mail, node, record, state, world};
+use crate::control::{
+    NONE, NodeShared, PauseKind, World, imaged, is_domain, mail, node, record, state, world,
+};
 use crate::killpoint::{Point, at};
 use crate::local::{Action, Local, local};
 use peregrine_base::sync::{Ordering, fence, spin_loop};
@@ -122,7 +125,7 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
             at(Point::MailKept);
         }
     }
-    if bits & mail::MOVE != 0 {
+    if bits & mail::MOVE != 0 && !is_domain(c.node) {
         let to = r.move_to.load(Ordering::Acquire);
         at(Point::MailMoves);
         if to == NONE || to == c.node {
@@ -150,7 +153,9 @@ fn send(c: &mut Carrier, slot: u32, to: u32) {
     // SAFETY: the thread is suspended and ours.
     unsafe { statics::evict(c, template(), slot) };
     at(Point::SendEvicted);
-    r.move_to.store(NONE, Ordering::Relaxed);
+    if !is_domain(to) && !is_domain(c.node) {
+        r.move_to.store(NONE, Ordering::Relaxed);
+    }
     r.moves.fetch_add(1, Ordering::Relaxed);
     r.sent_at.store(monotonic_ns(), Ordering::Relaxed);
     at(Point::SendCounted);
@@ -181,7 +186,7 @@ fn service(c: &mut Carrier, l: &mut Local, own: usize) {
         }
     }
     let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
-    if hungry != 0 && l.queued() > own {
+    if hungry != 0 && l.queued() > own && !is_domain(c.node) {
         donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
@@ -300,6 +305,12 @@ unsafe fn enter(c: &mut Carrier, slot: u32) {
     }
 }
 
+/// Where somebody wants the thread of this node, if that is to be obeyed now.
+fn wanted_elsewhere(c: &Carrier, slot: u32) -> Option<u32> {
+    let to = record(slot).move_to.load(Ordering::Acquire);
+    (to != NONE && to != c.node && !is_domain(c.node)).then_some(to)
+}
+
 /// Acts on a tick, a pause or a post, on the running thread's stack.
 pub fn on_preempt(why: u32) {
     // SAFETY: called in a section that `preempt` opened.
@@ -310,8 +321,7 @@ pub fn on_preempt(why: u32) {
         }
         let me = c.current.load(Ordering::Relaxed);
         service(c, l, 0);
-        let to = record(me).move_to.load(Ordering::Acquire);
-        if to != NONE && to != c.node {
+        if let Some(to) = wanted_elsewhere(c, me) {
             return reschedule(Action::Move(to));
         }
         if why & Pending::TICK != 0 && l.queued() != 0 {
@@ -382,8 +392,7 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         return;
     }
     at(Point::Stepped);
-    let to = record(next).move_to.load(Ordering::Acquire);
-    if to != NONE && to != c.node {
+    if let Some(to) = wanted_elsewhere(c, next) {
         return send(c, next, to);
     }
     // SAFETY: `next` is runnable and ours; its slot is mapped.
@@ -481,7 +490,9 @@ fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
             || w.pause.load(Ordering::Relaxed) & 1 != 0
             || c.pending.load(Ordering::Relaxed) != 0
     };
-    w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
+    if !is_domain(c.node) {
+        w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
+    }
     at(Point::IdleBegins);
     wait_for_work(c, l, w, me, seen, something);
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
@@ -631,13 +642,14 @@ pub unsafe fn wake(slot: u32) {
     post(slot, mail::WAKE);
 }
 
-/// Lets a new thread of this node run, on node `on`.
+/// Lets a new thread of this node run, on node `on`; one made during a carried call starts on an ordinary node.
 ///
 /// # Safety
 /// In a section; the thread was just created here.
 pub unsafe fn launch(slot: u32, on: u32) {
     // SAFETY: on a node.
     let (c, l) = unsafe { (carrier(), local()) };
+    let on = if is_domain(on) { slot % world().node_count.load(Ordering::Relaxed) } else { on };
     if on == c.node {
         l.push(slot);
     } else {

@@ -13,12 +13,13 @@
 use crate::control::{IMAGED, Imaged, NONE, imaged, imaged_tables, record, state};
 use crate::memory::{MemoryError, map_memfd};
 use peregrine_base::sync::Ordering;
-use peregrine_sys::memory::{Advice, advise};
-use peregrine_sys::pagemap::PageRegion;
+use peregrine_base::{PageRange, VirtAddr};
+use peregrine_sys::mem::{self, Advice};
 use peregrine_thread::layout::{
     ARENA, ARENA_BYTES, SLOT_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES, slot_base, slot_index_of,
 };
 use peregrine_thread::slot::SlotHeader;
+use peregrine_vm::dirty::DirtyRun;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
@@ -46,7 +47,7 @@ pub struct Changes {
 
 impl Changes {
     /// Adds a node's report.
-    pub fn add_report(&mut self, regions: &[PageRegion]) {
+    pub fn add_report(&mut self, regions: &[DirtyRun]) {
         self.ranges
             .extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
     }
@@ -472,7 +473,7 @@ fn punch(slot_start: usize) {
 fn discard(start: usize, end: usize) {
     if start < end {
         // SAFETY: the range belongs to no thread, or to one that is about to be replaced there.
-        let _ = unsafe { advise(start, end - start, Advice::Remove) };
+        let _ = unsafe { mem::advise(PageRange::covering(VirtAddr::new(start), end - start), Advice::Remove) };
     }
 }
 

@@ -86,6 +86,9 @@ pub struct NodeStatus {
     pub pid: u32,
     /// `running`, `idle`, `blocked` or `starting`.
     pub state: String,
+    /// The name of the domain that it is, if it is one and runs carried calls only.
+    #[serde(default)]
+    pub domain: Option<String>,
     /// The thread that runs.
     pub runs: Option<String>,
     /// Threads waiting to run.

@@ -11,7 +11,8 @@ use crate::local::Action;
 use crate::lock::Lock;
 use crate::sched;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, compiler_fence};
-use peregrine_sys::memory::{Advice, advise};
+use peregrine_base::{PageRange, VirtAddr};
+use peregrine_sys::mem::{self, Advice};
 use peregrine_thread::carrier::carrier;
 use peregrine_thread::layout::{SLOT_BYTES, SLOT_COUNT, slot_base};
 use peregrine_thread::slot::{self, SlotHeader};
@@ -287,7 +288,8 @@ pub fn bury(slot: u32) {
     unsafe {
         let high = (*SlotHeader::of(slot)).heap.high_water().next_multiple_of(4096);
         let base = slot_base(slot);
-        let _ = advise(base, (high - base).min(SLOT_BYTES), Advice::Remove);
+        let used = PageRange::covering(VirtAddr::new(base), (high - base).min(SLOT_BYTES));
+        let _ = mem::advise(used, Advice::Remove);
     }
     at(Point::BuryPunched);
     imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);

@@ -62,7 +62,12 @@ fn show(out: &mut impl Write, w: &WorldStatus) -> std::io::Result<()> {
     writeln!(out, "  NODE      PID  STATE     RUNS    QUEUED   SWITCHES")?;
     for (i, n) in w.nodes.iter().enumerate() {
         let runs = n.runs.as_deref().unwrap_or("-");
-        writeln!(out, "  {i:>4} {:>8}  {:<8}  {runs:<6} {:>7} {:>10}", n.pid, n.state, n.queued, n.switches)?;
+        let domain = n.domain.as_ref().map_or(String::new(), |name| format!("  domain {name}"));
+        writeln!(
+            out,
+            "  {i:>4} {:>8}  {:<8}  {runs:<6} {:>7} {:>10}{domain}",
+            n.pid, n.state, n.queued, n.switches
+        )?;
     }
     writeln!(
         out,

@@ -5,12 +5,10 @@
 //! in the executable, hence in the statics window (libc itself finds it there, as it finds a copy-relocated one), and what
 //! changes it allocates in the slot. Strings replaced are not freed: C lets a caller keep what `getenv` gave it.
 
+use super::errno::{EINVAL, ENOMEM};
 use super::fail;
 use core::ffi::{CStr, c_char};
 use core::ptr::null_mut;
-
-const EINVAL: i32 = 22;
-const ENOMEM: i32 = 12;
 
 // One variable with libc's three names.
 core::arch::global_asm!(

@@ -4,14 +4,12 @@
 //! both are refused, by name. `posix_spawn` (what `std::process::Command` uses) needs no help; but a child belongs to
 //! the process that started it, so a *wait* that finds no child moves on to the next node and asks there.
 
+use super::errno::EOPNOTSUPP;
 use super::{fail, hooks, libc_result};
 use crate::carrier::{RuntimeSection, carrier};
 use core::ffi::c_void;
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::{Errno, check, syscall6};
-
-const EOPNOTSUPP: i32 = 95;
-const ECHILD: i32 = 10;
 
 unsafe extern "C" {
     fn _Fork() -> i32;
@@ -100,8 +98,8 @@ unsafe fn real_pthread_create(
 /// A thread may be moved between any two instructions, so "no child here" counts for a node only if the thread was held there
 /// while it asked; once the child has been seen, a wait that finds none has only been moved away from it.
 fn wait_anywhere(options: i32, mut wait: impl FnMut(i32) -> isize) -> isize {
-    const WNOHANG: i32 = 1;
-    let gone = |r: isize| check(r) == Err(Errno(ECHILD));
+    const WNOHANG: i32 = k::WNOHANG as i32;
+    let gone = |r: isize| check(r) == Err(Errno::ECHILD);
     let Some((_, hooks)) = hooks() else { return libc_result(wait(0)) };
     let mut asked = 0u64;
     loop {

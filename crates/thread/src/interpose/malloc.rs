@@ -5,14 +5,14 @@
 //!                ▲ payload - offset                           ▲ what C sees
 //! ```
 
+use super::errno::{EINVAL, ENOMEM};
 use super::fail;
 use crate::heap;
 use core::alloc::Layout;
 use core::ffi::c_void;
 use core::ptr::null_mut;
+use peregrine_base::PAGE_SIZE;
 
-const ENOMEM: i32 = 12;
-const EINVAL: i32 = 22;
 const HEADER: usize = 16;
 
 #[repr(C)]
@@ -154,12 +154,12 @@ extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
 
 #[unsafe(no_mangle)]
 extern "C" fn valloc(size: usize) -> *mut c_void {
-    get(size, 4096)
+    get(size, PAGE_SIZE)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn pvalloc(size: usize) -> *mut c_void {
-    get(size.next_multiple_of(4096), 4096)
+    get(size.next_multiple_of(PAGE_SIZE), PAGE_SIZE)
 }
 
 #[unsafe(no_mangle)]

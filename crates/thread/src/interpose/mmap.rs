@@ -5,20 +5,18 @@
 //! with `EOPNOTSUPP`: shared mappings, executable memory, and fixed addresses outside such a block. Protection of
 //! such a block can't be lowered: its pages are the World's.
 
+use super::errno::{EINVAL, ENOMEM, EOPNOTSUPP};
 use super::{fail, hooks, libc_result};
 use crate::heap;
 use crate::layout::slot_index_of;
 use crate::slot::SlotHeader;
 use core::alloc::Layout;
 use core::ffi::c_void;
+use peregrine_base::PAGE_SIZE as PAGE;
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::{Errno, check, syscall6};
 
 const FAILED: *mut c_void = usize::MAX as *mut c_void;
-const ENOMEM: i32 = 12;
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
-const PAGE: usize = 4096;
 
 /// A mapping: its block, and which of its pages are still mapped. C may unmap any part of it, the block is freed as a whole
 /// when the last page goes.
@@ -190,7 +188,7 @@ unsafe fn in_slot(
                 match check(r) {
                     Ok(0) => break,
                     Ok(n) => done += n,
-                    Err(Errno(4)) => {}
+                    Err(Errno::EINTR) => {}
                     Err(e) => {
                         unmap(p as usize, len);
                         return Err(e.0);
@@ -266,8 +264,8 @@ unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: i32) -> i32 {
-    const DONTNEED: i32 = 4;
-    const FREE: i32 = 8;
+    const DONTNEED: i32 = k::MADV_DONTNEED as i32;
+    const FREE: i32 = k::MADV_FREE as i32;
     if is_own(addr) {
         if advice == DONTNEED || advice == FREE {
             // In shared memory this advice would keep the contents; callers expect zeroes.
@@ -289,7 +287,7 @@ unsafe extern "C" fn mremap(
     new: *mut c_void,
 ) -> *mut c_void {
     if is_own(old) {
-        const MAYMOVE: i32 = 1;
+        const MAYMOVE: i32 = k::MREMAP_MAYMOVE as i32;
         let (old_bytes, new_bytes) = (old_len.next_multiple_of(PAGE), new_len.next_multiple_of(PAGE));
         if new_len == 0 || holding(old as usize, old_bytes).is_none() {
             fail(EINVAL);

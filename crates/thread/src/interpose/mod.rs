@@ -25,6 +25,14 @@ mod sleep;
 
 pub use atexit::run_destructors;
 
+/// The kernel's error numbers as C has them.
+mod errno {
+    use peregrine_sys::raw::Errno;
+    pub(super) const EINVAL: i32 = Errno::EINVAL.0;
+    pub(super) const ENOMEM: i32 = Errno::ENOMEM.0;
+    pub(super) const EOPNOTSUPP: i32 = Errno::EOPNOTSUPP.0;
+}
+
 /// Has shared libraries set up in this process, before nodes are forked from it, what they set up at first use.
 ///
 /// Their data is the process's, so a thread that made use of it on one node finds it bare on another: the unwinder aborts if a

@@ -1,13 +1,13 @@
 //! Sleeping and yielding: the thread parks, its node runs others.
 
+use super::errno::EINVAL;
 use super::{hooks, libc_result};
 use core::ptr::null_mut;
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::syscall6;
 use peregrine_sys::timer::monotonic_ns;
 
-const TIMER_ABSTIME: i32 = 1;
-const EINVAL: i32 = 22;
+const TIMER_ABSTIME: i32 = k::TIMER_ABSTIME as i32;
 
 fn to_ns(t: &k::timespec) -> Option<u64> {
     let s = u64::try_from(t.tv_sec).ok()?;

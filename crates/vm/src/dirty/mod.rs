@@ -10,10 +10,12 @@
 //! on meanwhile is reported by it or by the next. Pages may be reported that were not written since; never the other way.
 
 mod compare;
+mod raw;
 mod scan;
 mod set;
 mod trapping;
 mod union;
+mod words;
 
 use crate::claims::{Claim, Claimed};
 use crate::mapping::{Mapping, PrivateMemory};
@@ -23,6 +25,7 @@ use peregrine_base::{PageCount, PageRange};
 use peregrine_sys::capabilities::{Capabilities, Capability};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::OpenError;
+pub use raw::{DirtyRun, RawTracker, RawTrackerRef, Taken};
 pub use set::{ObjectDirty, ObjectRun, ViewDirty};
 use std::fmt;
 use std::sync::Arc;
@@ -102,6 +105,11 @@ pub enum TrackError {
     /// The descriptor was refused.
     #[error("{0} (fall back to DirtyMechanism::Mprotect or Compare, which need none)")]
     Open(#[from] OpenError),
+    /// The kernel's books can't be read.
+    #[error(
+        "open of /proc/self/pagemap: {0}; mount /proc, or prctl(PR_SET_DUMPABLE, 1) after a change of user"
+    )]
+    Pagemap(Errno),
     /// Another region or tracker changes the range's protection.
     #[error(transparent)]
     Claimed(#[from] Claimed),

@@ -51,7 +51,7 @@ impl AltStack {
             e
         };
         // SAFETY: the first page of what was mapped above.
-        unsafe { mem::protect(guard, Protection::None) }.map_err(unmap)?;
+        unsafe { crate::guard::install(guard) }.map_err(unmap)?;
         let stack = signal::AltStack::new(guard.end().as_ptr(), pages.bytes());
         // SAFETY: the memory is this value's, and stays until `drop` has put the old stack back.
         let before = unsafe { signal::alt_stack(Some(&stack)) }.map_err(unmap)?;

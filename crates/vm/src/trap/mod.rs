@@ -6,6 +6,7 @@
 //! the toucher sleeps: ordinary code, and system calls are served too (unless the descriptor is `USER_MODE_ONLY`).
 
 mod altstack;
+pub(crate) mod grace;
 pub(crate) mod pager;
 mod registry;
 mod signal;

@@ -6,24 +6,17 @@
 //!              ▼ the old one is freed after a grace period: every thread that was inside a trap has left it
 //! ```
 //!
-//! **Protocol.** A trap increments `inside[epoch & 1][stripe]`, then loads `TABLE`, serves the fault, and decrements the
-//! *same* count. A writer stores the new table, then twice: flips the epoch and waits until every count of the old
-//! parity is zero. Twice, because a trap may read the epoch, be delayed, and count itself in after the first flip: it is
-//! then still found by the second wait, or it has loaded the new table. All of it is sequentially consistent: the trap's
-//! "count, then load" against the writer's "store, then read counts" is a store-load race on both sides.
-//!
-//! **What can go wrong.** A handler that registers or unregisters waits for itself (refused by `WRITER`'s documentation,
-//! not by code: it can't know). A handler left by a jump never counts itself out, and the next unregistration hangs. A
-//! fork while other threads are inside a trap: their counts live in a page that is zero in the child (`process`).
+//! Who may free which table and when is the protocol of [`grace`](super::grace). A handler that registers or unregisters
+//! waits for itself: the documentation of [`Registration`](super::Registration) forbids it, for code can't tell.
 
 use super::SignalHandler;
+use super::grace::{self, Published};
 use crate::process;
-use peregrine_base::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_base::{PageRange, VirtAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
-static EPOCH: AtomicUsize = AtomicUsize::new(0);
+static TABLE: Published<Table> = Published::new();
 static WRITER: Mutex<Writer> = Mutex::new(Writer { entries: Vec::new(), ghosts: Vec::new() });
 
 struct Writer {
@@ -104,34 +97,27 @@ impl Table {
 }
 
 /// A thread inside a trap: the table it sees stays until this is dropped.
-pub(super) struct Inside {
-    count: &'static process::Count,
-    table: *const Table,
-}
+pub(super) struct Inside(grace::Inside<'static, Table>);
 
 impl Inside {
     /// Trap code. `stack_hint` spreads threads over cache lines. `None` before the first registration of this process.
     #[inline]
     pub(super) fn enter(stack_hint: usize) -> Option<Self> {
         let page = process::page_if_made()?;
-        let parity = EPOCH.load(Ordering::SeqCst) & 1;
-        let count = &page.inside[parity][(stack_hint >> 14) % process::STRIPES];
-        // SeqCst: before the load of TABLE below, against `replace`'s store of TABLE before its reads of the counts.
-        count.0.fetch_add(1, Ordering::SeqCst);
-        Some(Self { count, table: TABLE.load(Ordering::SeqCst) })
+        // A child may trap before it does anything else with this crate, and fork again in the handler.
+        process::name(page);
+        Some(Self(TABLE.enter(&page.counts, stack_hint >> 14)))
     }
 
     #[inline]
     pub(super) fn find(&self, addr: VirtAddr) -> &[Arc<Entry>] {
-        // SAFETY: null or a table that `replace` frees only after `self.count` came back to zero.
-        unsafe { self.table.as_ref() }.map_or(&[], |t| t.find(addr))
+        self.0.table().map_or(&[], |t| t.find(addr))
     }
 
     /// Whether a fault that nobody wants may be one that was under way when a registration went. Trap code.
     #[cold]
     pub(super) fn may_be_late(&self, addr: VirtAddr) -> bool {
-        // SAFETY: as in `find`.
-        let Some(table) = (unsafe { self.table.as_ref() }) else { return false };
+        let Some(table) = self.0.table() else { return false };
         table.ghosts.iter().filter(|g| g.range.contains(addr)).any(|ghost| {
             let spend = |left: u32| left.checked_sub(1);
             // Relaxed: a count of its own, which orders nothing.
@@ -140,38 +126,16 @@ impl Inside {
     }
 }
 
-impl Drop for Inside {
-    #[inline]
-    fn drop(&mut self) {
-        // SeqCst pairs with the writer's reads in `replace`: what the trap read lies before its going out.
-        self.count.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 fn replace(writer: &Writer) {
-    let fresh = Box::into_raw(Box::new(Table::build(&writer.entries, &writer.ghosts)));
-    let old = TABLE.swap(fresh, Ordering::SeqCst);
-    for _ in 0..2 {
-        let parity = EPOCH.fetch_add(1, Ordering::SeqCst) & 1;
-        for count in &process::page().inside[parity] {
-            // Negative only in a child that forked inside a handler: its count began anew.
-            while count.0.load(Ordering::SeqCst) > 0 {
-                peregrine_sys::io::yield_now();
-            }
-        }
-    }
-    if !old.is_null() {
-        // SAFETY: made by `Box::into_raw` in an earlier call; no longer in TABLE, and every trap that had loaded it has left
-        // (the two waits above).
-        drop(unsafe { Box::from_raw(old) });
-    }
+    let fresh = Box::new(Table::build(&writer.entries, &writer.ghosts));
+    // SAFETY: one at a time, for `writer` lies behind WRITER's lock; `Inside::enter` uses the same counts.
+    drop(unsafe { TABLE.replace(fresh, &process::page().counts, peregrine_sys::io::yield_now) });
 }
 
 /// Adds `entry` as the innermost registration of its range.
 pub(super) fn add(entry: Arc<Entry>) {
     // A panic while the lock is held can only be our own allocation failing, which leaves the lists as they were.
     let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
-    process::page();
     writer.entries.push(entry);
     replace(&writer);
 }

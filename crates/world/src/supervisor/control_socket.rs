@@ -292,8 +292,8 @@ impl Supervisor {
     }
 
     fn begin_move(&mut self, client: &mut Client, thread: &str, to: u32) {
-        if to as usize >= self.nodes.len() {
-            let why = format!("there is no node {to}: this World has nodes 0 to {}", self.nodes.len() - 1);
+        if to >= self.config.nodes {
+            let why = format!("there is no node {to}: this World has nodes 0 to {}", self.config.nodes - 1);
             return client.say(&Reply::Refused { why });
         }
         match find(thread) {
@@ -347,6 +347,7 @@ impl Supervisor {
         NodeStatus {
             pid: self.nodes[i].as_ref().map_or(0, |n| n.pid as u32),
             state: state.to_owned(),
+            domain: super::domains::name_of_node(i as u32),
             runs: (current != NONE).then(|| id_of(current).to_string()),
             queued: n.queued.load(Ordering::Relaxed),
             switches: n.switches.load(Ordering::Relaxed),
@@ -405,6 +406,7 @@ fn thread_status(id: ThreadId, image_age_ms: Option<f64>) -> ThreadStatus {
         wait::JOIN => Some(format!("the end of thread {}", id_of(on))),
         wait::CHECKPOINT => Some("an image".to_owned()),
         wait::OUTPUT => Some("room for output".to_owned()),
+        wait::DOMAIN => Some("the process of a domain".to_owned()),
         wait::SLEEP => {
             let left = r.wake_at.load(Ordering::Relaxed).saturating_sub(monotonic_ns());
             Some(format!("{} ms to pass", left / 1_000_000))

@@ -139,8 +139,8 @@ impl Durable {
         supervisor_at("image read");
         let repeated_bytes = release_again(&store, &image, control.sink, outlet)?;
         supervisor_at("old output cut");
+        // What is released again counts as released when it is out, not before: this life too may be killed.
         let generation = store.claim_generation(Some(&image))?;
-        store.mark_released(image.output_end())?;
         let resumed = Resumed {
             sequence: image.sequence().get(),
             generation: generation.get(),
@@ -311,11 +311,14 @@ fn patch_process_words(slot: u32, old_template: &[u8], old_vdso: [usize; 2], new
 pub(super) fn settle_in(nodes: u32, then_ns: u64) {
     debug_assert!(nodes as usize <= MAX_NODES);
     let restarted_by = then_ns.saturating_sub(monotonic_ns());
+    let then = imaged().nodes.swap(nodes, Ordering::Relaxed);
     let used = imaged().threads.with(|l| l.used);
     for slot in 0..used {
         let r = record(slot);
         let at = r.node.load(Ordering::Relaxed);
-        r.node.store(at % nodes, Ordering::Relaxed);
+        // One on a carried call stays in its domain, whose number follows the nodes'.
+        let now = if at < then { at % nodes } else { at - then + nodes };
+        r.node.store(now, Ordering::Relaxed);
         let wake_at = r.wake_at.load(Ordering::Relaxed);
         r.wake_at.store(wake_at.saturating_sub(restarted_by), Ordering::Relaxed);
     }

@@ -15,6 +15,7 @@
 //! nodes are paused or dead, but for posting moves.
 
 mod control_socket;
+mod domains;
 mod durable;
 mod image;
 mod outlet;
@@ -201,6 +202,7 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     unsafe { s.shadow.roll_back(&all) };
     s.shadow.note_unsaved();
     durable::settle_in(s.config.nodes, clock_ns);
+    s.make_room_for_domains();
     s.start()?;
     s.supervise()
 }
@@ -230,7 +232,9 @@ impl Supervisor {
         w.supervisor.store(process::pid() as u32, Ordering::Relaxed);
         w.memory_limit.store(config.memory_bytes, Ordering::Relaxed);
         w.slice_ns.store(config.slice.as_nanos() as u64, Ordering::Relaxed);
-        w.spin_ns.store(config.spin.as_nanos() as u64, Ordering::Relaxed);
+        // Where all share one processor, whoever spins keeps off the one that it waits for.
+        let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
+        w.spin_ns.store(if alone { 0 } else { config.spin.as_nanos() as u64 }, Ordering::Relaxed);
         w.track.store(config.track, Ordering::Relaxed);
         w.hold_output.store(config.image_interval.is_some(), Ordering::Relaxed);
         w.cpu.store(crate::node::cpu_flags(), Ordering::Relaxed);
@@ -331,6 +335,9 @@ impl Supervisor {
     fn act(&mut self, asked: u32) -> Result<(), WorldError> {
         let now = monotonic_ns();
         let due = |at: Option<u64>| at.is_some_and(|t| t <= now);
+        if asked & request::DOMAINS != 0 {
+            self.add_domains()?;
+        }
         let wanted = asked & (request::CHECKPOINT | request::OUTPUT) != 0 && !self.outlet.is_stuck();
         if due(self.image_due) || wanted {
             self.image_due = self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
@@ -393,7 +400,8 @@ impl Supervisor {
 
     fn move_one(&mut self) {
         let used = imaged_used();
-        if self.nodes.len() < 2 || used == 0 {
+        let nodes = self.config.nodes;
+        if nodes < 2 || used == 0 {
             return;
         }
         for _ in 0..8 {
@@ -403,8 +411,7 @@ impl Supervisor {
                 continue;
             }
             let at = r.node.load(Ordering::Relaxed);
-            let to = (at + 1 + (self.next_random() % (self.nodes.len() as u64 - 1)) as u32)
-                % self.nodes.len() as u32;
+            let to = (at + 1 + (self.next_random() % (u64::from(nodes) - 1)) as u32) % nodes;
             self.post_move(slot, to);
             return;
         }
@@ -492,7 +499,7 @@ impl Supervisor {
     }
 
     fn collect_stats(&mut self) {
-        self.stats.end(world().nodes.iter().take(self.config.nodes as usize));
+        self.stats.end(world().nodes.iter().take(self.nodes.len()));
     }
 
     fn kill_all(&mut self) {

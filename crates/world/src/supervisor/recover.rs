@@ -103,6 +103,7 @@ impl Supervisor {
             n.current.store(NONE, Ordering::Relaxed);
             n.idle.store(0, Ordering::Relaxed);
             n.ready.store(0, Ordering::Relaxed);
+            n.serves.store(0, Ordering::Relaxed);
             n.paused.store(0, Ordering::Relaxed);
             n.dirty.store(0, Ordering::Relaxed);
             n.crash_signal.store(0, Ordering::Relaxed);
@@ -149,6 +150,8 @@ impl Supervisor {
         }
         world().hungry.store(0, Ordering::Relaxed);
         self.carry_out_quarantine();
+        self.retire_strangers();
+        self.make_room_for_domains();
         // It woke those who waited for them: the posts must not lie in an inbox that a new node starts with empty.
         crate::shadow::settle_mail();
         for i in 0..self.nodes.len() as u32 {
@@ -168,11 +171,12 @@ impl Supervisor {
         supervisor_at("replacements up");
         self.collect_reports();
         self.wake_checkpointers();
+        // Before the threads run: one that looks must not take itself for its former self.
+        world().rollbacks.store(self.stats.rollbacks + 1, Ordering::Relaxed);
         self.resume();
         hold_fire(false);
         let now = monotonic_ns();
         self.failed_starts = 0;
-        world().rollbacks.store(self.stats.rollbacks + 1, Ordering::Relaxed);
         self.stats.rollback(moved, restored - begun, now - begun, begun.saturating_sub(lost_since));
         if self.stats.kills < self.config.most_kills {
             self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);

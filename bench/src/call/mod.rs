@@ -1,0 +1,130 @@
+//! A call into another process and back, beside what else there is, in one run and with the same arguments.
+//!
+//! Each round runs every way once, in a process of its own (see `subject`); a row is the middle of the rounds. The column
+//! *baseline* is the floor of the same run: eventfd and shared memory in place on one core, spinning on shared memory in
+//! place on two.
+
+mod carried;
+mod peers;
+mod remote;
+mod shared;
+mod stream;
+mod subject;
+mod ways;
+
+use crate::measure::{Options, Pair, Samples};
+use crate::report::Report;
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode, Stdio};
+use ways::{Cores, FLOOR, SPINNING_FLOOR, WAYS, Way};
+
+/// Argument sizes in bytes, and how many calls a process times.
+const SIZES: [(usize, &str, usize); 6] = [
+    (0, "null", 4000),
+    (64, "64 B", 4000),
+    (4 << 10, "4 KiB", 4000),
+    (64 << 10, "64 KiB", 1500),
+    (1 << 20, "1 MiB", 200),
+    (16 << 20, "16 MiB", 20),
+];
+/// Rounds of a run.
+const ROUNDS: usize = 7;
+
+/// The three numbers of a way, a sample a round.
+#[derive(Default, Clone)]
+struct Row {
+    min: Samples,
+    median: Samples,
+    p99: Samples,
+    calls: usize,
+}
+
+/// Rows by cores, size and way.
+type Rows = BTreeMap<(&'static str, usize, &'static str), Row>;
+
+/// The whole suite.
+pub fn run(report: &mut Report, options: &Options) {
+    report.note("# peregrine bench call");
+    let mut rows = Rows::new();
+    for cores in [Cores::One, Cores::Two] {
+        for (bytes, size, calls) in SIZES {
+            let case = format!("{size}, {} core{}", cores.name(), if cores == Cores::One { "" } else { "s" });
+            if !options.wants(&case) {
+                continue;
+            }
+            measure(&mut rows, cores, bytes, calls, options);
+            table(report, &rows, cores, bytes, &case);
+        }
+    }
+}
+
+/// Whether a way can be measured so.
+fn fits(way: &Way, cores: Cores) -> bool {
+    cores == Cores::Two || !way.spins
+}
+
+fn measure(rows: &mut Rows, cores: Cores, bytes: usize, calls: usize, options: &Options) {
+    for round in 0..options.rounds(ROUNDS) {
+        let mut order: Vec<&Way> = WAYS.iter().filter(|w| fits(w, cores)).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for way in order {
+            let row = rows.entry((cores.name(), bytes, way.name)).or_default();
+            // What sleeps on one core and wakes on another takes ten times as long.
+            let calls = if cores == Cores::Two && !way.spins { (calls / 4).max(20) } else { calls };
+            let [min, median, p99] = case(way.name, bytes, cores, calls);
+            row.min.push(min);
+            row.median.push(median);
+            row.p99.push(p99);
+            row.calls = calls;
+        }
+    }
+}
+
+/// Runs one case in a process of its own.
+fn case(way: &str, bytes: usize, cores: Cores, calls: usize) -> [f64; 3] {
+    let program = std::env::current_exe().expect("this program's path");
+    let out = Command::new(program)
+        .args(["call-case", way, &bytes.to_string(), cores.name(), &calls.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("this program runs again");
+    assert!(out.status.success(), "call-case {way} {bytes} {}: {}", cores.name(), out.status);
+    let text = String::from_utf8_lossy(&out.stdout);
+    let mut numbers = text.split_whitespace().map(|w| w.parse().unwrap_or(f64::NAN));
+    [(); 3].map(|()| numbers.next().unwrap_or(f64::NAN))
+}
+
+fn table(report: &mut Report, rows: &Rows, cores: Cores, bytes: usize, title: &str) {
+    report.section(&format!("Call and return, {title}, us"));
+    let floor = if cores == Cores::One { FLOOR } else { SPINNING_FLOOR };
+    let Some(base) = rows.get(&(cores.name(), bytes, floor)) else { return };
+    for way in WAYS {
+        let Some(row) = rows.get(&(cores.name(), bytes, way.name)) else { continue };
+        let case = format!("{}, {title}", way.title);
+        for (metric, ours, baseline) in [
+            ("min", &row.min, &base.min),
+            ("median", &row.median, &base.median),
+            ("p99", &row.p99, &base.p99),
+        ] {
+            let pair = Pair::of(&ours.scaled(1e-3), &baseline.scaled(1e-3));
+            report.pair(&case, metric, "us", floor, row.calls, &pair);
+        }
+    }
+}
+
+/// One way in this process: `WAY BYTES one|two CALLS`.
+pub fn run_case(arguments: &[String]) -> ExitCode {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let [name, bytes, cores, calls] = words[..] else { return ExitCode::from(2) };
+    let (Some(way), Ok(bytes), Ok(calls)) =
+        (WAYS.iter().find(|w| w.name == name), bytes.parse::<usize>(), calls.parse::<usize>())
+    else {
+        return ExitCode::from(2);
+    };
+    let cores = if cores == "one" { Cores::One } else { Cores::Two };
+    let timed = way.time(bytes, cores, calls);
+    println!("{} {} {}", timed.min, timed.median, timed.p99);
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,103 @@
+//! All ways to call, by name.
+
+use super::shared::{Form, start};
+use super::subject::{Caller, Timed, time};
+use super::{carried, peers, remote, stream};
+use peregrine_sys::process::pin_to_cpu;
+
+/// On how many processors client and server run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cores {
+    /// Both on one.
+    One,
+    /// Each on its own.
+    Two,
+}
+
+impl Cores {
+    /// As an argument and in a table.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Two => "two",
+        }
+    }
+
+    /// The processors of client and server.
+    pub const fn processors(self) -> (usize, usize) {
+        match self {
+            Self::One => (1, 1),
+            Self::Two => (1, 0),
+        }
+    }
+}
+
+/// Makes the client's side for so many bytes; its server runs on the processor given.
+type Start = fn(usize, usize) -> Box<dyn Caller>;
+
+/// How a way is set up.
+#[derive(Clone, Copy)]
+pub enum How {
+    /// A client that forks its server.
+    Forked(Start),
+    /// A whole World.
+    World,
+}
+
+/// One way.
+pub struct Way {
+    /// As an argument.
+    pub name: &'static str,
+    /// In the table.
+    pub title: &'static str,
+    /// Spins: means nothing on one processor.
+    pub spins: bool,
+    how: How,
+}
+
+impl Way {
+    /// Times so many calls of it in this process.
+    pub fn time(&self, bytes: usize, cores: Cores, calls: usize) -> Timed {
+        let (ours, theirs) = cores.processors();
+        match self.how {
+            How::Forked(start) => {
+                pin_to_cpu(ours).expect("a processor for the client");
+                time(&mut *start(bytes, theirs), calls)
+            }
+            How::World => carried::run(bytes, cores, calls),
+        }
+    }
+}
+
+/// The floor of a run on one core.
+pub const FLOOR: &str = "eventfd";
+/// The floor of a run on two.
+pub const SPINNING_FLOOR: &str = "spin";
+
+const fn way(name: &'static str, title: &'static str, spins: bool, start: Start) -> Way {
+    Way { name, title, spins, how: How::Forked(start) }
+}
+
+/// Ours, and what it is compared with.
+pub const WAYS: &[Way] = &[
+    Way { name: "carried", title: "our carried call", spins: false, how: How::World },
+    way(FLOOR, "eventfd + shared memory, in place", false, |n, cpu| start(n, cpu, Form::InPlace, false)),
+    way("eventfd-copied", "eventfd + shared memory, copied", false, |n, cpu| {
+        start(n, cpu, Form::Copied, false)
+    }),
+    way(SPINNING_FLOOR, "spinning shared memory, in place", true, |n, cpu| {
+        start(n, cpu, Form::InPlace, true)
+    }),
+    way("spin-copied", "spinning shared memory, copied", true, |n, cpu| start(n, cpu, Form::Copied, true)),
+    way("pipe", "pipe pair", false, stream::pipes),
+    way("unix", "Unix stream", false, stream::unix),
+    way("pool", "dispatcher and pool, eventfd + shared memory", false, |n, cpu| {
+        start(n, cpu, Form::Pool, false)
+    }),
+    way("fresh-thread", "fresh OS thread a call", false, |n, cpu| start(n, cpu, Form::FreshThread, false)),
+    way("iceoryx2", "iceoryx2, events", false, |n, cpu| peers::iceoryx(n, cpu, peers::Notice::Event)),
+    way("iceoryx2-poll", "iceoryx2, busy poll", true, |n, cpu| peers::iceoryx(n, cpu, peers::Notice::Poll)),
+    way("ipc-channel", "ipc-channel", false, peers::ipc_channel),
+    way("tarpc", "tarpc over a Unix socket", false, remote::tarpc),
+    way("tonic", "tonic over a Unix socket", false, remote::tonic),
+];

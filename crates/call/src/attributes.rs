@@ -1,0 +1,35 @@
+//! What follows the thread into the domain, and what it costs to ask for it.
+//!
+//! The deadline and the identity of the chain always travel. The rest is per call: where the activation runs, at what
+//! priority, and whether its processor time is measured call by call. Each costs system calls in the callee, and a default
+//! call makes none of them but for the first after the caller changed cores.
+
+use crate::chain::Deadline;
+
+/// Where the activation runs, seen from the caller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Affinity {
+    /// On the caller's core: the activation pins itself there. Nobody spins, for the other would wait for the core.
+    /// Right for calls that come now and then, and wherever cores are fewer than threads.
+    #[default]
+    Together,
+    /// On another core, where it spins for a moment (20 µs at most) for the next call while the caller spins for the
+    /// reply. Right for calls that come thick and fast on a machine with a core to spare.
+    Apart,
+    /// Wherever the kernel puts it. Nobody spins.
+    Anywhere,
+}
+
+/// The attributes of one call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Attributes {
+    /// Where the activation runs.
+    pub affinity: Affinity,
+    /// When the call must be done; the earlier of this and the chain's.
+    pub deadline: Option<Deadline>,
+    /// Lend the activation the caller's nice value if that is more urgent, where domain and kernel permit it.
+    pub priority: bool,
+    /// Measure the processor time of the callee, and of all that it calls, and add it to the calling thread's
+    /// [`charges`](crate::usage::charges).
+    pub charge: bool,
+}

@@ -1,0 +1,396 @@
+//! One connection: its socket, its lines, and whether the domain at the other end lives.
+//!
+//! Questions go over the socket one at a time, under a lock; the answer to a question is the next message that is not `Results`.
+//! Free lines wait in a stack, the warmest on top. A line whose call was given up is *abandoned* until its reply comes, for until
+//! then the domain may still write it.
+
+use super::line::{Guard, Line};
+use crate::chain::Deadline;
+use crate::credentials::Credentials;
+use crate::error::{CallError, Refusal, system};
+use crate::line::PAYLOAD_AT;
+use crate::memory::{Buffer, Forget, Gift, read_only};
+use crate::portal::PortalId;
+use crate::shared::{Shared, map_from_peer, sealed_memfd};
+use crate::socket::{self, FromClient, FromDomain, MAX_NAME, PROTOCOL, RecvError, Why};
+use crate::step::reach;
+use crate::usage::Usage;
+use peregrine_base::Protection;
+use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering};
+use peregrine_sys::raw::Errno;
+use peregrine_sys::rustix;
+use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
+use peregrine_sys::rustix::net::RecvFlags;
+use peregrine_sys::rustix::time::Timespec;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub(crate) struct Connection {
+    pub id: u64,
+    pub name: String,
+    pub domain: Credentials,
+    pub argument_bytes: u64,
+    socket: OwnedFd,
+    /// Held from a question to its answer.
+    asking: Mutex<Mail>,
+    lines: Mutex<Lines>,
+    freed: Condvar,
+    waiters: AtomicUsize,
+    most_lines: usize,
+    dead: AtomicBool,
+}
+
+/// Results that came while an answer was awaited, or for another line: by line and call.
+#[derive(Default)]
+struct Mail {
+    results: Vec<(u32, u32, u64, OwnedFd)>,
+}
+
+#[derive(Default)]
+struct Lines {
+    free: Vec<Line>,
+    abandoned: Vec<Line>,
+    open: usize,
+    full: bool,
+}
+
+impl Connection {
+    /// Says hello on a fresh connection.
+    pub fn greet(socket: OwnedFd, at: &Path) -> Result<Arc<Self>, CallError> {
+        let unreachable = |reason: String| CallError::Unreachable { at: at.to_owned(), reason };
+        let domain = Credentials::of_peer(&socket).map_err(|e| unreachable(e.to_string()))?;
+        // An error here is told by the answer, if the domain had time to say why it hung up.
+        let _ = socket::send(&socket, &FromClient::Hello { protocol: PROTOCOL }, None);
+        reach("client: said hello");
+        match socket::receive::<FromDomain>(&socket, RecvFlags::empty()) {
+            Ok((FromDomain::Welcome { id, name, calls_in_flight, argument_bytes }, _)) => {
+                Ok(Arc::new(Self {
+                    id,
+                    name,
+                    domain,
+                    argument_bytes,
+                    socket,
+                    asking: Mutex::default(),
+                    lines: Mutex::default(),
+                    freed: Condvar::new(),
+                    waiters: AtomicUsize::new(0),
+                    most_lines: calls_in_flight as usize,
+                    dead: AtomicBool::new(false),
+                }))
+            }
+            Ok((FromDomain::Refused(why), _)) => Err(refusal(why)),
+            Ok(_) | Err(RecvError::Garbage) => {
+                Err(Refusal::Protocol("the first answer is not a welcome".into()).into())
+            }
+            Err(RecvError::Closed | RecvError::Nothing) => Err(unreachable("it hung up".into())),
+            Err(RecvError::Kernel(e)) => Err(unreachable(e.to_string())),
+        }
+    }
+
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether the domain's end is still open. Once it is not, it never is again.
+    pub fn is_alive(&self) -> bool {
+        if self.dead.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let hung_up = loop {
+            match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break true,
+                Ok(_) => {
+                    break fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR);
+                }
+            }
+        };
+        if hung_up {
+            self.give_up();
+        }
+        !hung_up
+    }
+
+    fn give_up(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+        self.freed.notify_all();
+    }
+
+    fn ask(&self) -> MutexGuard<'_, Mail> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks and waits for the answer, at most until `deadline`.
+    fn question(
+        &self,
+        question: &FromClient,
+        fd: Option<BorrowedFd<'_>>,
+        deadline: Option<Deadline>,
+    ) -> Result<(FromDomain, Option<OwnedFd>), CallError> {
+        let mut mail = self.ask();
+        self.tell(question, fd)?;
+        reach("client: asked");
+        loop {
+            match self.receive(deadline)? {
+                (FromDomain::Results { line, call, len_bytes }, Some(fd)) => {
+                    mail.results.push((line, call, len_bytes, fd));
+                }
+                (FromDomain::Refused(why), _) => return Err(refusal(why)),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    /// Sends what needs no answer.
+    pub fn tell(&self, message: &FromClient, fd: Option<BorrowedFd<'_>>) -> Result<(), CallError> {
+        loop {
+            match socket::send(&self.socket, message, fd) {
+                Ok(()) => return Ok(()),
+                // The domain does not read: wait a moment for it, as long as it lives.
+                Err(rustix::io::Errno::AGAIN) if self.is_alive() => {
+                    std::thread::sleep(Duration::from_micros(200))
+                }
+                Err(rustix::io::Errno::MSGSIZE) => {
+                    return Err(Refusal::Protocol("message too long".into()).into());
+                }
+                Err(_) => {
+                    self.give_up();
+                    return Err(CallError::DomainDied);
+                }
+            }
+        }
+    }
+
+    fn receive(&self, deadline: Option<Deadline>) -> Result<(FromDomain, Option<OwnedFd>), CallError> {
+        loop {
+            match socket::receive(&self.socket, RecvFlags::DONTWAIT) {
+                Ok(message) => return Ok(message),
+                Err(RecvError::Nothing) => {}
+                Err(RecvError::Closed | RecvError::Kernel(_)) => {
+                    self.give_up();
+                    return Err(CallError::DomainDied);
+                }
+                Err(RecvError::Garbage) => {
+                    // Nothing that follows can be understood either.
+                    self.give_up();
+                    return Err(CallError::BadReply("a message of no known kind"));
+                }
+            }
+            let left = match deadline {
+                Some(deadline) => deadline.left().ok_or_else(|| {
+                    // The answer may still come and would be taken for that to the next question.
+                    self.give_up();
+                    CallError::Deadline
+                })?,
+                None => Duration::from_secs(3600),
+            };
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN | PollFlags::RDHUP)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(system("poll")(e)),
+            }
+        }
+    }
+
+    pub fn resolve(&self, name: &str, ours: u64) -> Result<PortalId, CallError> {
+        if name.len() > MAX_NAME {
+            return Err(Refusal::NoPortal(name.into()).into());
+        }
+        match self.question(&FromClient::Resolve { name: name.into() }, None, None) {
+            Ok((FromDomain::Portal { id, version }, _)) if version == ours => Ok(PortalId(id)),
+            Ok((FromDomain::Portal { version: theirs, .. }, _)) => {
+                Err(CallError::Version { portal: name.into(), ours, theirs })
+            }
+            Ok(_) => Err(CallError::BadReply("another answer than was asked for")),
+            Err(CallError::Refused(Refusal::NoPortal(_))) => Err(Refusal::NoPortal(name.into()).into()),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn usage(&self) -> Result<Usage, CallError> {
+        match self.question(&FromClient::Usage, None, None)? {
+            (FromDomain::Usage { cpu_ns, calls }, _) => Ok(Usage { cpu_ns, calls }),
+            _ => Err(CallError::BadReply("another answer than was asked for")),
+        }
+    }
+
+    /// A line that nobody uses.
+    pub fn acquire(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
+        let mut lines = self.lock_lines();
+        loop {
+            if let Some(line) = lines.free.pop() {
+                return Ok(Guard::new(self, line));
+            }
+            if let Some(at) = lines.abandoned.iter().position(|line| line.is_over()) {
+                let line = lines.abandoned.swap_remove(at);
+                return Ok(Guard::new(self, line));
+            }
+            if self.dead.load(Ordering::Relaxed) {
+                return Err(CallError::DomainDied);
+            }
+            if lines.open < self.most_lines && !lines.full {
+                lines.open += 1;
+                drop(lines);
+                match self.open_line(deadline) {
+                    Ok(line) => return Ok(Guard::new(self, line)),
+                    Err(e) => {
+                        let mut lines = self.lock_lines();
+                        lines.open -= 1;
+                        lines.full |= matches!(e, CallError::TooLarge { .. });
+                        if lines.open == 0 || !matches!(e, CallError::TooLarge { .. }) {
+                            return Err(e);
+                        }
+                        drop(lines);
+                    }
+                }
+                lines = self.lock_lines();
+                continue;
+            }
+            lines = self.wait_for_line(lines, deadline)?;
+        }
+    }
+
+    fn wait_for_line<'a>(
+        &self,
+        lines: MutexGuard<'a, Lines>,
+        deadline: Option<Deadline>,
+    ) -> Result<MutexGuard<'a, Lines>, CallError> {
+        // An abandoned line becomes free without anybody telling us: look now and then.
+        let mut slice = Duration::from_millis(if lines.abandoned.is_empty() { 50 } else { 1 });
+        if let Some(deadline) = deadline {
+            slice = slice.min(deadline.left().ok_or(CallError::Deadline)?);
+        }
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        let woken = self.freed.wait_timeout(lines, slice).unwrap_or_else(PoisonError::into_inner);
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        if woken.1.timed_out() && !self.is_alive() {
+            return Err(CallError::DomainDied);
+        }
+        Ok(woken.0)
+    }
+
+    fn lock_lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a line back, with its call over or not.
+    pub fn put_back(&self, line: Line) {
+        let mut lines = self.lock_lines();
+        if line.is_over() {
+            lines.free.push(line);
+        } else {
+            lines.abandoned.push(line);
+        }
+        // Relaxed: a waiter raised it under this lock, before it began to wait.
+        if self.waiters.load(Ordering::Relaxed) > 0 {
+            self.freed.notify_one();
+        }
+    }
+
+    fn open_line(&self, deadline: Option<Deadline>) -> Result<Line, CallError> {
+        let (answer, fd) = self.question(&FromClient::OpenLine, None, deadline)?;
+        let FromDomain::Line { index, len_bytes } = answer else {
+            return Err(CallError::BadReply("another answer than was asked for"));
+        };
+        let fd = fd.ok_or(CallError::BadReply("a line without memory"))?;
+        let len_bytes = usize::try_from(len_bytes).ok().filter(|&len| len > PAYLOAD_AT && len < 1 << 40);
+        let len_bytes = len_bytes.ok_or(CallError::BadReply("a line of impossible size"))?;
+        let shared = map_from_peer(fd.as_fd(), len_bytes, Protection::ReadWrite).map_err(|e| match e {
+            Errno::EINVAL => CallError::BadReply("a line that could be taken away again"),
+            errno => CallError::System { what: "mapping a line", errno },
+        })?;
+        reach("client: mapped a line");
+        Ok(Line::new(index, shared))
+    }
+
+    /// The read end of the line's pipe.
+    pub fn open_pipe(&self, line: u32, deadline: Option<Deadline>) -> Result<OwnedFd, CallError> {
+        match self.question(&FromClient::OpenPipe { line }, None, deadline)? {
+            (FromDomain::Pipe, Some(fd)) => Ok(fd),
+            _ => Err(CallError::BadReply("another answer than was asked for")),
+        }
+    }
+
+    /// New memory of this client and this domain alone; with `results`, the domain writes results into it.
+    pub fn buffer(self: &Arc<Self>, len_bytes: usize, results: bool) -> Result<Buffer, CallError> {
+        let system = |what: &'static str| move |errno: Errno| CallError::System { what, errno };
+        let fd = sealed_memfd(c"peregrine-buffer", len_bytes).map_err(system("memfd"))?;
+        let shared = Shared::map(&fd, len_bytes, Protection::ReadWrite).map_err(system("mmap"))?;
+        let for_reading = if results { None } else { read_only(&fd) };
+        let sent = for_reading.as_ref().unwrap_or(&fd).as_fd();
+        let question = FromClient::AddBuffer { len_bytes: len_bytes as u64, results };
+        match self.question(&question, Some(sent), None)? {
+            (FromDomain::Buffer { id }, _) => Ok(Buffer { shared, id, len_bytes, home: self.clone() }),
+            _ => Err(CallError::BadReply("another answer than was asked for")),
+        }
+    }
+
+    /// Hands a gift over; it is unmapped here first.
+    pub fn register_gift(&self, gift: Gift, deadline: Option<Deadline>) -> Result<(u32, usize), CallError> {
+        let (fd, len) = gift.let_go();
+        let question = FromClient::AddGift { len_bytes: len as u64 };
+        match self.question(&question, Some(fd.as_fd()), deadline)? {
+            (FromDomain::Buffer { id }, _) => Ok((id, len)),
+            _ => Err(CallError::BadReply("another answer than was asked for")),
+        }
+    }
+
+    /// The memfd with the results of a call on a line, which the domain sent before it replied.
+    pub fn results_of(&self, line: u32, call: u32) -> Result<(u64, OwnedFd), CallError> {
+        let mut mail = self.ask();
+        loop {
+            let found = mail.results.iter().position(|r| (r.0, r.1) == (line, call));
+            if let Some(at) = found {
+                let (_, _, len, fd) = mail.results.swap_remove(at);
+                // Leftovers of calls that were given up.
+                mail.results.retain(|r| r.0 != line);
+                return Ok((len, fd));
+            }
+            match socket::receive(&self.socket, RecvFlags::DONTWAIT) {
+                Ok((FromDomain::Results { line, call, len_bytes }, Some(fd))) => {
+                    mail.results.push((line, call, len_bytes, fd));
+                }
+                _ => return Err(CallError::BadReply("results that never came")),
+            }
+        }
+    }
+}
+
+impl Forget for Connection {
+    fn forget(&self, buffer: u32) {
+        if !self.dead.load(Ordering::Relaxed) {
+            let _ = self.tell(&FromClient::Forget { buffer }, None);
+        }
+    }
+
+    fn is(&self, connection: u64) -> bool {
+        std::ptr::from_ref(self).addr() as u64 == connection
+    }
+}
+
+fn refusal(why: Why) -> CallError {
+    match why {
+        Why::NotAdmitted => Refusal::NotAdmitted.into(),
+        Why::Clients { limit } => Refusal::Clients { limit: limit as usize }.into(),
+        Why::Protocol { theirs } => {
+            Refusal::Protocol(format!("this library speaks version {PROTOCOL}, the domain {theirs}")).into()
+        }
+        Why::NoPortal => Refusal::NoPortal(String::new()).into(),
+        Why::Access { id } => Refusal::Access(PortalId(id)).into(),
+        Why::Lines { limit } => {
+            CallError::TooLarge { what: "calls in flight", asked_bytes: limit + 1, limit_bytes: limit }
+        }
+        Why::Buffers { asked, limit } => {
+            CallError::TooLarge { what: "buffers", asked_bytes: asked, limit_bytes: limit }
+        }
+        Why::BadMemory => {
+            Refusal::Protocol("the domain does not trust the memory that it was given".into()).into()
+        }
+        Why::Short { errno } => CallError::System { what: "in the domain", errno: Errno(errno) },
+        Why::Unexpected => Refusal::Protocol("the domain did not expect the question".into()).into(),
+    }
+}

@@ -1,0 +1,88 @@
+//! A line, from the caller's side: who may use it, and what it remembers.
+
+use super::connection::Connection;
+use crate::line::Words;
+use crate::memory::Buffer;
+use crate::shared::Shared;
+use peregrine_base::sync::Ordering;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// One open line.
+pub(crate) struct Line {
+    pub index: u32,
+    pub shared: Shared,
+    /// The number of the last call made on it; the shared words are not asked what we did ourselves.
+    pub call: u32,
+    /// Where arguments and results go that are too large for the line.
+    pub spill: Option<Buffer>,
+    /// Read end of the pipe by which the domain tells of a reply, once one was asked for.
+    pub pipe: Option<OwnedFd>,
+}
+
+impl Line {
+    pub const fn new(index: u32, shared: Shared) -> Self {
+        Self { index, shared, call: 0, spill: None, pipe: None }
+    }
+
+    pub const fn words(&self) -> Words<'_> {
+        Words(&self.shared)
+    }
+
+    /// Whether the reply to the last call is there (or none was made).
+    pub fn is_over(&self) -> bool {
+        // Acquire pairs with the domain's Release store of `reply`: its half is read after this.
+        self.words().reply().load(Ordering::Acquire) == self.call
+    }
+
+    /// Tells the domain that nobody waits any more.
+    pub fn cancel(&self) {
+        // Relaxed: a hint. A domain that has begun goes on.
+        self.words().cancel().store(self.call, Ordering::Relaxed);
+    }
+}
+
+/// A line in use by one call: goes back to its connection when dropped, as abandoned if the call is not over.
+pub(crate) struct Guard<'a> {
+    connection: &'a Arc<Connection>,
+    line: Option<Line>,
+}
+
+impl<'a> Guard<'a> {
+    pub const fn new(connection: &'a Arc<Connection>, line: Line) -> Self {
+        Self { connection, line: Some(line) }
+    }
+
+    /// Puts the line back.
+    pub fn release(self) {}
+
+    /// Keeps the line out until it is put back by hand.
+    pub fn detach(mut self) -> Line {
+        self.line.take().expect("a guard has its line until it is dropped")
+    }
+}
+
+impl Deref for Guard<'_> {
+    type Target = Line;
+    fn deref(&self) -> &Line {
+        self.line.as_ref().expect("a guard has its line until it is dropped")
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut Line {
+        self.line.as_mut().expect("a guard has its line until it is dropped")
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if let Some(line) = self.line.take() {
+            if !line.is_over() {
+                line.cancel();
+            }
+            self.connection.put_back(line);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! An activation: an OS thread of the domain, pre-allocated, with a stack of the size that the domain chose.
+//!
+//! ```text
+//! pool ──▶ bound to a line ──▶ serve ──▶ served; wanted elsewhere? ──yes──▶ leave ──▶ pool
+//!                                ▲                  │ no
+//!                                └── call ◀── spin or sleep ── linger over, recalled, client gone ──▶ leave
+//! ```
+//!
+//! It sleeps by a shared futex, the line's `call` word: of the mechanisms measured the one that costs no more than an eventfd,
+//! never makes the ringer wait whatever its peer does, takes a timeout, and needs no descriptor (benchmark suite `call`).
+//! It spins, for the domain's `spin` limit at most, only after a call that was made from another core on purpose
+//! ([`Affinity::Apart`]): then the caller that calls again within that time pays no wake-up.
+
+use super::Inner;
+use super::execute::{Executor, answer};
+use super::peer::Line;
+use super::pool::{Activation, BUSY, IDLE, PARKED};
+use crate::attributes::Affinity;
+use crate::line::{AWAKE, PARKED as LINE_PARKED};
+use crate::step::reach;
+use peregrine_base::sync::{Ordering, fence, spin_loop};
+use peregrine_sys::{futex, process, timer};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long an activation stays with a line that has no calls. Then the next call costs a ring over the socket, a few
+/// microseconds more.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The body of an activation's thread.
+pub(crate) fn run(domain: &Arc<Inner>, me: &Arc<Activation>) {
+    // Relaxed: read for accounts only, after the activation was bound under the pool's lock.
+    me.tid.store(process::thread_id(), Ordering::Relaxed);
+    let mut executor = Executor::new(domain);
+    while let Some(line) = domain.pool.next(me) {
+        me.bound_at_ns.store(timer::thread_cpu_ns(), Ordering::Relaxed);
+        attend(domain, me, &mut executor, &line);
+        executor.shrink();
+        let used = timer::thread_cpu_ns().saturating_sub(me.bound_at_ns.load(Ordering::Relaxed));
+        line.peer.cpu_ns.fetch_add(used, Ordering::Relaxed);
+        me.state.store(IDLE, Ordering::Relaxed);
+        domain.pool.leave(me, &line);
+    }
+}
+
+/// Serves the line until there is a reason to leave it.
+fn attend(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &Arc<Line>) {
+    me.state.store(BUSY, Ordering::Relaxed);
+    line.words().mode().store(AWAKE, Ordering::Relaxed);
+    loop {
+        while let Some(call) = line.pending() {
+            if line.peer.is_gone() || domain.pool.is_closing() {
+                return;
+            }
+            reach("domain: took a call");
+            serve(domain, executor, line, call);
+            if domain.pool.is_wanted_from(line) {
+                return;
+            }
+        }
+        if must_leave(domain, me, line) {
+            return;
+        }
+        if executor.caller_is_apart() && spin(line, domain.limits.spin) {
+            continue;
+        }
+        if !sleep(domain, me, line) {
+            return;
+        }
+    }
+}
+
+fn serve(domain: &Inner, executor: &mut Executor<'_>, line: &Arc<Line>, call: u32) {
+    let running = domain.pool.running.fetch_add(1, Ordering::Relaxed) + 1;
+    if running >= domain.pool.total.load(Ordering::Relaxed) {
+        domain.told_of_the_last();
+    }
+    executor.execute(line, call);
+    // Before the caller learns that it is over: one that looks at the domain's counts afterwards finds itself in none.
+    domain.pool.running.fetch_sub(1, Ordering::Relaxed);
+    reach("domain: executed, before the reply");
+    answer(line, call);
+}
+
+fn must_leave(domain: &Inner, me: &Activation, line: &Line) -> bool {
+    me.recalled.load(Ordering::Relaxed) || line.peer.is_gone() || domain.pool.is_closing()
+}
+
+/// Looks for a call for a moment; whether one came.
+fn spin(line: &Line, most: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        for _ in 0..64 {
+            if line.pending().is_some() {
+                return true;
+            }
+            spin_loop();
+        }
+        if begun.elapsed() >= most {
+            return false;
+        }
+    }
+}
+
+/// Sleeps until there may be a call; false when the activation is to leave.
+fn sleep(domain: &Inner, me: &Activation, line: &Line) -> bool {
+    let words = line.words();
+    me.state.store(PARKED, Ordering::Relaxed);
+    words.mode().store(LINE_PARKED, Ordering::Relaxed);
+    // One fence for three pairs: the caller's between `call` and `mode`, and those of `Pool::want` and `Pool::recall`
+    // between what they set and `state`. Each either sees us parked or is seen by the loads below.
+    fence(Ordering::SeqCst);
+    reach("domain: parked");
+    let call = words.call().load(Ordering::Acquire);
+    let served = line.served.load(Ordering::Relaxed);
+    let mut stay = true;
+    if call == served {
+        if domain.pool.is_wanted_from(line) || must_leave(domain, me, line) {
+            stay = false;
+        } else {
+            let begun = Instant::now();
+            futex::wait(words.call(), served, Some(LINGER.as_nanos() as u64));
+            let waited_in_vain = line.pending().is_none();
+            stay = !(waited_in_vain && begun.elapsed() >= LINGER);
+        }
+    }
+    me.state.store(BUSY, Ordering::Relaxed);
+    words.mode().store(AWAKE, Ordering::Relaxed);
+    stay && !must_leave(domain, me, line)
+}
+
+/// Puts the calling thread where its caller wants it. What the domain was not allowed to use at its start stays out of reach.
+pub(crate) struct Place {
+    allowed: process::CpuSet,
+    at: Option<usize>,
+}
+
+impl Place {
+    pub fn new(allowed: process::CpuSet) -> Self {
+        Self { allowed, at: None }
+    }
+
+    /// Follows a caller that runs on `cpu`. A system call when that has changed since the last call, else nothing.
+    pub fn follow(&mut self, affinity: Affinity, cpu: usize) {
+        let target = match affinity {
+            Affinity::Anywhere => return,
+            Affinity::Together => cpu,
+            Affinity::Apart if self.at.is_some_and(|at| at != cpu) => return,
+            Affinity::Apart => {
+                let other = self.allowed.iter().find(|&c| c > cpu);
+                match other.or_else(|| self.allowed.iter().find(|&c| c != cpu)) {
+                    Some(other) => other,
+                    None => return,
+                }
+            }
+        };
+        if self.at == Some(target) || !self.allowed.contains(target) {
+            return;
+        }
+        // A core that went away since: stay where we are, and don't ask again.
+        let _ = process::CpuSet::one(target).and_then(|set| set.bind());
+        self.at = Some(target);
+    }
+}

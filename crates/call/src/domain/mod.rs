@@ -1,0 +1,428 @@
+//! A domain: a process, or a part of one, that exports portals.
+
+mod activation;
+pub(crate) mod execute;
+mod invocation;
+mod keeper;
+mod peer;
+mod pool;
+
+pub use invocation::Invocation;
+
+use crate::error::{DomainError, setup};
+use crate::limits::Limits;
+use crate::portal::{Access, Handler, Portal};
+use crate::runtime::Wire;
+use crate::socket;
+use crate::usage::DomainId;
+use keeper::{Door, Keeper};
+use peregrine_base::sync::{AtomicUsize, Ordering};
+use peregrine_sys::process::CpuSet;
+use peregrine_sys::rustix;
+use pool::Pool;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// What is called when the last activation is taken.
+type OnLast = Box<dyn Fn(&Activations<'_>) + Send + Sync>;
+
+/// What the threads of a domain share.
+pub(crate) struct Inner {
+    pub id: u64,
+    pub name: String,
+    pub uid: u32,
+    pub limits: Limits,
+    pub access: Access,
+    pub portals: Vec<Portal>,
+    pub wire: Option<Box<dyn Wire>>,
+    /// The most urgent nice value that a caller may lend an activation.
+    pub most_urgent: i32,
+    pub cpus: CpuSet,
+    pub pool: Pool,
+    /// Wakes the keeper, when the domain closes.
+    pub bell: OwnedFd,
+    pub clients: AtomicUsize,
+    pub lines: AtomicUsize,
+    stack_bytes: usize,
+    on_last: Option<OnLast>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Inner {
+    /// The last activation has been taken by a call, and tells the domain before it serves it.
+    pub(crate) fn told_of_the_last(&self) {
+        if let Some(on_last) = &self.on_last {
+            on_last(&Activations(self));
+        }
+    }
+}
+
+/// A domain's activations, as its [`on_last_activation`](DomainBuilder::on_last_activation) sees them.
+pub struct Activations<'a>(&'a Inner);
+
+impl Activations<'_> {
+    /// How many there are.
+    pub fn total(&self) -> usize {
+        self.0.pool.total.load(Ordering::Relaxed)
+    }
+
+    /// Asks for `count` more. They are started by the domain's keeper, so that the call that took the last one goes on at once.
+    pub fn add(&self, count: usize) {
+        self.0.pool.ask_for(count);
+        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+    }
+}
+
+impl fmt::Debug for Activations<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Activations").field(&self.total()).finish()
+    }
+}
+
+/// What a domain is made of; see [`Domain::builder`].
+pub struct DomainBuilder {
+    name: String,
+    activations: usize,
+    stack_bytes: usize,
+    limits: Limits,
+    access: Access,
+    portals: Vec<Portal>,
+    wire: Option<Box<dyn Wire>>,
+    most_urgent: i32,
+    on_last: Option<OnLast>,
+}
+
+impl DomainBuilder {
+    /// A name for messages and accounts.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// How many activations to make before the first call: as many calls are executed at once. The default is 4.
+    #[must_use]
+    pub const fn activations(mut self, count: usize) -> Self {
+        self.activations = count;
+        self
+    }
+
+    /// Bytes of each activation's stack, mapped with a guard below. The default is 256 KiB. It is the domain's own choice: the
+    /// caller's stack has no part in it.
+    #[must_use]
+    pub const fn stack_bytes(mut self, bytes: usize) -> Self {
+        self.stack_bytes = bytes;
+        self
+    }
+
+    /// What one client may take.
+    #[must_use]
+    pub const fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Who may connect. The default is [`Access::SameUser`].
+    #[must_use]
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// Exports a portal to everybody who may connect.
+    #[must_use]
+    pub fn portal(self, name: &str, version: u64, handler: impl Handler) -> Self {
+        self.portal_for(name, version, Access::Everyone, handler)
+    }
+
+    /// Exports a portal to those whom `access` admits, of those who may connect.
+    #[must_use]
+    pub fn portal_for(mut self, name: &str, version: u64, access: Access, handler: impl Handler) -> Self {
+        self.portals.push(Portal { name: name.to_owned(), version, access, handler: Box::new(handler) });
+        self
+    }
+
+    /// Called on the last activation when a call takes it, before the call is executed: the place to add more.
+    #[must_use]
+    pub fn on_last_activation(mut self, tell: impl Fn(&Activations<'_>) + Send + Sync + 'static) -> Self {
+        self.on_last = Some(Box::new(tell));
+        self
+    }
+
+    /// Has each call run on a user-level thread of the domain's own.
+    #[must_use]
+    pub fn wire(mut self, wire: impl Wire) -> Self {
+        self.wire = Some(Box::new(wire));
+        self
+    }
+
+    /// The most urgent nice value that callers may lend to activations. The default, 0, permits none that is more urgent than
+    /// usual. The kernel has the last word (`RLIMIT_NICE`).
+    #[must_use]
+    pub const fn most_urgent_nice(mut self, nice: i32) -> Self {
+        self.most_urgent = nice;
+        self
+    }
+
+    /// Serves clients that connect to the Unix socket at `path`, which is made, or taken over from a domain that died.
+    ///
+    /// # Errors
+    /// [`DomainError::PathInUse`], [`DomainError::PathTooLong`], [`DomainError::Config`], [`DomainError::System`].
+    pub fn serve(self, path: impl AsRef<Path>) -> Result<Domain, DomainError> {
+        self.check()?;
+        let path = path.as_ref();
+        let socket = socket::listen(path)?;
+        self.start(Door::Listener(socket), Some(path.to_owned()))
+    }
+
+    /// Serves clients that connect to a bound `SOCK_SEQPACKET` socket that was inherited, from a supervisor for instance.
+    ///
+    /// # Errors
+    /// [`DomainError::Config`], [`DomainError::System`].
+    pub fn serve_on(self, socket: OwnedFd) -> Result<Domain, DomainError> {
+        self.check()?;
+        self.start(Door::Listener(socket), None)
+    }
+
+    /// Serves one client, at the other end of a connected socket ([`socket_pair`](crate::socket_pair)) that was inherited.
+    ///
+    /// # Errors
+    /// [`DomainError::Config`], [`DomainError::System`].
+    pub fn serve_pair(self, socket: OwnedFd) -> Result<Domain, DomainError> {
+        self.check()?;
+        self.start(Door::Pair(socket), None)
+    }
+
+    fn check(&self) -> Result<(), DomainError> {
+        let config = |what: String| Err(DomainError::Config(what));
+        if self.activations == 0 {
+            return config("a domain needs an activation to execute anything".into());
+        }
+        if self.limits.argument_bytes > u32::MAX as usize {
+            return config(format!("argument_bytes {} is beyond {}", self.limits.argument_bytes, u32::MAX));
+        }
+        for (i, portal) in self.portals.iter().enumerate() {
+            if portal.name.len() > socket::MAX_NAME {
+                return config(format!(
+                    "portal name of {} bytes, at most {}",
+                    portal.name.len(),
+                    socket::MAX_NAME
+                ));
+            }
+            if self.portals[..i].iter().any(|p| p.name == portal.name) {
+                return config(format!("two portals are called {}", portal.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn start(self, door: Door, path: Option<PathBuf>) -> Result<Domain, DomainError> {
+        let cpus =
+            CpuSet::current().map_err(|errno| DomainError::System { what: "sched_getaffinity", errno })?;
+        let bell = rustix::event::eventfd(
+            0,
+            rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
+        )
+        .map_err(setup("eventfd"))?;
+        let mut id = [0; 8];
+        peregrine_sys::random::fill(&mut id);
+        let inner = Arc::new(Inner {
+            id: u64::from_ne_bytes(id).max(1),
+            name: self.name,
+            uid: rustix::process::geteuid().as_raw(),
+            limits: self.limits,
+            access: self.access,
+            portals: self.portals,
+            wire: self.wire,
+            most_urgent: self.most_urgent,
+            cpus,
+            pool: Pool::new(self.limits.activations_per_client),
+            bell,
+            clients: AtomicUsize::new(0),
+            lines: AtomicUsize::new(0),
+            stack_bytes: self.stack_bytes,
+            on_last: self.on_last,
+            threads: Mutex::default(),
+        });
+        let keeper = Keeper::new(inner.clone(), door).map_err(setup("epoll"))?;
+        let running = Running { inner: inner.clone(), path, keeper: Mutex::new(None) };
+        inner.add_activations(self.activations)?;
+        let thread = std::thread::Builder::new()
+            .name(format!("{}-keeper", inner.name))
+            .spawn(move || keeper.run())
+            .map_err(spawn_error)?;
+        *running.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(Domain(Arc::new(running)))
+    }
+}
+
+fn spawn_error(e: std::io::Error) -> DomainError {
+    let errno = peregrine_sys::raw::Errno(e.raw_os_error().unwrap_or(0));
+    DomainError::System { what: "starting a thread", errno }
+}
+
+impl fmt::Debug for DomainBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let portals: Vec<_> = self.portals.iter().map(|p| &p.name).collect();
+        f.debug_struct("DomainBuilder")
+            .field("name", &self.name)
+            .field("activations", &self.activations)
+            .field("stack_bytes", &self.stack_bytes)
+            .field("limits", &self.limits)
+            .field("access", &self.access)
+            .field("portals", &portals)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(crate) fn add_activations(self: &Arc<Self>, count: usize) -> Result<(), DomainError> {
+        for _ in 0..count {
+            let Some(activation) = self.pool.enlist() else { return Ok(()) };
+            let inner = self.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("{}-{}", self.name, activation.index))
+                .stack_size(self.stack_bytes)
+                .spawn(move || activation::run(&inner, &activation))
+                .map_err(spawn_error)?;
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok(())
+    }
+
+    /// Waits until every activation has ended; the pool is closed.
+    pub(crate) fn join_activations(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Running {
+    inner: Arc<Inner>,
+    path: Option<PathBuf>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Running {
+    fn close(&self) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.inner.pool.close();
+        let _ = rustix::io::write(&self.inner.bell, &1u64.to_ne_bytes());
+        if let Some(keeper) = keeper {
+            let _ = keeper.join();
+            if let Some(path) = &self.path {
+                let _ = rustix::fs::unlink(path);
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A domain that serves, until this and all its clones are dropped or [`shutdown`](Self::shutdown) is called.
+///
+/// ```
+/// use peregrine_call::{Call, Client, Domain};
+/// let dir = std::env::temp_dir().join(format!("peregrine-doc-{}", std::process::id()));
+/// let domain = Domain::builder()
+///     .portal("upper", 1, |call: &mut peregrine_call::Invocation<'_>| {
+///         let text = call.input(0)?.to_ascii_uppercase();
+///         *call.output(1)? = text;
+///         Ok(())
+///     })
+///     .serve(&dir)?;
+///
+/// let client = Client::connect(&dir)?;
+/// let upper = client.portal("upper", 1)?;
+/// let mut reply = Vec::new();
+/// client.call(upper, Call::new().input(b"peregrine").output(&mut reply, 64))?;
+/// assert_eq!(reply, b"PEREGRINE");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Domain(Arc<Running>);
+
+impl Domain {
+    /// A domain with no portals yet.
+    pub fn builder() -> DomainBuilder {
+        DomainBuilder {
+            name: "domain".into(),
+            activations: 4,
+            stack_bytes: 256 * 1024,
+            limits: Limits::default(),
+            access: Access::default(),
+            portals: Vec::new(),
+            wire: None,
+            most_urgent: 0,
+            on_last: None,
+        }
+    }
+
+    /// Makes `count` more activations.
+    ///
+    /// # Errors
+    /// [`DomainError::System`]: no memory or threads left; some may have been made.
+    pub fn add_activations(&self, count: usize) -> Result<(), DomainError> {
+        self.0.inner.add_activations(count)
+    }
+
+    /// The identity by which accounts name this domain.
+    pub fn id(&self) -> DomainId {
+        DomainId(self.0.inner.id)
+    }
+
+    /// What the domain is doing.
+    pub fn stats(&self) -> DomainStats {
+        let inner = &self.0.inner;
+        let (activations, idle, parked) = inner.pool.count();
+        DomainStats {
+            activations,
+            idle,
+            parked,
+            running: inner.pool.running.load(Ordering::Relaxed),
+            waiting: inner.pool.wanted.load(Ordering::Relaxed),
+            clients: inner.clients.load(Ordering::Relaxed),
+            lines: inner.lines.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Lets calls that are being executed end, answers those that wait with
+    /// [`CallError::Terminated`](crate::CallError::Terminated), hangs up, and waits for all threads of the domain.
+    pub fn shutdown(self) {
+        self.0.close();
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain").field("name", &self.0.inner.name).field("stats", &self.stats()).finish()
+    }
+}
+
+/// Counts of a domain, each true at some moment of the asking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DomainStats {
+    /// Activations there are.
+    pub activations: usize,
+    /// In the pool.
+    pub idle: usize,
+    /// Asleep on the line of the client that they served last.
+    pub parked: usize,
+    /// Executing a call.
+    pub running: usize,
+    /// Calls that wait for an activation.
+    pub waiting: usize,
+    /// Clients connected.
+    pub clients: usize,
+    /// Lines open.
+    pub lines: usize,
+}

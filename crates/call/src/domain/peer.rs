@@ -1,0 +1,109 @@
+//! What a domain knows of one client: who it is, its lines, its buffers, and what it has used.
+
+use crate::credentials::Credentials;
+use crate::line::Words;
+use crate::memory::Lendable;
+use crate::shared::Shared;
+use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A connected client.
+pub(crate) struct Peer {
+    /// Its key in the keeper's table; never used again in this domain's life.
+    pub token: u64,
+    pub credentials: Credentials,
+    pub socket: OwnedFd,
+    /// For each portal, whether this client may call it: the rules are asked once, for credentials don't change.
+    pub may_call: Vec<bool>,
+    /// It hung up, died, or broke the protocol.
+    pub gone: AtomicBool,
+    /// Lines with a call that wait because the client works with as many activations as it may.
+    pub aside: AtomicUsize,
+    pub lines: Mutex<Vec<Arc<Line>>>,
+    pub buffers: Mutex<Buffers>,
+    pub cpu_ns: AtomicU64,
+    pub calls: AtomicU64,
+}
+
+/// What a client has registered.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    pub lent: HashMap<u32, Arc<Lendable>>,
+    pub gifts: HashMap<u32, (OwnedFd, usize)>,
+    pub total_bytes: u64,
+    next: u32,
+}
+
+impl Buffers {
+    /// A number for a new one; 0 means none and is never given out.
+    pub fn number(&mut self) -> u32 {
+        loop {
+            self.next = self.next.wrapping_add(1);
+            if self.next != 0 && !self.lent.contains_key(&self.next) && !self.gifts.contains_key(&self.next) {
+                return self.next;
+            }
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.lent.len() + self.gifts.len()
+    }
+}
+
+impl Peer {
+    pub fn is_gone(&self) -> bool {
+        // Acquire pairs with the Release in `leave`: who sees it set sees the lines taken away, if it looks.
+        self.gone.load(Ordering::Acquire)
+    }
+
+    pub fn lock_buffers(&self) -> std::sync::MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn lock_lines(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Line>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks it gone and lets go of all it had here, but for lines that an activation still serves: those go with it.
+    pub fn leave(&self) -> Vec<Arc<Line>> {
+        self.gone.store(true, Ordering::Release);
+        *self.lock_buffers() = Buffers::default();
+        std::mem::take(&mut *self.lock_lines())
+    }
+}
+
+/// A line, from the domain's side.
+pub(crate) struct Line {
+    pub peer: Arc<Peer>,
+    pub index: u32,
+    pub shared: Shared,
+    /// The number of the last call that was served; the shared words are not asked what we did ourselves.
+    pub served: AtomicU32,
+    /// Whether an activation has it, or it waits for one; changed under the pool's lock only.
+    pub binding: AtomicU32,
+    /// The write end of the line's pipe, ours alone and non-blocking, for callers that wait by `poll`.
+    pub pipe: Mutex<Option<OwnedFd>>,
+}
+
+impl Line {
+    pub const fn words(&self) -> Words<'_> {
+        Words(&self.shared)
+    }
+
+    /// The number of a call that was not served yet.
+    pub fn pending(&self) -> Option<u32> {
+        // Acquire pairs with the caller's Release store of `call`: its half is read after this.
+        let call = self.words().call().load(Ordering::Acquire);
+        (call != self.served.load(Ordering::Relaxed)).then_some(call)
+    }
+}
+
+/// Writes one byte to a line's pipe, and never waits: a pipe that is full has rung already.
+pub(crate) fn notify(line: &Line) {
+    let pipe = line.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pipe) = &*pipe {
+        let _ = peregrine_sys::rustix::io::write(pipe, &[1]);
+    }
+}

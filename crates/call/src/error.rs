@@ -1,0 +1,176 @@
+//! What can go wrong with a call, told apart by what the caller can do about it.
+//!
+//! ```text
+//! never began        Unreachable  Refused  Version  TooLarge      nothing was executed
+//! began, unfinished  DomainDied   Terminated  Deadline            may have been executed, in part or in whole
+//! came back          Callee  Panicked  BadReply                   the domain lives
+//! ```
+//!
+//! Each error belongs to one level of a chain: when A called B and B called C, the death of C is B's error; A sees what B's
+//! handler makes of it.
+
+use crate::portal::PortalId;
+use peregrine_sys::raw::Errno;
+use std::path::PathBuf;
+
+/// Why a call did not return its results.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// There is no domain at the end of the path or descriptor.
+    #[error("no domain at {at}: {reason}; start it, or check the path and its permissions")]
+    Unreachable {
+        /// The socket path, or `descriptor`.
+        at: PathBuf,
+        /// What the kernel or the peer said.
+        reason: String,
+    },
+    /// The domain, or this library on its behalf, said no before anything was executed.
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+    /// The portal speaks another version of the interface.
+    #[error(
+        "portal {portal:?}: this client speaks version {ours:#x}, the domain {theirs:#x}; build both from one interface"
+    )]
+    Version {
+        /// The portal's name.
+        portal: String,
+        /// The version asked for.
+        ours: u64,
+        /// The version that the domain exports.
+        theirs: u64,
+    },
+    /// The arguments or the declared results are beyond a limit.
+    #[error(
+        "{what}: {asked_bytes} bytes, and the limit is {limit_bytes}; raise the domain's `Limits` or send less"
+    )]
+    TooLarge {
+        /// Which limit.
+        what: &'static str,
+        /// Bytes asked for.
+        asked_bytes: u64,
+        /// Bytes allowed.
+        limit_bytes: u64,
+    },
+    /// The domain's process ended before the reply; the call may have been executed.
+    #[error("the domain died before it replied; the call may or may not have been executed")]
+    DomainDied,
+    /// The domain lives and gave this call up: it is shutting down, or the callee's activation was terminated.
+    #[error("the call was terminated by its domain")]
+    Terminated,
+    /// The deadline passed first. The callee may still run; its reply is dropped.
+    #[error("the deadline passed before the reply; the callee may still run")]
+    Deadline,
+    /// The callee's own error.
+    #[error("the callee failed with code {}, {} bytes of detail", .0.code, .0.detail.len())]
+    Callee(Failure),
+    /// The handler panicked. Its domain lives.
+    #[error("the handler panicked: {0}")]
+    Panicked(String),
+    /// What the domain wrote as its reply contradicts what was declared. The domain is broken or hostile.
+    #[error("the domain's reply is not valid: {0}")]
+    BadReply(&'static str),
+    /// A system call of our own failed.
+    #[error("{what}: {errno}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+/// Why a call was refused. Nothing was executed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The credentials don't satisfy the domain's access rule.
+    #[error("the domain does not admit this user")]
+    NotAdmitted,
+    /// The credentials don't satisfy the portal's access rule.
+    #[error("this user may not call {0:?}")]
+    Access(PortalId),
+    /// The domain has no such portal.
+    #[error("the domain exports no portal {0}")]
+    NoPortal(String),
+    /// As many clients are connected as the domain allows.
+    #[error("the domain serves {limit} clients already")]
+    Clients {
+        /// The limit.
+        limit: usize,
+    },
+    /// The chain of nested calls is as deep as the domain allows.
+    #[error("the chain of calls is {depth} deep, and the domain's limit is {limit}")]
+    Depth {
+        /// Depth that this call would have.
+        depth: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// The peer speaks another protocol, or sent what the protocol does not allow.
+    #[error("protocol: {0}")]
+    Protocol(String),
+    /// The gift is still writable by the one who gave it, so it can't be sealed.
+    #[error("the gift is still mapped writable by the giver")]
+    GiftInUse,
+    /// A lent buffer or gift is not known to the domain.
+    #[error("the domain does not know buffer {0}")]
+    NoBuffer(u32),
+}
+
+/// The callee's own error: a number and bytes whose meaning is the interface's.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Failure {
+    /// What kind of failure.
+    pub code: u32,
+    /// The rest of it, in whatever encoding the interface uses. At most [`Failure::MAX_DETAIL`] bytes reach the caller.
+    pub detail: Vec<u8>,
+}
+
+impl Failure {
+    /// Bytes of detail that travel; the rest is cut off.
+    pub const MAX_DETAIL: usize = 16 * 1024;
+
+    /// The code of a handler that was given other arguments than it expects.
+    pub const ARGUMENTS: u32 = u32::MAX;
+
+    pub(crate) const fn arguments() -> Self {
+        Self { code: Self::ARGUMENTS, detail: Vec::new() }
+    }
+
+    /// A failure with this code and detail.
+    pub fn new(code: u32, detail: impl Into<Vec<u8>>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+}
+
+/// Why a domain could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DomainError {
+    /// A system call failed.
+    #[error("{what}: {errno}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// Another domain serves this path.
+    #[error("{0} is served by a living process; stop it or take another path")]
+    PathInUse(PathBuf),
+    /// A socket path does not fit the kernel's 107 bytes.
+    #[error("{0} is too long for a socket path (107 bytes)")]
+    PathTooLong(PathBuf),
+    /// What was asked for makes no sense together.
+    #[error("configuration: {0}")]
+    Config(String),
+}
+
+pub(crate) fn system(what: &'static str) -> impl Fn(peregrine_sys::rustix::io::Errno) -> CallError {
+    move |e| CallError::System { what, errno: Errno(e.raw_os_error()) }
+}
+
+pub(crate) fn setup(what: &'static str) -> impl Fn(peregrine_sys::rustix::io::Errno) -> DomainError {
+    move |e| DomainError::System { what, errno: Errno(e.raw_os_error()) }
+}

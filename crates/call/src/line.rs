@@ -1,0 +1,403 @@
+//! A line: the piece of shared memory that one call at a time passes through, and the protocol of its words.
+//!
+//! ```text
+//! 0x000 caller's half  call   wait  portal/args/flags  deadline  chain  depth/cpu/nice  payload  cancel  alerts
+//! 0x040 domain's half  reply  mode  status/code        cpu_ns    result lengths ×8      charge rows
+//! 0x080 descriptors of the arguments, 24 bytes each ×8
+//! 0x140 charge rows: (domain, ns) ×8
+//! 0x1c0 payload: bytes of `in` and `inout` arguments, each from a multiple of 8
+//!       results: from the next multiple of 64 after the payload, in the order of the arguments
+//! ```
+//!
+//! **Two futex words count calls.** The caller fills its half, then stores the next number in `call`; the domain fills its half,
+//! then stores the same number in `reply`. Between the two the line is the domain's, otherwise the caller's.
+//!
+//! **Two words say how to wake.** Who is about to sleep says so (`mode` for the activation, `wait` for the caller), then looks
+//! again at the word it waits for; who has stored `call` or `reply` looks at the other's word. Each puts a full fence between
+//! its store and its load, so at least one of the two sees the other:
+//!
+//! ```text
+//! caller                       activation
+//! call = n                     mode = PARKED
+//! fence                        fence
+//! mode == PARKED? wake         call == n? go on : FUTEX_WAIT(call, old)
+//! ```
+//!
+//! | `mode` | the activation | a caller with a call |
+//! |---|---|---|
+//! | `UNBOUND` | there is none on this line | rings over the connection's socket |
+//! | `PARKED` | sleeps on `call` | wakes `call` |
+//! | `AWAKE` | runs or spins | does nothing |
+//!
+//! **Nobody relies on it.** Both halves are writable by both processes; the domain keeps its own count of what it served, the
+//! caller its own count of what it asked, and each copies the other's half once and checks the copy. A peer that scribbles can
+//! at worst make the other sleep through a wake-up, and every sleep is bounded: a caller's by its deadline and by slices after
+//! which it looks whether the domain lives, an activation's by a linger time after which it leaves the line.
+
+use crate::attributes::Affinity;
+use crate::chain::{ChainId, Deadline};
+use crate::shared::Shared;
+use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Arguments that one call may have.
+pub(crate) const MAX_ARGS: usize = 8;
+
+const CALL: usize = 0x00;
+const WAIT: usize = 0x04;
+const TARGET: usize = 0x08;
+const DEADLINE: usize = 0x10;
+const CHAIN: [usize; 2] = [0x18, 0x20];
+const PLACE: usize = 0x28;
+const PAYLOAD: usize = 0x30;
+const CANCEL: usize = 0x38;
+const REPLY: usize = 0x40;
+const MODE: usize = 0x44;
+const STATUS: usize = 0x48;
+const CPU_NS: usize = 0x50;
+const LENGTHS: usize = 0x58;
+const CHARGE_ROWS: usize = 0x78;
+const DESCRIPTORS: usize = 0x80;
+const CHARGES: usize = 0x140;
+/// Where the payload begins in a line's own memory.
+pub(crate) const PAYLOAD_AT: usize = 0x1c0;
+const DESCRIPTOR_BYTES: usize = 24;
+/// Rows of processor time that a reply can carry.
+pub(crate) const MAX_CHARGES: usize = 8;
+
+/// `mode`: no activation is bound to the line.
+pub(crate) const UNBOUND: u32 = 0;
+/// `mode`: the activation sleeps on `call`. `wait`: the caller sleeps on `reply`.
+pub(crate) const PARKED: u32 = 1;
+/// `mode`, `wait`: running or spinning, and will look by itself.
+pub(crate) const AWAKE: u32 = 2;
+/// `wait`: the caller wants a byte in the line's pipe.
+pub(crate) const NOTIFY: u32 = 3;
+
+/// Access to a line's words, by name.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<'a>(pub &'a Shared);
+
+impl<'a> Words<'a> {
+    pub fn call(self) -> &'a AtomicU32 {
+        self.0.word(CALL)
+    }
+    pub fn reply(self) -> &'a AtomicU32 {
+        self.0.word(REPLY)
+    }
+    pub fn mode(self) -> &'a AtomicU32 {
+        self.0.word(MODE)
+    }
+    pub fn wait(self) -> &'a AtomicU32 {
+        self.0.word(WAIT)
+    }
+    /// The number of the newest call that its caller gave up.
+    pub fn cancel(self) -> &'a AtomicU32 {
+        self.0.word(CANCEL)
+    }
+    fn word64(self, at: usize) -> &'a AtomicU64 {
+        self.0.word64(at)
+    }
+}
+
+/// What an argument is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    In = 1,
+    Out = 2,
+    InOut = 3,
+    Lend = 4,
+    Give = 5,
+}
+
+/// One argument as it travels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Descriptor {
+    pub kind: Kind,
+    /// The buffer that is lent or given.
+    pub id: u32,
+    /// Bytes of payload, or of the part that is lent or given.
+    pub len: u64,
+    /// The most bytes of result that the caller takes; for a lent part, where it begins.
+    pub bound: u64,
+}
+
+impl Descriptor {
+    pub fn write(self, words: Words<'_>, index: usize) {
+        let at = DESCRIPTORS + index * DESCRIPTOR_BYTES;
+        let head = self.kind as u64 | u64::from(self.id) << 32;
+        // Relaxed, as all of a half: published by the store to `call` that follows.
+        words.word64(at).store(head, Ordering::Relaxed);
+        words.word64(at + 8).store(self.len, Ordering::Relaxed);
+        words.word64(at + 16).store(self.bound, Ordering::Relaxed);
+    }
+
+    /// A private copy; `None` if the kind is none.
+    pub fn read(words: Words<'_>, index: usize) -> Option<Self> {
+        let at = DESCRIPTORS + index * DESCRIPTOR_BYTES;
+        // Relaxed, as all of a half: ordered by the load of `call` that preceded. Each word is read once.
+        let head = words.word64(at).load(Ordering::Relaxed);
+        let kind = match head as u32 {
+            1 => Kind::In,
+            2 => Kind::Out,
+            3 => Kind::InOut,
+            4 => Kind::Lend,
+            5 => Kind::Give,
+            _ => return None,
+        };
+        Some(Self {
+            kind,
+            id: (head >> 32) as u32,
+            len: words.word64(at + 8).load(Ordering::Relaxed),
+            bound: words.word64(at + 16).load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// The caller's half but for its words: what is called, on whose behalf, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub portal: u32,
+    pub args: u8,
+    pub charge: bool,
+    pub priority: bool,
+    pub affinity: Affinity,
+    pub deadline: Option<Deadline>,
+    pub chain: ChainId,
+    pub depth: u32,
+    pub cpu: u16,
+    pub nice: i8,
+    pub payload_bytes: u32,
+    /// The caller's buffer that holds payload and results, if they are too large for the line; 0 if not.
+    pub spill: u32,
+}
+
+const CHARGE: u64 = 1 << 8;
+const PRIORITY: u64 = 1 << 9;
+
+impl Header {
+    pub fn write(&self, words: Words<'_>) {
+        let affinity = match self.affinity {
+            Affinity::Together => 0,
+            Affinity::Apart => 1,
+            Affinity::Anywhere => 2u64,
+        };
+        let mut flags = u64::from(self.args) | affinity << 16;
+        if self.charge {
+            flags |= CHARGE;
+        }
+        if self.priority {
+            flags |= PRIORITY;
+        }
+        let place = u64::from(self.depth) | u64::from(self.cpu) << 32 | u64::from(self.nice as u8) << 48;
+        // Relaxed: published by the store to `call` that follows.
+        words.word64(TARGET).store(u64::from(self.portal) | flags << 32, Ordering::Relaxed);
+        words.word64(DEADLINE).store(Deadline::to_wire(self.deadline), Ordering::Relaxed);
+        words.word64(CHAIN[0]).store(self.chain.0[0], Ordering::Relaxed);
+        words.word64(CHAIN[1]).store(self.chain.0[1], Ordering::Relaxed);
+        words.word64(PLACE).store(place, Ordering::Relaxed);
+        let payload = u64::from(self.payload_bytes) | u64::from(self.spill) << 32;
+        words.word64(PAYLOAD).store(payload, Ordering::Relaxed);
+    }
+
+    /// A private copy, each word read once. Any bits make a header; what they mean is checked by the domain.
+    pub fn read(words: Words<'_>) -> Self {
+        // Relaxed: ordered by the load of `call` that preceded.
+        let target = words.word64(TARGET).load(Ordering::Relaxed);
+        let flags = target >> 32;
+        let place = words.word64(PLACE).load(Ordering::Relaxed);
+        let payload = words.word64(PAYLOAD).load(Ordering::Relaxed);
+        Self {
+            portal: target as u32,
+            args: flags as u8,
+            charge: flags & CHARGE != 0,
+            priority: flags & PRIORITY != 0,
+            affinity: match flags >> 16 & 0xff {
+                0 => Affinity::Together,
+                1 => Affinity::Apart,
+                _ => Affinity::Anywhere,
+            },
+            deadline: Deadline::from_wire(words.word64(DEADLINE).load(Ordering::Relaxed)),
+            chain: ChainId(CHAIN.map(|at| words.word64(at).load(Ordering::Relaxed))),
+            depth: place as u32,
+            cpu: (place >> 32) as u16,
+            nice: (place >> 48) as u8 as i8,
+            payload_bytes: payload as u32,
+            spill: (payload >> 32) as u32,
+        }
+    }
+}
+
+/// How a call ended, as the domain's half says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Status {
+    /// Results are in the line.
+    Done = 1,
+    /// Results are in a memfd that was sent over the socket.
+    DoneElsewhere,
+    /// The callee's failure: `code`, and the first length is that of the detail.
+    Failed,
+    /// The first length is that of the message.
+    Panicked,
+    /// The portal's rule says no.
+    Access,
+    /// No such portal.
+    NoPortal,
+    /// The arguments contradict themselves; `code` says how.
+    Malformed,
+    /// Beyond a limit: `code` says which, the first two lengths what was asked and allowed.
+    TooLarge,
+    /// The chain is too deep; `code` is the limit.
+    Depth,
+    /// No such buffer; `code` is its number.
+    NoBuffer,
+    /// The gift can't be sealed.
+    GiftInUse,
+    /// The domain gave the call up.
+    Terminated,
+    /// The deadline passed, or the caller gave up, before the handler began.
+    Late,
+}
+
+impl Status {
+    pub const fn from_wire(word: u32) -> Option<Self> {
+        Some(match word {
+            1 => Self::Done,
+            2 => Self::DoneElsewhere,
+            3 => Self::Failed,
+            4 => Self::Panicked,
+            5 => Self::Access,
+            6 => Self::NoPortal,
+            7 => Self::Malformed,
+            8 => Self::TooLarge,
+            9 => Self::Depth,
+            10 => Self::NoBuffer,
+            11 => Self::GiftInUse,
+            12 => Self::Terminated,
+            13 => Self::Late,
+            _ => return None,
+        })
+    }
+}
+
+/// The domain's half but for its words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ReplyHead {
+    /// `None`: a number that stands for nothing.
+    pub status: Option<Status>,
+    pub code: u32,
+    pub lengths: [u32; MAX_ARGS],
+    pub charge_rows: u32,
+}
+
+impl ReplyHead {
+    pub const fn new(status: Status, code: u32) -> Self {
+        Self { status: Some(status), code, lengths: [0; MAX_ARGS], charge_rows: 0 }
+    }
+
+    /// Writes it, with the lengths of `results` arguments.
+    pub fn write(&self, words: Words<'_>, results: usize) {
+        let status = self.status.map_or(0, |s| s as u32);
+        // Relaxed: published by the store to `reply` that follows.
+        words.word64(STATUS).store(u64::from(status) | u64::from(self.code) << 32, Ordering::Relaxed);
+        for (i, &len) in self.lengths.iter().enumerate().take(results) {
+            words.0.word(LENGTHS + 4 * i).store(len, Ordering::Relaxed);
+        }
+        words.0.word(CHARGE_ROWS).store(self.charge_rows, Ordering::Relaxed);
+    }
+
+    /// A private copy, each word read once.
+    pub fn read(words: Words<'_>, results: usize) -> Self {
+        // Relaxed: ordered by the load of `reply` that preceded.
+        let status = words.word64(STATUS).load(Ordering::Relaxed);
+        let mut lengths = [0; MAX_ARGS];
+        for (i, len) in lengths.iter_mut().enumerate().take(results) {
+            *len = words.0.word(LENGTHS + 4 * i).load(Ordering::Relaxed);
+        }
+        Self {
+            status: Status::from_wire(status as u32),
+            code: (status >> 32) as u32,
+            lengths,
+            charge_rows: words.0.word(CHARGE_ROWS).load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One row of processor time: which domain, how many nanoseconds.
+pub(crate) fn write_charge(words: Words<'_>, row: usize, domain: u64, ns: u64) {
+    let at = CHARGES + 16 * row.min(MAX_CHARGES - 1);
+    words.word64(at).store(domain, Ordering::Relaxed);
+    words.word64(at + 8).store(ns, Ordering::Relaxed);
+}
+
+/// See [`write_charge`].
+pub(crate) fn read_charge(words: Words<'_>, row: usize) -> (u64, u64) {
+    let at = CHARGES + 16 * row.min(MAX_CHARGES - 1);
+    (words.word64(at).load(Ordering::Relaxed), words.word64(at + 8).load(Ordering::Relaxed))
+}
+
+/// Processor time of the call itself.
+pub(crate) fn cpu_ns(words: Words<'_>) -> &AtomicU64 {
+    words.0.word64(CPU_NS)
+}
+
+/// Where an argument's bytes begin after those before it.
+pub(crate) const fn align_argument(at: usize) -> usize {
+    at.next_multiple_of(8)
+}
+
+/// Where results begin after `payload_bytes` of payload from `payload_at`.
+pub(crate) const fn results_at(payload_at: usize, payload_bytes: usize) -> usize {
+    (payload_at + payload_bytes).next_multiple_of(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::sealed_memfd;
+    use peregrine_base::Protection;
+
+    #[test]
+    fn halves_come_back_as_written() {
+        let fd = sealed_memfd(c"test", 4096).unwrap();
+        let memory = Shared::map(&fd, 4096, Protection::ReadWrite).unwrap();
+        let words = Words(&memory);
+        let header = Header {
+            portal: 9,
+            args: 3,
+            charge: true,
+            priority: false,
+            affinity: Affinity::Apart,
+            deadline: Deadline::from_wire(77),
+            chain: ChainId([5, u64::MAX]),
+            depth: 12,
+            cpu: 1023,
+            nice: -20,
+            payload_bytes: u32::MAX,
+            spill: 4,
+        };
+        header.write(words);
+        assert_eq!(Header::read(words), header);
+        let descriptor = Descriptor { kind: Kind::Lend, id: 8, len: u64::MAX, bound: 3 };
+        descriptor.write(words, MAX_ARGS - 1);
+        assert_eq!(Descriptor::read(words, MAX_ARGS - 1), Some(descriptor));
+        assert_eq!(Descriptor::read(words, 0), None);
+        let mut reply = ReplyHead::new(Status::TooLarge, 6);
+        reply.lengths = [1, 2, 3, 4, 5, 6, 7, u32::MAX];
+        reply.write(words, MAX_ARGS);
+        assert_eq!(ReplyHead::read(words, MAX_ARGS), reply);
+        write_charge(words, 7, 1, 2);
+        assert_eq!(read_charge(words, 7), (1, 2));
+        assert_eq!(Header::read(words), header, "nothing overlaps");
+    }
+
+    #[test]
+    fn every_status_has_its_own_number() {
+        for word in 0..64 {
+            if let Some(status) = Status::from_wire(word) {
+                assert_eq!(status as u32, word);
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Portals: the doors of a domain, by name and version; and who may pass.
+
+use crate::credentials::Credentials;
+use crate::domain::Invocation;
+use crate::error::Failure;
+use std::fmt;
+use std::sync::Arc;
+
+/// A portal of the domain that one client is connected to, as [`Client::portal`](crate::Client::portal) found it.
+///
+/// The number means nothing to another domain, and a forged one gets nothing that asking by name would not: access is
+/// checked at each call.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct PortalId(pub(crate) u32);
+
+/// What runs behind a portal, on an activation's stack.
+///
+/// Implemented by every `Fn(&mut Invocation) -> Result<(), Failure>`. Many activations may run it at once. A panic is
+/// caught and becomes [`CallError::Panicked`](crate::CallError::Panicked); the activation serves on.
+pub trait Handler: Send + Sync + 'static {
+    /// Serves one call.
+    ///
+    /// # Errors
+    /// The callee's own; the caller gets it as [`CallError::Callee`](crate::CallError::Callee), and none of its `inout`
+    /// arguments and outputs change.
+    fn serve(&self, call: &mut Invocation<'_>) -> Result<(), Failure>;
+}
+
+impl<F: Fn(&mut Invocation<'_>) -> Result<(), Failure> + Send + Sync + 'static> Handler for F {
+    fn serve(&self, call: &mut Invocation<'_>) -> Result<(), Failure> {
+        self(call)
+    }
+}
+
+/// Who may connect, or call a portal. Judged by the credentials that the kernel reports (`SO_PEERCRED`), never by what
+/// the client says.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Access {
+    /// Everybody who can reach the socket.
+    Everyone,
+    /// The user that the domain runs as, and root.
+    #[default]
+    SameUser,
+    /// These users.
+    Users(Vec<u32>),
+    /// Clients whose effective group is one of these.
+    Groups(Vec<u32>),
+    /// Whatever the function says.
+    Rule(Arc<dyn Fn(&Credentials) -> bool + Send + Sync>),
+}
+
+impl Access {
+    /// Whether a client with these credentials passes; `own_uid` is the domain's user.
+    pub fn admits(&self, client: &Credentials, own_uid: u32) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::SameUser => client.uid == own_uid || client.uid == 0,
+            Self::Users(uids) => uids.contains(&client.uid),
+            Self::Groups(gids) => gids.contains(&client.gid),
+            Self::Rule(rule) => rule(client),
+        }
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everyone => f.write_str("Everyone"),
+            Self::SameUser => f.write_str("SameUser"),
+            Self::Users(uids) => f.debug_tuple("Users").field(uids).finish(),
+            Self::Groups(gids) => f.debug_tuple("Groups").field(gids).finish(),
+            Self::Rule(_) => f.write_str("Rule(..)"),
+        }
+    }
+}
+
+/// One entry of a domain's portal table.
+pub(crate) struct Portal {
+    pub name: String,
+    pub version: u64,
+    pub access: Access,
+    pub handler: Box<dyn Handler>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_look_at_what_the_kernel_said() {
+        let client = Credentials { pid: 7, uid: 1000, gid: 100 };
+        assert!(Access::Everyone.admits(&client, 0));
+        assert!(Access::SameUser.admits(&client, 1000));
+        assert!(!Access::SameUser.admits(&client, 1001));
+        assert!(Access::SameUser.admits(&Credentials { pid: 7, uid: 0, gid: 0 }, 1001));
+        assert!(!Access::Users(vec![1, 2]).admits(&client, 1000));
+        assert!(Access::Groups(vec![100]).admits(&client, 0));
+        assert!(!Access::Rule(Arc::new(|c| c.pid == 8)).admits(&client, 0));
+    }
+}

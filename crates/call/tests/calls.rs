@@ -1,0 +1,325 @@
+//! What a call promises, between two real processes.
+
+use peregrine_call::{
+    Access, Affinity, Attributes, Call, CallError, Client, Deadline, Domain, Failure, Gift, Invocation,
+    Limits, PortalId, Refusal,
+};
+use std::time::{Duration, Instant};
+
+mod scene;
+use scene::{Served, serve};
+
+fn echo(call: &mut Invocation<'_>) -> Result<(), Failure> {
+    let bytes = call.input(0)?;
+    call.output(1)?.extend_from_slice(bytes);
+    Ok(())
+}
+
+fn echoing() -> Served {
+    serve(|d| d.portal("echo", 1, echo))
+}
+
+fn call_echo(client: &Client, echo: PortalId, bytes: &[u8]) -> Result<Vec<u8>, CallError> {
+    let mut out = Vec::new();
+    client.call(echo, Call::new().input(bytes).output(&mut out, bytes.len().max(64)))?;
+    Ok(out)
+}
+
+fn arguments_of_all_sizes_come_back_as_they_were() -> testkit::Outcome {
+    let served = echoing();
+    let client = served.connect();
+    let echo = client.portal("echo", 1).unwrap();
+    for len in [0, 1, 7, 8, 63, 64, 65, 4095, 4096, 65_536, 200_000, 262_144, 1 << 20, (16 << 20) + 3] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 31 + len) as u8).collect();
+        assert!(call_echo(&client, echo, &bytes).unwrap() == bytes, "{len} bytes");
+    }
+    testkit::Outcome::Passed
+}
+
+fn results_beyond_the_line_come_in_memory_of_their_own() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("fill", 1, |call: &mut Invocation<'_>| {
+            let len = u64::from_ne_bytes(call.input(0)?.try_into().unwrap()) as usize;
+            call.output(1)?.resize(len, 7);
+            *call.output(2)? = vec![8; 3];
+            Ok(())
+        })
+    });
+    let client = served.connect();
+    let fill = client.portal("fill", 1).unwrap();
+    for len in [10usize, 1 << 20, 5 << 20, 10] {
+        let (mut a, mut b) = (Vec::new(), vec![1]);
+        let arg = (len as u64).to_ne_bytes();
+        client.call(fill, Call::new().input(&arg).output(&mut a, 8 << 20).output(&mut b, 8)).unwrap();
+        assert!(a.len() == len && a.iter().all(|&x| x == 7));
+        assert_eq!(b, [8; 3]);
+    }
+    testkit::Outcome::Passed
+}
+
+fn inout_changes_on_success_only() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("push", 1, |call: &mut Invocation<'_>| {
+            call.inout(0)?.push(9);
+            if call.input(1)?.is_empty() { Ok(()) } else { Err(Failure::new(77, *b"no")) }
+        })
+    });
+    let client = served.connect();
+    let push = client.portal("push", 1).unwrap();
+    let mut list = vec![1, 2];
+    client.call(push, Call::new().inout(&mut list, 16).input(b"")).unwrap();
+    assert_eq!(list, [1, 2, 9]);
+    let failed = client.call(push, Call::new().inout(&mut list, 16).input(b"fail"));
+    assert_eq!(failed, Err(CallError::Callee(Failure::new(77, *b"no"))));
+    assert_eq!(list, [1, 2, 9]);
+    let too_long = client.call(push, Call::new().inout(&mut list, 3).input(b""));
+    assert!(
+        matches!(too_long, Err(CallError::TooLarge { asked_bytes: 4, limit_bytes: 3, .. })),
+        "{too_long:?}"
+    );
+    assert_eq!(list, [1, 2, 9]);
+    testkit::Outcome::Passed
+}
+
+fn lent_memory_is_read_in_place_and_gifts_change_hands() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("sum", 1, |call: &mut Invocation<'_>| {
+            let sum: u64 = call.lent(0)?.to_vec().iter().map(|&b| u64::from(b)).sum();
+            call.output(1)?.extend_from_slice(&sum.to_ne_bytes());
+            Ok(())
+        })
+        .portal("keep", 1, |call: &mut Invocation<'_>| {
+            let given = call.take_given(0)?;
+            let sum: u64 = given.iter().map(|&b| u64::from(b)).sum();
+            call.output(1)?.extend_from_slice(&sum.to_ne_bytes());
+            Ok(())
+        })
+    });
+    let client = served.connect();
+    let (sum, keep) = (client.portal("sum", 1).unwrap(), client.portal("keep", 1).unwrap());
+    let buffer = client.buffer(100_000).unwrap();
+    buffer.write(99_000, &[3; 1000]).unwrap();
+    let mut out = Vec::new();
+    client.call(sum, Call::new().lend(&buffer).output(&mut out, 8)).unwrap();
+    assert_eq!(out, 3000u64.to_ne_bytes());
+    client.call(sum, Call::new().lend(buffer.part(99_990, 5).unwrap()).output(&mut out, 8)).unwrap();
+    assert_eq!(out, 15u64.to_ne_bytes());
+    let mut gift = Gift::new(50_000).unwrap();
+    gift.fill(2);
+    client.call(keep, Call::new().give(gift).output(&mut out, 8)).unwrap();
+    assert_eq!(out, 100_000u64.to_ne_bytes());
+    let other = served.connect();
+    let refused = other.call(other.portal("sum", 1).unwrap(), Call::new().lend(&buffer).output(&mut out, 8));
+    assert!(
+        matches!(refused, Err(CallError::Refused(Refusal::NoBuffer(_)))),
+        "another connection's: {refused:?}"
+    );
+    testkit::Outcome::Passed
+}
+
+fn an_old_client_gets_a_clear_mismatch() -> testkit::Outcome {
+    let served = echoing();
+    let client = served.connect();
+    let mismatch = client.portal("echo", 2).unwrap_err();
+    assert_eq!(mismatch, CallError::Version { portal: "echo".into(), ours: 2, theirs: 1 });
+    assert!(
+        matches!(client.portal("nothing", 1), Err(CallError::Refused(Refusal::NoPortal(n))) if n == "nothing")
+    );
+    testkit::Outcome::Passed
+}
+
+fn a_panic_is_the_callers_error_and_the_domain_lives() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("echo", 1, echo).portal("panic", 1, |_: &mut Invocation<'_>| panic!("number {}", 5))
+    });
+    let client = served.connect();
+    let panic = client.portal("panic", 1).unwrap();
+    for _ in 0..10 {
+        assert_eq!(client.call(panic, Call::new()), Err(CallError::Panicked("number 5".into())));
+    }
+    let echo = client.portal("echo", 1).unwrap();
+    assert_eq!(call_echo(&client, echo, b"alive").unwrap(), b"alive");
+    testkit::Outcome::Passed
+}
+
+fn a_deadline_ends_the_wait_and_the_line_is_used_again() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("echo", 1, echo)
+            .portal("sleep", 1, |_: &mut Invocation<'_>| {
+                std::thread::sleep(Duration::from_millis(200));
+                Ok(())
+            })
+            .limits(Limits { calls_in_flight: 1, ..Limits::default() })
+    });
+    let client = served.connect();
+    let (echo, sleep) = (client.portal("echo", 1).unwrap(), client.portal("sleep", 1).unwrap());
+    let begun = Instant::now();
+    let late = client.call(sleep, Call::new().deadline(Deadline::after(Duration::from_millis(30))));
+    assert_eq!(late, Err(CallError::Deadline));
+    assert!(begun.elapsed() < Duration::from_millis(190), "{:?}", begun.elapsed());
+    // The only line is still the domain's: the next call waits for it, within its own deadline.
+    let busy = client.call(echo, Call::new().deadline(Deadline::after(Duration::from_millis(20))));
+    assert_eq!(busy, Err(CallError::Deadline));
+    assert_eq!(call_echo(&client, echo, b"again").unwrap(), b"again");
+    testkit::Outcome::Passed
+}
+
+fn all_affinities_give_the_same_answers() -> testkit::Outcome {
+    let served = echoing();
+    let client = served.connect();
+    let echo = client.portal("echo", 1).unwrap();
+    for affinity in [Affinity::Together, Affinity::Apart, Affinity::Anywhere] {
+        for i in 0..2000u32 {
+            let mut out = Vec::new();
+            let bytes = i.to_ne_bytes();
+            let call = Call::new().input(&bytes).output(&mut out, 4).affinity(affinity);
+            client.call(echo, call).unwrap();
+            assert_eq!(out, bytes);
+        }
+    }
+    testkit::Outcome::Passed
+}
+
+fn many_threads_call_through_few_activations() -> testkit::Outcome {
+    let served = serve(|d| d.portal("echo", 1, echo).activations(2));
+    let clients: Vec<Client> = (0..3).map(|_| served.connect()).collect();
+    std::thread::scope(|scope| {
+        for t in 0..12usize {
+            let client = &clients[t % 3];
+            scope.spawn(move || {
+                let echo = client.portal("echo", 1).unwrap();
+                for i in 0..500 {
+                    let bytes = vec![t as u8; (t * 37 + i) % 300];
+                    assert!(call_echo(client, echo, &bytes).unwrap() == bytes);
+                }
+            });
+        }
+    });
+    testkit::Outcome::Passed
+}
+
+fn a_client_beyond_its_share_of_activations_waits_and_nobody_starves() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("echo", 1, echo)
+            .activations(4)
+            .limits(Limits { activations_per_client: 1, ..Limits::default() })
+            .portal("sleep", 1, |_: &mut Invocation<'_>| {
+                std::thread::sleep(Duration::from_millis(20));
+                Ok(())
+            })
+    });
+    let greedy = served.connect();
+    let modest = served.connect();
+    std::thread::scope(|scope| {
+        for _ in 0..5 {
+            let greedy = &greedy;
+            scope.spawn(move || {
+                let sleep = greedy.portal("sleep", 1).unwrap();
+                for _ in 0..4 {
+                    greedy.call(sleep, Call::new()).unwrap();
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        let echo = modest.portal("echo", 1).unwrap();
+        let begun = Instant::now();
+        assert_eq!(call_echo(&modest, echo, b"mine").unwrap(), b"mine");
+        assert!(begun.elapsed() < Duration::from_millis(200), "others' calls were waited for");
+    });
+    testkit::Outcome::Passed
+}
+
+fn started_calls_run_side_by_side_and_can_be_polled_or_dropped() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("sleep", 1, |call: &mut Invocation<'_>| {
+            let ms = call.input(0)?[0];
+            std::thread::sleep(Duration::from_millis(u64::from(ms)));
+            call.output(1)?.push(ms);
+            Ok(())
+        })
+        .activations(4)
+    });
+    let client = served.connect();
+    let sleep = client.portal("sleep", 1).unwrap();
+    let begun = Instant::now();
+    let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
+    let first = client.start(sleep, Call::new().input(&[100]).output(&mut a, 1)).unwrap();
+    let second = client.start(sleep, Call::new().input(&[100]).output(&mut b, 1)).unwrap();
+    let third = client.start(sleep, Call::new().input(&[50]).output(&mut c, 1)).unwrap();
+    drop(third);
+    first.wait().unwrap();
+    second.wait().unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(190));
+    assert_eq!((a, b, c), (vec![100], vec![100], vec![]));
+    for _ in 0..300 {
+        let mut out = Vec::new();
+        client.start(sleep, Call::new().input(&[0]).output(&mut out, 1)).unwrap().wait().unwrap();
+        assert_eq!(out, [0]);
+    }
+    let late =
+        client.start(sleep, Call::new().input(&[200]).deadline(Deadline::after(Duration::from_millis(20))));
+    assert_eq!(late.unwrap().wait(), Err(CallError::Deadline));
+    testkit::Outcome::Passed
+}
+
+fn who_may_not_connect_or_call_is_refused() -> testkit::Outcome {
+    let served =
+        serve(|d| d.portal("echo", 1, echo).portal_for("secret", 1, Access::Users(vec![12_345]), echo));
+    let client = served.connect();
+    assert!(matches!(client.portal("secret", 1), Err(CallError::Refused(Refusal::Access(_)))));
+    let nobody = serve(|d| d.access(Access::Users(vec![12_345])).portal("echo", 1, echo));
+    let refused = Client::connect(nobody.path()).unwrap_err();
+    assert_eq!(refused, CallError::Refused(Refusal::NotAdmitted));
+    let missing = Client::connect("/nowhere/at/all").unwrap_err();
+    assert!(matches!(missing, CallError::Unreachable { .. }), "{missing:?}");
+    testkit::Outcome::Passed
+}
+
+fn charged_calls_show_where_the_time_went() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("burn", 1, |_: &mut Invocation<'_>| {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(30) {}
+            Ok(())
+        })
+    });
+    let client = served.connect();
+    let burn = client.portal("burn", 1).unwrap();
+    let charge = Attributes { charge: true, ..Attributes::default() };
+    let before = served.cpu_ns();
+    client.call(burn, Call::new().attributes(charge)).unwrap();
+    client.call(burn, Call::new().attributes(charge)).unwrap();
+    let by_kernel = served.cpu_ns() - before;
+    let charges = peregrine_call::usage::charges();
+    assert_eq!(charges.len(), 1);
+    let (domain, ns) = charges[0];
+    assert_eq!(domain, client.domain_id());
+    let usage = client.usage().unwrap();
+    println!("kernel {by_kernel} thread {ns} connection {usage:?}");
+    // The kernel counts what the whole process used: the handler, and microseconds around it.
+    assert!(ns > by_kernel / 10 * 8 && ns <= by_kernel, "{ns} of {by_kernel}");
+    assert!(usage.cpu_ns >= ns && usage.calls == 2);
+    testkit::Outcome::Passed
+}
+
+fn main() -> std::process::ExitCode {
+    if let Some(code) = scene::child() {
+        return code;
+    }
+    let _ = Domain::builder();
+    testkit::main(testkit::tests![
+        arguments_of_all_sizes_come_back_as_they_were,
+        results_beyond_the_line_come_in_memory_of_their_own,
+        inout_changes_on_success_only,
+        lent_memory_is_read_in_place_and_gifts_change_hands,
+        an_old_client_gets_a_clear_mismatch,
+        a_panic_is_the_callers_error_and_the_domain_lives,
+        a_deadline_ends_the_wait_and_the_line_is_used_again,
+        all_affinities_give_the_same_answers,
+        many_threads_call_through_few_activations,
+        a_client_beyond_its_share_of_activations_waits_and_nobody_starves,
+        started_calls_run_side_by_side_and_can_be_polled_or_dropped,
+        who_may_not_connect_or_call_is_refused,
+        charged_calls_show_where_the_time_went,
+    ])
+}

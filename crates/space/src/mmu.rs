@@ -1,0 +1,129 @@
+//! What the embedder brings: an MMU and frames.
+//!
+//! The address space decides, the [`Mmu`] carries out. Every member has a view of each space: a page table, or a process
+//! with mappings. A view is a cache that may be dropped at any time, for the records alone are the truth; it must never
+//! hold *more* than the records allow. The protocol keeps that with one rule: before a record loses a frame or a right, the
+//! views of all members in the record's set lose it, under the record's lock.
+//!
+//! ```text
+//!  fault:             lock ─▶ set.insert(me) ─▶ Mmu::fill(me) ─▶ unlock
+//!  unmap, protect:    lock ─▶ gather sets ─▶ Mmu::shootdown(sets) ─▶ commit ─▶ change records, drop frames ─▶ unlock
+//! ```
+//!
+//! A member enters the set before its view is filled, and leaves it after its view was emptied, so that a member that dies
+//! in between is at worst shot down for nothing.
+
+use crate::member::{MemberId, MemberSet};
+use peregrine_base::{PageRange, Protection, VirtAddr};
+
+/// An address space of an arena: one tree.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(transparent)]
+pub struct SpaceId(pub(crate) u16);
+
+impl SpaceId {
+    /// Its number: below the number of spaces that the arena was made for.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A page frame, by the embedder's dense numbering: below the number of frames that the arena was made for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(transparent)]
+pub struct FrameId(u32);
+
+impl FrameId {
+    /// The frame `number`.
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// What a view shows in a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contents {
+    /// This frame.
+    Frame(FrameId),
+    /// The frame that this address names in the embedder's one linear mapping (see [`Backing::Home`](crate::Backing::Home)).
+    Home,
+}
+
+/// What a shootdown takes from views.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// All: the next access of a member faults.
+    Drop,
+    /// Rights beyond these. A view may as well drop the pages.
+    Restrict(Protection),
+}
+
+/// The views of all members.
+///
+/// Methods are called by the member named `by` or `member`, in its own context. The implementation must not call back
+/// into the address space.
+pub trait Mmu {
+    /// Why a view could not be filled.
+    type Error: core::fmt::Debug;
+
+    /// Shows `contents` with at most `rights` in `member`'s own view; for [`Contents::Frame`] the range is one page.
+    /// The pages' lock is held. An entry that is there already is replaced.
+    ///
+    /// # Errors
+    /// The implementation's own; the fault reports it and changes nothing else.
+    fn fill(
+        &self,
+        space: SpaceId,
+        member: MemberId,
+        range: PageRange,
+        contents: Contents,
+        rights: Protection,
+    ) -> Result<(), Self::Error>;
+
+    /// Takes `change` from the views of `targets` (`by` may be one of them: its own view needs no interrupt) and returns when no
+    /// target can reach through a stale entry any more: it acknowledged, is dead, or can't run an instruction before it has
+    /// acknowledged. Called with the range locked; never called with an empty set. The members that wait for the lock
+    /// meanwhile are in [`Mmu::wait`].
+    fn shootdown(&self, space: SpaceId, by: MemberId, range: PageRange, targets: &MemberSet, change: Change);
+
+    /// Called again and again while `member` waits for a lock that `owner` holds: serves the shootdowns sent to `member`, or
+    /// two members that wait for each other would never go on, and lets time pass.
+    fn wait(&self, member: MemberId, owner: MemberId);
+
+    /// `member` died: whatever it had filled is gone with it, and shootdowns no longer wait for it.
+    fn forget(&self, member: MemberId) {
+        let _ = member;
+    }
+}
+
+/// The frames behind the pages. Counting is not the embedder's: the arena keeps one Refcache object a frame.
+pub trait Frames {
+    /// A frame of zeroes for the anonymous page at `page`, or `None` if there is none left.
+    fn zeroed(&self, space: SpaceId, by: MemberId, page: VirtAddr) -> Option<FrameId>;
+
+    /// A private copy of `from` for `page`, or `None` if there is no frame left.
+    fn copied(&self, space: SpaceId, by: MemberId, page: VirtAddr, from: FrameId) -> Option<FrameId>;
+
+    /// The frame of page `index` of `object`, or `None` if it can't be had. The embedder's cache may hold it as well: see
+    /// [`Frames::pins`].
+    fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId>;
+
+    /// No record, no view and no lock-free reader has `frame` any more. It may be used again, zeroed first (S2).
+    fn release(&self, by: MemberId, frame: FrameId);
+
+    /// References to `frame` that the embedder itself took with [`Member::hold`](crate::Member::hold). Asked when counts are made
+    /// anew after a death.
+    fn pins(&self, frame: FrameId) -> u32 {
+        let _ = frame;
+        0
+    }
+
+    /// A member died, and the records were mended: `live` tells the frames that are in use (in records, or still under
+    /// review). Every other frame is free: rebuild the free lists from that. All other members are held meanwhile.
+    fn rebuild(&self, by: MemberId, live: &dyn Fn(FrameId) -> bool);
+}
