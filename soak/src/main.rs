@@ -3,6 +3,7 @@
 //! The seed is printed; with the same one the same plans are tried in the same order (how threads interleave is the
 //! machine's). The first failure ends the run.
 
+mod kill;
 mod thread;
 mod vm;
 
@@ -21,10 +22,12 @@ fn main() -> ExitCode {
             vm::run(seed, seconds);
             ExitCode::SUCCESS
         }
+        Some("kill") if kill::run(seed, seconds) => ExitCode::SUCCESS,
+        Some("kill") => ExitCode::FAILURE,
         Some("thread") if thread::run(seed, seconds) => ExitCode::SUCCESS,
         Some("thread") => ExitCode::FAILURE,
         _ => {
-            eprintln!("usage: soak vm|thread [--seed N] [--seconds S]");
+            eprintln!("usage: soak vm|thread|kill [--seed N] [--seconds S]");
             ExitCode::from(2)
         }
     }

@@ -104,6 +104,8 @@ pub struct World {
     pub kills: [AtomicU64; 2],
     /// Rollbacks so far.
     pub rollbacks: AtomicU64,
+    /// Whether this life began with an image from disk.
+    pub resumed: AtomicBool,
     /// What tests count and kill at.
     #[cfg(feature = "killpoints")]
     pub kill_points: crate::killpoint::Table,

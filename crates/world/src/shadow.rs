@@ -473,7 +473,8 @@ fn punch(slot_start: usize) {
 fn discard(start: usize, end: usize) {
     if start < end {
         // SAFETY: the range belongs to no thread, or to one that is about to be replaced there.
-        let _ = unsafe { mem::advise(PageRange::covering(VirtAddr::new(start), end - start), Advice::Remove) };
+        let _ =
+            unsafe { mem::advise(PageRange::covering(VirtAddr::new(start), end - start), Advice::Remove) };
     }
 }
 

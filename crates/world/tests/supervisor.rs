@@ -195,6 +195,42 @@ fn a_resume_killed_at_any_of_its_steps_can_be_resumed() -> Outcome {
     Outcome::Passed
 }
 
+fn an_image_is_resumed_after_twenty_kills_each_before_the_next_image() -> Outcome {
+    let mut rng = Rng::new(seed());
+    let dir = scratch();
+    let first = live(dir.path(), false, &format!("output noted:{}", 1 + rng.below(3)));
+    assert!(first.killed, "{}", first.said);
+    let images = || std::fs::read_dir(dir.path().join("store/world")).expect("the store").count();
+    let before = images();
+    for n in 0..20 {
+        let life = live(dir.path(), true, "first image in memory:1");
+        assert!(life.killed, "kill {n}: {}", life.said);
+        assert_eq!(images(), before, "kill {n} came after an image");
+    }
+    end_well(dir.path(), "twenty kills", true);
+    Outcome::Passed
+}
+
+fn an_image_of_another_processor_is_refused_with_what_to_do() -> Outcome {
+    let dir = scratch();
+    // SAFETY: tests of this binary run in processes of their own, with one thread.
+    unsafe { std::env::set_var("PEREGRINE_PRETEND_CPU", "1") };
+    let first = live(dir.path(), false, "output noted:1");
+    assert!(first.killed, "{}", first.said);
+    // SAFETY: as above.
+    unsafe { std::env::remove_var("PEREGRINE_PRETEND_CPU") };
+    let refused = live(dir.path(), true, "");
+    assert_eq!(refused.code, Some(70), "{}", refused.said);
+    assert_eq!(refused.said.trim().lines().count(), 1, "{}", refused.said);
+    assert!(refused.said.contains("the processor was"), "{}", refused.said);
+    assert!(
+        refused.said.contains("resume on a machine with the same processor features"),
+        "{}",
+        refused.said
+    );
+    Outcome::Passed
+}
+
 fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(DIR) {
         return life(Path::new(&dir));
@@ -202,5 +238,7 @@ fn main() -> ExitCode {
     testkit::main(testkit::tests![
         a_world_killed_at_any_step_of_its_supervisor_goes_on_from_its_store,
         a_resume_killed_at_any_of_its_steps_can_be_resumed,
+        an_image_is_resumed_after_twenty_kills_each_before_the_next_image,
+        an_image_of_another_processor_is_refused_with_what_to_do,
     ])
 }

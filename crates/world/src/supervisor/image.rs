@@ -162,7 +162,7 @@ impl Supervisor {
         supervisor_at("image in memory");
         self.resume();
         supervisor_at("nodes run on");
-        self.stats.pause_ns.push(monotonic_ns() - begun);
+        self.stats.paused(monotonic_ns() - begun);
         if save || monotonic_ns() >= self.store_due {
             self.save()?;
         }

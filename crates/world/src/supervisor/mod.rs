@@ -195,6 +195,7 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     let (contract, shadow, outlet) = (s.contract(), &mut s.shadow, &mut s.outlet);
     let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
     announce(&resumed);
+    world().resumed.store(true, Ordering::Relaxed);
     s.durable = Some(durable);
     s.resumed = Some(resumed);
     let all = durable::all_of(&s.shadow);
@@ -301,6 +302,11 @@ impl Supervisor {
         self.move_due = self.config.move_every.map(|d| now + d.as_nanos() as u64);
         self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
         self.status_due = self.config.progress.then_some(now);
+        if self.config.track && !world().track.load(Ordering::Relaxed) {
+            eprintln!(
+                "peregrine: this system does not track writes, so all memory is compared for each image, which is slower; `peregrine doctor` says what to change"
+            );
+        }
         supervisor_at("started");
         hold_fire(false);
         Ok(())

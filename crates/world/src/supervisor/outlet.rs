@@ -223,7 +223,8 @@ fn open(path: &Path, empty: bool) -> Result<OwnedFd, OutputError> {
     options.open(path).map(OwnedFd::from).map_err(|source| OutputError { path: path.to_path_buf(), source })
 }
 
-fn takes_bytes(fd: BorrowedFd<'_>) -> bool {
+/// Whether a write would not wait.
+pub(super) fn takes_bytes(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)

@@ -121,6 +121,16 @@ impl Supervisor {
     pub(super) fn recover(&mut self) -> Result<(), WorldError> {
         let begun = monotonic_ns();
         let lost_since = self.last_image_ns;
+        if self.config.image_interval.is_none() {
+            let to = match self.stats.images {
+                1 => "to its start".to_owned(),
+                n => format!("to image {n}, which it asked for"),
+            };
+            self.stats.hide_status();
+            eprintln!(
+                "peregrine: a node died, and no images are taken (PEREGRINE_IMAGE_INTERVAL=0): the program goes back {to}"
+            );
+        }
         loop {
             // Whoever does not come is stuck in the kernel or stopped: it is killed and replaced like the dead.
             if !self.pause(PauseKind::Rollback, Duration::from_millis(1000)) {
