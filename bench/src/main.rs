@@ -1,4 +1,4 @@
-//! `bench SUITE [--json] [--quick] [--only TEXT]`: measures one suite.
+//! `bench SUITE [--json] [--quick] [--only TEXT]`: measures one suite. `stacks` takes `--figures DIR`, `million` `--threads N`.
 //!
 //! Every row is measured beside its baseline in the same run, turn and turn about, and printed with its spread; where we
 //! lose stays in the table. With `--json`, one object a line: suite, case, metric, unit, value, baseline,
@@ -6,7 +6,9 @@
 
 mod call;
 mod measure;
+mod million;
 mod report;
+mod stacks;
 mod thread;
 mod vm;
 
@@ -27,11 +29,25 @@ fn main() -> ExitCode {
         Some("call") => call::run(&mut Report::new("call", format), &options),
         // Not a suite: one way of `call`, in a process of its own.
         Some("call-case") => return call::run_case(&arguments[1..]),
+        Some("stacks") => {
+            let figures = value_of("--figures").map(std::path::PathBuf::from);
+            stacks::run(&mut Report::new("stacks", format), &options, figures.as_deref());
+        }
+        // Not a suite: one subject of `stacks`, in a process of its own.
+        Some("stacks-case") => return stacks::run_case(&arguments[1..]),
+        Some("million") => {
+            let threads = value_of("--threads").and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
+            million::run(&mut Report::new("million", format), &options, threads);
+        }
+        // Not a suite: one subject of `million`, in a process of its own.
+        Some("million-case") => return million::run_case(&arguments[1..]),
         Some("vm") => vm::run(&mut Report::new("vm", format), &options),
         // Not a suite: the two programs whose instructions `vm` has counted.
         Some("vm-path") => vm::path::run_one(&arguments[1..]),
         _ => {
-            eprintln!("usage: bench call|thread|vm [--json] [--quick] [--only TEXT]");
+            eprintln!(
+                "usage: bench call|million|stacks|thread|vm [--json] [--quick] [--only TEXT] [--figures DIR] [--threads N]"
+            );
             return ExitCode::from(2);
         }
     }

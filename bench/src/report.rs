@@ -53,6 +53,12 @@ impl Report {
         self.row(case, metric, unit, samples, None, samples.len() * per);
     }
 
+    /// A row of two subjects' samples that were not paired.
+    pub fn samples(&self, case: &str, metric: &str, unit: &str, ours: &Samples, baseline: (&str, &Samples)) {
+        let ratio = ours.median() / baseline.1.median();
+        self.row(case, metric, unit, ours, Some((baseline.0, baseline.1, ratio)), ours.len());
+    }
+
     /// A row of one number against another.
     pub fn value(&self, case: &str, metric: &str, unit: &str, value: f64, baseline: Option<(&str, f64)>) {
         let mut samples = Samples::default();

@@ -168,7 +168,7 @@ struct Settings {
 
 /// Reads `name = literal, …`.
 fn settings(attribute: TokenStream) -> Result<Settings, TokenStream> {
-    const KNOWN: [(&str, &str); 13] = [
+    const KNOWN: [(&str, &str); 18] = [
         ("nodes", "PEREGRINE_NODES"),
         ("move_every_ms", "PEREGRINE_MOVE_EVERY"),
         ("kill_every_ms", "PEREGRINE_KILL_EVERY"),
@@ -177,6 +177,11 @@ fn settings(attribute: TokenStream) -> Result<Settings, TokenStream> {
         ("memory_mib", "PEREGRINE_MEMORY"),
         ("stack_kib", "PEREGRINE_STACK"),
         ("track", "PEREGRINE_TRACK"),
+        ("windows", "PEREGRINE_WINDOWS"),
+        ("window_kib", "PEREGRINE_WINDOW"),
+        ("window_stack_kib", "PEREGRINE_WINDOW_STACK"),
+        ("pack_after_ms", "PEREGRINE_PACK_AFTER"),
+        ("slots", "PEREGRINE_SLOTS"),
         ("seed", "PEREGRINE_SEED"),
         ("timeout_s", "PEREGRINE_TEST_TIMEOUT"),
         ("least_moves", "PEREGRINE_TEST_LEAST_MOVES"),

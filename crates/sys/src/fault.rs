@@ -70,6 +70,13 @@ unsafe extern "C" fn restorer() {
     core::arch::naked_asm!(".byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0", "syscall")
 }
 
+/// `rt_sigreturn`; the kernel's own lies in the vDSO.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+unsafe extern "C" fn restorer() {
+    core::arch::naked_asm!("mov x8, #139", "svc #0")
+}
+
 /// `rt_sigaction(2)`: sets `new` if given and returns what was there.
 ///
 /// # Errors
@@ -203,6 +210,20 @@ mod layout {
     pub const ERROR_IS_WRITE: u64 = 2;
 }
 
+/// Offsets in aarch64's `ucontext_t`: flags, link, stack (24 bytes), mask (128 bytes); then, at a multiple of 16, the faulting
+/// address, 31 registers, stack pointer, program counter, flags, and records that begin at a multiple of 16.
+#[cfg(target_arch = "aarch64")]
+mod layout {
+    pub const STACK: usize = 16;
+    const REGS: usize = 176 + 8;
+    pub const SP: usize = REGS + 31 * 8;
+    pub const IP: usize = SP + 8;
+    pub const RECORDS: usize = (IP + 16usize).next_multiple_of(16);
+    /// The record that holds the syndrome of the fault, whose bit 6 says that it was a write.
+    pub const ESR_MAGIC: u32 = 0x4553_5201;
+    pub const ESR_IS_WRITE: u64 = 1 << 6;
+}
+
 impl Frame {
     /// The frame of a running handler.
     ///
@@ -232,7 +253,25 @@ impl Frame {
 
     /// Whether the access was a write.
     pub fn is_write(&self) -> bool {
-        self.context_word(layout::ERROR) & layout::ERROR_IS_WRITE != 0
+        #[cfg(target_arch = "aarch64")]
+        {
+            let mut at = layout::RECORDS;
+            loop {
+                let head = self.context_word(at);
+                let (magic, size) = (head as u32, (head >> 32) as usize);
+                if magic == layout::ESR_MAGIC {
+                    return self.context_word(at + 8) & layout::ESR_IS_WRITE != 0;
+                }
+                if magic == 0 || size < 16 {
+                    return false;
+                }
+                at += size;
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            self.context_word(layout::ERROR) & layout::ERROR_IS_WRITE != 0
+        }
     }
 
     /// Where the stack pointer was.

@@ -1,7 +1,8 @@
 //! Anonymous files (`memfd_create`): frames that can be mapped more than once.
 
-use crate::raw::Errno;
+use crate::raw::{Errno, check, syscall6};
 use crate::rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use linux_raw_sys::general as k;
 use peregrine_base::{PAGE_SIZE, PageCount};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -83,6 +84,67 @@ pub fn for_each_data(fd: impl AsFd, at: PageCount, pages: PageCount, mut found: 
     if let Ok(position) = position {
         let _ = seek(&fd, SeekFrom::Start(position));
     }
+}
+
+/// Reads all of `[offset, offset + len_bytes)` of the file to `to` (`pread`), for code that has no `errno`; holes read as
+/// zeros.
+///
+/// # Errors
+/// The kernel's; `ENODATA` if the file ends before.
+///
+/// # Safety
+/// `to` has room, and nobody else uses it.
+pub unsafe fn read_raw(fd: i32, mut offset: u64, mut to: usize, mut len_bytes: usize) -> Result<(), Errno> {
+    while len_bytes != 0 {
+        // SAFETY: the caller's promise.
+        match check(unsafe { syscall6(k::__NR_pread64, fd as usize, to, len_bytes, offset as usize, 0, 0) }) {
+            Ok(0) => return Err(Errno(linux_raw_sys::errno::ENODATA as i32)),
+            Ok(n) => (offset, to, len_bytes) = (offset + n as u64, to + n, len_bytes - n),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Writes `bytes` into the file at `offset` (`pwrite`).
+///
+/// # Errors
+/// The kernel's; `ENOSPC` if the file can't take more.
+pub fn write_raw(fd: i32, mut offset: u64, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        // SAFETY: reads a live slice.
+        match check(unsafe {
+            syscall6(
+                k::__NR_pwrite64,
+                fd as usize,
+                bytes.as_ptr() as usize,
+                bytes.len(),
+                offset as usize,
+                0,
+                0,
+            )
+        }) {
+            Ok(0) => return Err(Errno(linux_raw_sys::errno::ENOSPC as i32)),
+            Ok(n) => (offset, bytes) = (offset + n as u64, &bytes[n..]),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// As [`punch`], by number and bytes, for code that has no `errno`.
+///
+/// # Errors
+/// As [`punch`].
+pub fn punch_raw(fd: i32, offset: u64, len_bytes: u64) -> Result<(), Errno> {
+    let mode = (FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE).bits() as usize;
+    // SAFETY: changes a file's contents, not memory behind references (S1).
+    check(unsafe {
+        syscall6(k::__NR_fallocate, fd as usize, mode, offset as usize, len_bytes as usize, 0, 0)
+    })
+    .map(drop)
 }
 
 /// Adds seals (`F_ADD_SEALS`); they stay for good.

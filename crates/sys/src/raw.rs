@@ -18,7 +18,17 @@ pub fn check(ret: isize) -> Result<usize, Errno> {
 /// The call must be sound with these arguments.
 #[inline]
 pub unsafe fn syscall6(n: u32, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> isize {
+    #[cfg(target_arch = "aarch64")]
     let ret: isize;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction changes x0 and memory, both declared; what the call does is the caller's.
+    unsafe {
+        asm!("svc #0", in("x8") n as usize, inlateout("x0") a as isize => ret, in("x1") b, in("x2") c,
+             in("x3") d, in("x4") e, in("x5") f, options(nostack));
+    }
+    #[cfg(target_arch = "x86_64")]
+    let ret: isize;
+    #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction clobbers only rcx, r11 and memory, all declared; what the call does is the caller's.
     unsafe {
         asm!("syscall", inlateout("rax") n as isize => ret, in("rdi") a, in("rsi") b, in("rdx") c,

@@ -2,7 +2,6 @@
 //! lock and, in a static executable, statics that belong to whichever thread runs.
 
 use crate::raw::{Errno, check, syscall6};
-use core::arch::global_asm;
 use linux_raw_sys::general as k;
 
 /// A signal's number.
@@ -32,33 +31,20 @@ pub struct SigInfo {
     pub addr: usize,
 }
 
-/// The kernel's `ucontext` on x86-64, up to the general registers.
-#[repr(C)]
-pub struct UContext {
-    flags: u64,
-    link: u64,
-    stack: [u64; 3],
-    /// r8…r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags, …
-    pub gregs: [u64; 23],
-}
+pub use arch::{SYSCALL, UContext};
 
-impl UContext {
-    /// The stack pointer of the interrupted code.
-    pub fn sp(&self) -> usize {
-        self.gregs[15] as usize
-    }
-    /// The instruction that the interrupted code goes on with.
-    pub fn ip(&self) -> usize {
-        self.gregs[16] as usize
-    }
-    /// The frame pointer register.
-    pub fn bp(&self) -> usize {
-        self.gregs[10] as usize
-    }
-}
+#[cfg(target_arch = "aarch64")]
+#[path = "signal/aarch64.rs"]
+mod arch;
+#[cfg(target_arch = "x86_64")]
+#[path = "signal/x86_64.rs"]
+mod arch;
 
 /// A handler with the kernel's three arguments.
 pub type Handler = extern "C" fn(Signo, *mut SigInfo, *mut UContext);
+
+/// The same on both architectures; aarch64's headers keep it to themselves.
+const SA_RESTORER: u64 = 0x0400_0000;
 
 #[repr(C)]
 struct KernelSigaction {
@@ -67,21 +53,6 @@ struct KernelSigaction {
     restorer: usize,
     mask: u64,
 }
-
-// The return from a handler. Unwinders know a signal frame by these very bytes, and only where no unwind
-// table covers them: so no `.cfi` here, which a naked function would get.
-global_asm!(
-    ".text",
-    ".p2align 4",
-    "nop",
-    ".globl peregrine_sigreturn",
-    ".hidden peregrine_sigreturn",
-    ".type peregrine_sigreturn,@function",
-    "peregrine_sigreturn:",
-    ".byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0",
-    "syscall",
-    ".size peregrine_sigreturn, .-peregrine_sigreturn",
-);
 
 unsafe extern "C" {
     #[link_name = "peregrine_sigreturn"]
@@ -109,7 +80,7 @@ pub unsafe fn install_masked(
 ) -> Result<(), Errno> {
     let act = KernelSigaction {
         handler: handler as *const () as usize,
-        flags: flags.0 | k::SA_SIGINFO as u64 | k::SA_RESTORER as u64,
+        flags: flags.0 | k::SA_SIGINFO as u64 | SA_RESTORER,
         restorer: restorer as *const () as usize,
         mask,
     };

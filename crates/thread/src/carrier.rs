@@ -94,12 +94,13 @@ pub unsafe fn carrier() -> &'static mut Carrier {
     unsafe { &mut *(CARRIER as *mut Carrier) }
 }
 
-/// Slot of the running thread: `None` in a process, or on a stack, that is no thread's.
+/// Number of the running thread: `None` in a process, or on a stack, that is no thread's.
 ///
 /// Decided by the thread pointer, so it is right on any stack that the thread made for itself too.
 #[inline(always)]
 pub fn current_slot() -> Option<u32> {
-    crate::layout::slot_index_of(peregrine_sys::cpu::thread_pointer())
+    // SAFETY: a thread pointer in a window is that of the thread in it, which runs.
+    unsafe { crate::window::number_at(peregrine_sys::cpu::thread_pointer()) }
 }
 
 /// A section in which the running thread is neither suspended nor moved.

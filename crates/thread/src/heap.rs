@@ -9,8 +9,9 @@
 //! Frees go by address.
 
 use crate::carrier::{carrier, current_slot};
-use crate::layout::{PROCESS_HEAP, PROCESS_HEAP_BYTES, slot_index_of};
+use crate::layout::{PROCESS_HEAP, PROCESS_HEAP_BYTES};
 use crate::slot::SlotHeader;
+use crate::window::header_at;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use peregrine_base::sync::{AtomicU32, Ordering, compiler_fence, spin_loop};
@@ -20,6 +21,8 @@ use talc::{DefaultBinning, base::Talc, source::Manual};
 
 /// Least number of bytes that a heap grows by.
 const STEP: usize = 64 << 10;
+/// The same for a heap that shall stay small.
+const SMALL_STEP: usize = 2 << 10;
 
 /// A growing heap over one range of addresses.
 #[repr(C)]
@@ -31,12 +34,19 @@ pub struct SlotHeap {
     /// End of what talc has or is about to get: see [`SlotHeap::grow`].
     water: usize,
     limit: usize,
+    /// Least number of bytes that it grows by.
+    step: usize,
 }
 
 impl SlotHeap {
     /// An empty heap that may grow from `base` up to `limit`.
     pub const fn new(base: usize, limit: usize) -> Self {
-        Self { talc: Talc::new(Manual), base, end: None, water: base, limit }
+        Self { talc: Talc::new(Manual), base, end: None, water: base, limit, step: STEP }
+    }
+
+    /// As [`SlotHeap::new`], for a heap that shall stay small: it grows by little at a time.
+    pub const fn new_small(base: usize, limit: usize) -> Self {
+        Self { talc: Talc::new(Manual), base, end: None, water: base, limit, step: SMALL_STEP }
     }
 
     /// First address that the heap never used.
@@ -70,9 +80,10 @@ impl SlotHeap {
     #[cold]
     unsafe fn grow(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> bool {
         let now = self.high_water();
-        // An eighth more than there is keeps the number of steps logarithmic; 4 KiB covers talc's own words.
-        let need = layout.size().saturating_add(layout.align()).saturating_add(4096);
-        let Some(by) = need.max(STEP).max((now - self.base) / 8).checked_next_multiple_of(STEP) else {
+        // An eighth more than there is keeps the number of steps logarithmic; a step, of at most 4 KiB, covers talc's own words.
+        let step = self.step;
+        let need = layout.size().saturating_add(layout.align()).saturating_add(step.min(4096));
+        let Some(by) = need.max(step).max((now - self.base) / 8).checked_next_multiple_of(step) else {
             return false;
         };
         let Some(new_end) = now.checked_add(by).filter(|e| *e <= self.limit) else { return false };
@@ -194,9 +205,10 @@ pub unsafe fn allocate(layout: Layout) -> *mut u8 {
 #[inline]
 pub unsafe fn deallocate(ptr: *mut u8, layout: Layout) {
     let addr = ptr as usize;
-    if let Some(i) = slot_index_of(addr) {
-        // SAFETY: a thread frees only what it owns, so slot `i` is the running thread's.
-        unsafe { (*SlotHeader::of(i)).heap.talc.deallocate(ptr, layout) }
+    // SAFETY: a thread frees only what it owns, so slot or window is the running thread's.
+    if let Some(header) = unsafe { header_at(addr) } {
+        // SAFETY: as above.
+        unsafe { (*header).heap.talc.deallocate(ptr, layout) }
     } else if (PROCESS_HEAP..PROCESS_HEAP + PROCESS_HEAP_BYTES).contains(&addr) && current_slot().is_none() {
         // What a thread inherited from the time before `main` stays: that memory is the process's.
         // SAFETY: the lock is held.
@@ -210,9 +222,10 @@ pub unsafe fn deallocate(ptr: *mut u8, layout: Layout) {
 /// As [`deallocate`]; on `true` the block has `new_size` bytes.
 #[inline]
 pub unsafe fn resize_in_place(ptr: *mut u8, layout: Layout, new_size: usize) -> bool {
-    if let Some(i) = slot_index_of(ptr as usize) {
+    // SAFETY: as `deallocate`.
+    if let Some(header) = unsafe { header_at(ptr as usize) } {
         // SAFETY: as `deallocate`.
-        return unsafe { (*SlotHeader::of(i)).heap.talc.try_realloc_in_place(ptr, layout, new_size) };
+        return unsafe { (*header).heap.talc.try_realloc_in_place(ptr, layout, new_size) };
     }
     if current_slot().is_some() {
         return false;

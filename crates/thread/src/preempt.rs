@@ -21,11 +21,11 @@
 //! *Trap code*: allocates nothing, takes no lock, panics never (S3).
 
 use crate::carrier::{Carrier, NONE, Pending, carrier};
-use crate::layout::slot_index_of;
+use crate::window::holds;
 use peregrine_base::sync::{Ordering, compiler_fence};
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::raw::Errno;
-use peregrine_sys::signal::{self, Handler, HandlerFlags, SigInfo, Signo, UContext};
+use peregrine_sys::signal::{self, Handler, HandlerFlags, SYSCALL, SigInfo, Signo, UContext};
 
 /// The time slice is over.
 pub const SIG_TICK: Signo = signal::number::RT_BASE;
@@ -52,7 +52,7 @@ fn suspendable(c: &Carrier, sp: usize, ip: usize) -> bool {
     let current = c.current.load(Ordering::Relaxed);
     c.depth.load(Ordering::Relaxed) == 0
         && current != NONE
-        && slot_index_of(sp) == Some(current)
+        && holds(current, sp)
         && !(c.vdso.0..c.vdso.1).contains(&ip)
 }
 
@@ -63,29 +63,32 @@ const MOST_PUT_OFF: u32 = 40;
 
 /// Whether the interrupted code is a shared library's, other than a system call that waits.
 fn inside_library(c: &Carrier, context: &UContext) -> bool {
-    const SYSCALL: [u8; 2] = [0x0f, 0x05];
     const EINTR: i64 = 4;
     let ip = context.ip();
     if !c.libraries.iter().any(|(start, end)| (*start..*end).contains(&ip)) {
         return false;
     }
     // SAFETY: code of a loaded library is readable; its first page holds more than code.
-    let (before, at) = unsafe { (((ip - 2) as *const [u8; 2]).read(), (ip as *const [u8; 2]).read()) };
+    let (before, at) = unsafe {
+        let code = |from: usize| core::slice::from_raw_parts(from as *const u8, SYSCALL.len());
+        (code(ip - SYSCALL.len()), code(ip))
+    };
     // A call to be restarted looks like one not yet made: those that never wait are told apart by their number.
-    let nr = context.gregs[13] as u32;
+    let nr = context.call_number() as u32;
     let never_waits =
         [k::__NR_mmap, k::__NR_mprotect, k::__NR_munmap, k::__NR_rt_sigaction, k::__NR_rt_sigprocmask]
             .into_iter()
             .chain([
                 k::__NR_clone,
                 k::__NR_clone3,
+                #[cfg(target_arch = "x86_64")]
                 k::__NR_vfork,
                 k::__NR_madvise,
                 k::__NR_brk,
                 k::__NR_close,
             ])
             .any(|n| n == nr);
-    let waits = (at == SYSCALL && !never_waits) || (before == SYSCALL && context.gregs[13] as i64 == -EINTR);
+    let waits = (at == SYSCALL && !never_waits) || (before == SYSCALL && context.call_result() == -EINTR);
     !waits
 }
 

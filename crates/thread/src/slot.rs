@@ -15,7 +15,8 @@
 
 use crate::heap::SlotHeap;
 use crate::layout::{SLOT_BYTES, colour_bytes, slot_base};
-use crate::template::TemplateHeader;
+use crate::stack_kind::is_windowed;
+use crate::template::{TemplateHeader, template};
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::raw::Errno;
 use peregrine_vm::guard;
@@ -79,9 +80,13 @@ pub fn check_stack_size(bytes: usize) -> Result<usize, StackSizeError> {
 }
 
 impl SlotHeader {
-    /// The header of slot `index`.
+    /// The header of thread `index`. Of a windowed thread: where it lies while the thread is in its window on this node.
     #[inline(always)]
     pub fn of(index: u32) -> *mut SlotHeader {
+        if is_windowed(index) {
+            // SAFETY: windowed threads exist only in a World, which has a template.
+            return unsafe { template() }.windows.header_of(index) as *mut SlotHeader;
+        }
         (slot_base(index) + colour_bytes(index)) as *mut SlotHeader
     }
 
@@ -90,6 +95,10 @@ impl SlotHeader {
     /// # Safety
     /// The slot belongs to the caller alone, its pages are zero, and `stack_bytes` passed [`check_stack_size`].
     pub unsafe fn prepare(index: u32, t: &TemplateHeader, stack_bytes: usize, start: extern "C" fn() -> !) {
+        if is_windowed(index) {
+            // SAFETY: as promised.
+            return unsafe { Self::prepare_in_window(index, t, start) };
+        }
         let base = slot_base(index);
         // The thread pointer keeps its alignment to what the program's thread-locals ask for.
         let earliest = (Self::of(index) as usize + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
@@ -113,6 +122,35 @@ impl SlotHeader {
                 stack_high,
                 heap_base,
                 heap: SlotHeap::new(heap_base, base + SLOT_BYTES),
+                destructors: 0,
+                mappings: 0,
+                entry: [0; 4],
+            });
+        }
+    }
+
+    /// As [`SlotHeader::prepare`], in the window of thread `index`, with the stack that the windows have. The window's bytes
+    /// need not be zero.
+    unsafe fn prepare_in_window(index: u32, t: &TemplateHeader, start: extern "C" fn() -> !) {
+        let (stack_low, stack_high, end) = crate::window::limits(&t.windows, index);
+        let earliest = (stack_high + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
+        let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & (t.tls_align - 1)) - t.tls_len;
+        let statics = (tls + t.tls_area_len()).next_multiple_of(64);
+        let heap_base = (statics + t.statics_len).next_multiple_of(64);
+        // SAFETY: all addresses lie in the window, which is mapped and the caller's; `Windows::new` made room for them.
+        unsafe {
+            let fs_base = crate::tls::build(t, tls, index);
+            let saved_sp = crate::arch::first_frame(stack_high - 64, start);
+            Self::of(index).write(SlotHeader {
+                index,
+                statics_written: 0,
+                saved_sp,
+                fs_base,
+                statics,
+                stack_low,
+                stack_high,
+                heap_base,
+                heap: SlotHeap::new_small(heap_base, end),
                 destructors: 0,
                 mappings: 0,
                 entry: [0; 4],

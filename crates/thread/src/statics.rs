@@ -138,6 +138,13 @@ unsafe fn differing(wide: bool, t: &TemplateHeader) -> u64 {
     unsafe { if wide { differing_wide(t) } else { differing_words(t) } }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn differing_wide(t: &TemplateHeader) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { differing_words(t) }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn differing_wide(t: &TemplateHeader) -> u64 {
     use core::arch::x86_64::*;

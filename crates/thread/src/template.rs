@@ -47,6 +47,8 @@ pub struct TemplateHeader {
     pub rseq_offset: isize,
     /// Where the copy lies.
     pub bytes: usize,
+    /// The World's windows; all zero before there is one.
+    pub windows: crate::window::Windows,
 }
 
 impl TemplateHeader {
@@ -173,6 +175,15 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
     Ok(t)
 }
 
+/// Notes the shape of the World's windows where all nodes see it.
+///
+/// # Safety
+/// After [`install`], before any node exists.
+pub unsafe fn set_windows(windows: crate::window::Windows) {
+    // SAFETY: mapped, and nobody else looks yet.
+    unsafe { (*(TEMPLATE as *mut TemplateHeader)).windows = windows };
+}
+
 #[repr(C)]
 struct DlPhdrInfo {
     addr: usize,
@@ -281,6 +292,12 @@ pub(crate) fn each_library_code(mut f: impl FnMut((usize, usize))) {
 }
 
 fn take() -> Result<TemplateHeader, TemplateError> {
+    if cfg!(target_arch = "aarch64") {
+        // Thread-locals above the thread pointer, `struct pthread` below it: the other way round than all that follows.
+        return Err(TemplateError::Unknown(
+            "thread-locals above the thread pointer, as on aarch64, are not ported yet",
+        ));
+    }
     let mut seen = Seen { tls_low: usize::MAX, ..Seen::default() };
     // SAFETY: the callback only reads.
     unsafe { dl_iterate_phdr(look, (&raw mut seen).cast()) };
@@ -324,6 +341,7 @@ fn take() -> Result<TemplateHeader, TemplateError> {
         tid_offset,
         rseq_offset: libc_facts::rseq_offset().unwrap_or(isize::MIN),
         bytes: 0,
+        windows: crate::window::Windows::default(),
     };
     // The copy goes to fresh pages, not the heap: nothing may be allocated this early.
     t.bytes = fresh_pages(t.copy_len()).ok_or(TemplateError::Unknown("no memory for the copy"))?;

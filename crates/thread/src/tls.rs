@@ -21,7 +21,17 @@ const TID_BASE: u32 = 1 << 24;
 /// # Safety
 /// `area` is 64-byte aligned and has [`TemplateHeader::tls_area_len`] writable bytes that nobody uses.
 pub unsafe fn build(t: &TemplateHeader, area: usize, index: u32) -> usize {
-    let tp = area + t.tls_len;
+    // SAFETY: the caller's promise.
+    unsafe { build_for(t, area, area, index) }
+}
+
+/// As [`build`], but writes to `area` what belongs at `home`.
+///
+/// # Safety
+/// As [`build`].
+pub unsafe fn build_for(t: &TemplateHeader, area: usize, home: usize, index: u32) -> usize {
+    let away = area.wrapping_sub(home);
+    let tp = home + t.tls_len;
     let dtv = tp + t.pthread_len;
     let maker = (t.maker_tp - t.tls_len)..(t.maker_tp + t.pthread_len);
     // SAFETY: the areas have the template's sizes; the caller owns the target.
@@ -35,13 +45,13 @@ pub unsafe fn build(t: &TemplateHeader, area: usize, index: u32) -> usize {
             }
         }
         if t.dtv_words != 0 {
-            ((tp + 8) as *mut usize).write(dtv + 16);
+            (tp.wrapping_add(away + 8) as *mut usize).write(dtv + 16);
         }
-        ((tp + t.tid_offset) as *mut u32).write(TID_BASE + index);
+        (tp.wrapping_add(away + t.tid_offset) as *mut u32).write(TID_BASE + index);
         if t.rseq_offset != isize::MIN && t.rseq_offset > 0 && (t.rseq_offset as usize) + 32 <= t.pthread_len
         {
             // cpu_id_start and cpu_id: "registration failed", so libc asks the kernel which CPU this is.
-            let area = tp.wrapping_add_signed(t.rseq_offset) as *mut u32;
+            let area = tp.wrapping_add(away).wrapping_add_signed(t.rseq_offset) as *mut u32;
             area.write(0);
             area.add(1).write((-2i32) as u32);
         }

@@ -60,14 +60,19 @@ pub fn charge(by: usize) -> Result<(), OutOfMemory> {
 }
 
 impl Arena {
-    unsafe fn grow(&mut self, layout: Layout) -> Result<(), OutOfMemory> {
+    unsafe fn grow(&mut self, layout: Layout, always: bool) -> Result<(), OutOfMemory> {
         let now = if self.end == 0 { ARENA } else { self.end };
         let by = (layout.size() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
-        if now + by > ARENA + ARENA_BYTES {
+        let most = world().arena_bytes.load(Ordering::Relaxed);
+        if now + by > ARENA + most {
             let used = (now - ARENA) as u64;
-            return Err(OutOfMemory { asked: by, used, limit: ARENA_BYTES as u64 });
+            return Err(OutOfMemory { asked: by, used, limit: most as u64 });
         }
-        charge(by)?;
+        if always {
+            imaged().memory_used.fetch_add(by as u64, Ordering::Relaxed);
+        } else {
+            charge(by)?;
+        }
         at(Point::ArenaCharged);
         // SAFETY: [now, now + by) is reserved for the arena and unused.
         unsafe {
@@ -96,7 +101,7 @@ pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
                 at(Point::ArenaAllocated);
                 return Ok(p.as_ptr() as usize);
             }
-            arena.grow(layout)?;
+            arena.grow(layout, false)?;
             let again = arena.talc.try_allocate(layout);
             again.map(|p| p.as_ptr() as usize).ok_or(OutOfMemory {
                 asked: layout.size(),
@@ -114,6 +119,34 @@ pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
         at(Point::ArenaFilled);
     }
     Ok(blob)
+}
+
+/// Takes `len` bytes at a multiple of 16, beyond the limit on World memory if need be: for what must not fail, because it makes
+/// room elsewhere. `None` if the arena's addresses are used up.
+pub fn allocate(len: usize) -> Option<usize> {
+    let layout = Layout::from_size_align(len, 16).ok()?;
+    imaged().arena.with(|arena| {
+        // SAFETY: the size is not zero; the arena is ours while locked.
+        unsafe {
+            if let Some(p) = arena.talc.try_allocate(layout) {
+                return Some(p.as_ptr() as usize);
+            }
+            arena.grow(layout, true).ok()?;
+            arena.talc.try_allocate(layout).map(|p| p.as_ptr() as usize)
+        }
+    })
+}
+
+/// Gives back what [`allocate`] gave.
+///
+/// # Safety
+/// `at` came from there with this length, and nobody uses it.
+pub unsafe fn deallocate(at: usize, len: usize) {
+    // SAFETY: the layout was valid when the block was made.
+    unsafe {
+        let layout = Layout::from_size_align_unchecked(len, 16);
+        imaged().arena.with(|arena| arena.talc.deallocate(at as *mut u8, layout));
+    }
 }
 
 /// Copies a blob out and frees it: its bytes and its channel ends.

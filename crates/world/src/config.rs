@@ -1,5 +1,7 @@
 //! Settings of a World: defaults, then the environment, then what the program sets.
 
+use peregrine_thread::layout::SLOT_COUNT;
+use peregrine_thread::stack_kind::StackKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,6 +37,20 @@ pub struct Config {
     pub progress: bool,
     /// Stack of `main`, in bytes. `PEREGRINE_STACK` in KiB; default 8 MiB.
     pub main_stack_bytes: usize,
+    /// Kind of the threads that ask for none. `PEREGRINE_STACK_KIND`: `isomalloc` (default), `alias` or `copy`.
+    pub kind: StackKind,
+    /// Windows of each kind, a power of two. `PEREGRINE_WINDOWS`; default 256.
+    pub windows: usize,
+    /// Bytes of a window, a power of two. `PEREGRINE_WINDOW` in KiB; default 2 MiB.
+    pub window_bytes: usize,
+    /// Bytes of a window that are stack; most of the rest is heap. `PEREGRINE_WINDOW_STACK` in KiB; default 1 MiB.
+    pub window_stack_bytes: usize,
+    /// How long a thread waits outside of a window before it is packed. `PEREGRINE_PACK_AFTER` in milliseconds; default 100 ms.
+    /// `None`: never.
+    pub pack_after: Option<Duration>,
+    /// Slots: most isomalloc threads at a time, `main` among them; each reserves 1 GiB of addresses. `PEREGRINE_SLOTS`;
+    /// default 32768.
+    pub slots: usize,
     /// Use the kernel's write tracking if there is any; off: compare. `PEREGRINE_TRACK=0`.
     pub track: bool,
 }
@@ -69,6 +85,12 @@ impl Default for Config {
             seed: 1,
             progress: false,
             main_stack_bytes: 8 << 20,
+            kind: StackKind::Isomalloc,
+            windows: 256,
+            window_bytes: 2 << 20,
+            window_stack_bytes: 1 << 20,
+            pack_after: Some(Duration::from_millis(100)),
+            slots: SLOT_COUNT,
             track: true,
         }
     }
@@ -110,6 +132,37 @@ impl Config {
         }
         if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
             c.track = t == 1;
+        }
+        if let Some(value) = std::env::var_os("PEREGRINE_STACK_KIND") {
+            let value = value.to_string_lossy().into_owned();
+            let expected = "isomalloc, alias or copy";
+            c.kind =
+                value.parse().map_err(|()| ConfigError { name: "PEREGRINE_STACK_KIND", value, expected })?;
+        }
+        if let Some(n) = number("PEREGRINE_WINDOWS", "a number of windows, a power of two", 1, 1 << 16)? {
+            c.windows = n as usize;
+        }
+        if let Some(kib) =
+            number("PEREGRINE_WINDOW", "KiB of a window, a power of two from 512 on", 512, 1 << 20)?
+        {
+            c.window_bytes = (kib as usize) << 10;
+        }
+        if let Some(kib) =
+            number("PEREGRINE_WINDOW_STACK", "KiB of a window's stack, at least 64", 64, 1 << 20)?
+        {
+            c.window_stack_bytes = (kib as usize) << 10;
+        }
+        if let Some(ms) = number(
+            "PEREGRINE_PACK_AFTER",
+            "milliseconds before an idle thread is packed",
+            0,
+            u64::MAX / 2_000_000,
+        )? {
+            c.pack_after = Some(Duration::from_millis(ms));
+        }
+        if let Some(n) = number("PEREGRINE_SLOTS", "a number of slots from 1 to 32768", 1, SLOT_COUNT as u64)?
+        {
+            c.slots = n as usize;
         }
         if let Some(ms) =
             number("PEREGRINE_STORE_INTERVAL", "milliseconds between stored images", 0, 86_400_000)?

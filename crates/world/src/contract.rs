@@ -61,8 +61,8 @@ pub enum ContractError {
 /// What must agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contract {
-    /// Start and length of the slots, and of one of them.
-    layout: [usize; 2],
+    /// Start of the slots and length of one; most threads; number, length and stack of the windows.
+    layout: [usize; 6],
     /// Statics window, TLS and TCB.
     template: [usize; 6],
     /// Feature words of the processor.
@@ -85,7 +85,14 @@ impl Contract {
         // SAFETY: returns a constant string.
         let libc = unsafe { core::ffi::CStr::from_ptr(gnu_get_libc_version()) };
         Self {
-            layout: [SLOTS, SLOT_BYTES],
+            layout: [
+                SLOTS,
+                SLOT_BYTES,
+                peregrine_thread::stack_kind::MOST_THREADS,
+                t.windows.count(),
+                t.windows.bytes(),
+                t.windows.stack_bytes,
+            ],
             template: [t.statics_start, t.statics_len, t.tls_len, t.pthread_len, t.dtv_words, t.tid_offset],
             cpu: cpu_words(),
             modules: modules(),
@@ -111,7 +118,12 @@ impl Contract {
             let (then, now) = (format!("{then:x?}"), format!("{now:x?}"));
             Err(ContractError::Differs { what: what.to_owned(), then, now, remedy })
         }
-        same("the layout of slots", &then.layout, &self.layout, "use the build that made the image")?;
+        same(
+            "the layout of slots and windows",
+            &then.layout,
+            &self.layout,
+            "use the build that made the image, and its settings for windows (PEREGRINE_WINDOWS, PEREGRINE_WINDOW, PEREGRINE_WINDOW_STACK)",
+        )?;
         same("the libc", &then.libc, &self.libc, "resume on a system with the same C library")?;
         same(
             "the layout of statics and thread-locals",

@@ -4,11 +4,11 @@
 //!  CONTROL            World        who supervises, how many nodes, the pause word, NodeShared × MAX_NODES
 //!                                  ── lives as long as the World; not part of an image ──
 //!  CONTROL +  1 GiB   Imaged       free lists, the arena's books, the output's tail     ┐
-//!          +  2 GiB   ThreadRecord × SLOT_COUNT                                         │ part of every image
+//!          +  2 GiB   ThreadRecord × MOST_THREADS, by number: a table for each kind       │ part of every image
 //!          +  4 GiB   Channel × MAX_CHANNELS                                            │
 //!          +  6 GiB   End × MAX_ENDS                                                    ┘
 //!          +  8 GiB   the output ring: bytes between `released` and `tail`
-//!          + 10 GiB   one dirty list per node, 64 MiB apart
+//!          + 10 GiB   one dirty list per node, 32 MiB apart
 //! ```
 //!
 //! Who may write what, and how it is repaired when a node dies, is the table in ARCHITECTURE.md; in short: what is
@@ -18,7 +18,8 @@
 use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use peregrine_thread::layout::{CONTROL, SLOT_COUNT};
+use peregrine_thread::layout::CONTROL;
+use peregrine_thread::stack_kind::{MOST_THREADS, StackKind};
 use peregrine_vm::dirty::DirtyRun;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
@@ -39,11 +40,25 @@ pub const OUTPUT: usize = CONTROL + 8 * GIB;
 /// Its size in bytes, a power of two.
 pub const OUTPUT_BYTES: usize = 4 << 20;
 const DIRTY: usize = CONTROL + 10 * GIB;
-const DIRTY_STRIDE: usize = 64 << 20;
+const DIRTY_STRIDE: usize = 32 << 20;
 /// Regions that fit in a node's dirty list.
 pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<DirtyRun>();
 /// Bytes of the control memory.
 pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
+
+/// The parts of the control memory that are used, with so many nodes: address and bytes, whole pages.
+pub fn control_parts(nodes: u32) -> [(usize, usize); 7] {
+    let pages = |n: usize| n.next_multiple_of(4096);
+    [
+        (CONTROL, pages(size_of::<World>())),
+        (IMAGED, pages(size_of::<Imaged>())),
+        (RECORDS, pages(MOST_THREADS * size_of::<ThreadRecord>())),
+        (CHANNELS, pages(MAX_CHANNELS * size_of::<Channel>())),
+        (ENDS, pages(MAX_ENDS * size_of::<End>())),
+        (OUTPUT, OUTPUT_BYTES),
+        (DIRTY, (nodes as usize + MAX_DOMAINS).min(MAX_NODES) * DIRTY_STRIDE),
+    ]
+}
 
 /// Most domains for carried calls; they count as nodes too.
 pub const MAX_DOMAINS: usize = 8;
@@ -84,6 +99,18 @@ pub struct World {
     pub committed: AtomicU64,
     /// World memory that threads may use, in bytes.
     pub memory_limit: AtomicU64,
+    /// Slots that are mapped.
+    pub slot_count: AtomicU32,
+    /// Bytes of the arena that are mapped.
+    pub arena_bytes: AtomicUsize,
+    /// The file of the alias threads' frames.
+    pub frames_fd: AtomicU32,
+    /// Kind of a thread that asks for none: a `StackKind`.
+    pub default_kind: AtomicU32,
+    /// How long a thread is idle before it is packed, in ns; `u64::MAX`: never.
+    pub pack_after_ns: AtomicU64,
+    /// Threads packed and unpacked so far.
+    pub packed: [AtomicU64; 2],
     /// Length of a time slice in ns.
     pub slice_ns: AtomicU64,
     /// How long an idle node spins before it sleeps, in ns.
@@ -154,6 +181,8 @@ pub struct NodeShared {
     pub dirty: AtomicUsize,
     /// Switches so far.
     pub switches: AtomicU64,
+    /// Conflicts so far: a thread came to a window that another was in; alias, then copy.
+    pub conflicts: [AtomicU64; 2],
     /// Moves that ended here.
     pub arrivals: AtomicU64,
     /// Time that those took together, from leaving a node to being taken up here, in ns.
@@ -170,12 +199,12 @@ pub struct NodeShared {
     pub crash_signal: AtomicU32,
     /// Faulting address.
     pub crash_addr: AtomicUsize,
-    /// Slots that ran, or were prepared, here since the last image: one bit each.
-    pub ran: [AtomicU64; SLOT_COUNT / 64],
+    /// Threads that ran, or were prepared, here since the last image: one bit each.
+    pub ran: [AtomicU64; MOST_THREADS / 64],
 }
 
 impl NodeShared {
-    /// Notes that slot `index` may be written by this node.
+    /// Notes that what thread `index` owns may be written by this node.
     #[inline(always)]
     pub fn note_ran(&self, index: u32) {
         let word = &self.ran[index as usize / 64];
@@ -188,11 +217,19 @@ impl NodeShared {
     }
 }
 
+impl NodeShared {
+    /// Whether thread `index` ran, or was prepared, here since the last image.
+    #[inline(always)]
+    pub fn has_run(&self, index: u32) -> bool {
+        self.ran[index as usize / 64].load(Ordering::Relaxed) & 1 << (index % 64) != 0
+    }
+}
+
 /// The part of the control memory that every image holds (with the tables below).
 #[repr(C)]
 pub struct Imaged {
-    /// Threads: free list and high-water mark.
-    pub threads: Lock<FreeList>,
+    /// Threads of each kind: free list and high-water mark.
+    pub threads: [Lock<FreeList>; 3],
     /// Channels.
     pub channels: Lock<FreeList>,
     /// Ends.
@@ -375,8 +412,12 @@ pub struct ThreadRecord {
     pub sent_at: AtomicU64,
     /// Stack bytes.
     pub stack_bytes: AtomicU64,
-    /// Bytes granted to the slot's heap.
+    /// Bytes granted to the thread's stack and heap.
     pub granted: AtomicU64,
+    /// Of a windowed thread: where its memory is kept (`windows`).
+    pub stored: AtomicUsize,
+    /// What it runs: body, function, argument.
+    pub entry: [AtomicUsize; 3],
     /// Name, NUL-padded.
     pub name: [u8; 48],
 }
@@ -452,10 +493,10 @@ pub fn imaged() -> &'static Imaged {
     unsafe { &*(IMAGED as *const Imaged) }
 }
 
-/// Record of slot `index`.
+/// Record of thread `index`.
 #[inline(always)]
 pub fn record(index: u32) -> &'static ThreadRecord {
-    debug_assert!((index as usize) < SLOT_COUNT);
+    debug_assert!((index as usize) < MOST_THREADS);
     // SAFETY: as `world`; the index is bounded by the callers, who have it from a table or a live thread.
     unsafe { &*(RECORDS as *const ThreadRecord).add(index as usize) }
 }
@@ -488,23 +529,65 @@ pub fn dirty_list(index: u32) -> *mut DirtyRun {
 }
 
 /// The tables that an image holds besides slots and arena: address and used bytes of each.
-pub fn imaged_tables() -> [(usize, usize); 4] {
+pub fn imaged_tables() -> [(usize, usize); TABLES] {
     let i = imaged();
-    let (threads, channels, ends) =
-        (i.threads.with(|l| l.used), i.channels.with(|l| l.used), i.ends.with(|l| l.used));
+    let used = |list: &Lock<FreeList>| list.with(|l| l.used) as usize;
+    tables_of([&i.threads[0], &i.threads[1], &i.threads[2], &i.channels, &i.ends].map(used))
+}
+
+/// Number of tables of an image.
+pub const TABLES: usize = 6;
+
+/// The tables, if of threads by kind, channels and ends so many entries are in use.
+pub fn tables_of(used: [usize; 5]) -> [(usize, usize); TABLES] {
+    let records = |i: usize| (records_of(StackKind::ALL[i]), used[i] * size_of::<ThreadRecord>());
     [
         (IMAGED, size_of::<Imaged>()),
-        (RECORDS, threads as usize * size_of::<ThreadRecord>()),
-        (CHANNELS, channels as usize * size_of::<Channel>()),
-        (ENDS, ends as usize * size_of::<End>()),
+        records(0),
+        records(1),
+        records(2),
+        (CHANNELS, used[3] * size_of::<Channel>()),
+        (ENDS, used[4] * size_of::<End>()),
     ]
+}
+
+const fn records_of(kind: StackKind) -> usize {
+    RECORDS + kind.first() as usize * size_of::<ThreadRecord>()
+}
+
+/// How many entries of each table were ever used, read without the locks, which the dead may hold; never more than there are.
+pub fn used_now() -> [usize; 5] {
+    let i = imaged();
+    // SAFETY: plain words of mapped memory that nodes may write meanwhile, read at once and bounded before use (S1, S4).
+    let used = |list: &Lock<FreeList>| unsafe { (&raw const (*list.as_ptr()).used).read_volatile() } as usize;
+    let threads = |k: StackKind| used(&i.threads[k as usize]).min(k.most());
+    [
+        threads(StackKind::Isomalloc),
+        threads(StackKind::Alias),
+        threads(StackKind::Copy),
+        used(&i.channels).min(MAX_CHANNELS),
+        used(&i.ends).min(MAX_ENDS),
+    ]
+}
+
+/// Every number that a thread has or ever had. (Takes no lock: it is asked for while a dead node may hold it.)
+pub fn numbers() -> impl Iterator<Item = u32> + Clone {
+    numbers_of(used_now())
+}
+
+/// The numbers of so many threads of each kind.
+pub fn numbers_of(used: [usize; 5]) -> impl Iterator<Item = u32> + Clone {
+    StackKind::ALL.into_iter().flat_map(move |k| k.first()..k.first() + used[k as usize] as u32)
 }
 
 /// Most bytes of the imaged table at `addr`, if there is one.
 pub fn table_bounds(addr: usize) -> Option<usize> {
     match addr {
         IMAGED => Some(size_of::<Imaged>()),
-        RECORDS => Some(SLOT_COUNT * size_of::<ThreadRecord>()),
+        a if StackKind::ALL.into_iter().any(|k| a == records_of(k)) => {
+            let kind = StackKind::ALL.into_iter().find(|k| a == records_of(*k))?;
+            Some(kind.most() * size_of::<ThreadRecord>())
+        }
         CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
         ENDS => Some(MAX_ENDS * size_of::<End>()),
         _ => None,
@@ -568,7 +651,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
     // SAFETY: fresh memory of the right size and alignment.
     unsafe {
         (IMAGED as *mut Imaged).write(Imaged {
-            threads: free(),
+            threads: [free(), free(), free()],
             channels: free(),
             ends: free(),
             arena: Lock::new(Arena { talc: Talc::new(Manual), end: 0 }),

@@ -10,7 +10,7 @@ use crate::killpoint::{Point, at};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::signal;
-use peregrine_thread::layout::{ARENA, ARENA_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES};
+use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOT_COUNT, SLOTS};
 use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_vm::dirty::{RawTracker, RawTrackerRef};
@@ -23,7 +23,9 @@ pub const UNKNOWN: usize = usize::MAX;
 /// `false`: this kernel can't, and whole slots will be compared instead.
 pub fn start(index: u32) -> bool {
     let Ok(tracker) = RawTracker::open() else { return false };
-    for (start, len) in [(SLOTS, SLOTS_BYTES), (ARENA, ARENA_BYTES)] {
+    let w = world();
+    let slots = w.slot_count.load(Ordering::Relaxed) as usize * SLOT_BYTES;
+    for (start, len) in [(SLOTS, slots), (ARENA, w.arena_bytes.load(Ordering::Relaxed))] {
         let range = PageRange::covering(VirtAddr::new(start), len);
         // SAFETY: World memory stays mapped as long as this process; nobody else tracks it here, and `unprotect_slot` comes
         // before each guard.

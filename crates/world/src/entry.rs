@@ -62,6 +62,16 @@ pub struct Tally {
     pub resumed: bool,
 }
 
+/// How often threads of the calling thread's World were packed, and unpacked again, so far.
+///
+/// # Panics
+/// Outside a Peregrine thread.
+pub fn packing() -> (u64, u64) {
+    assert!(crate::current().is_some(), "packing() was called outside a Peregrine thread");
+    let [packed, unpacked] = [0, 1].map(|i| world().packed[i].load(Ordering::Relaxed));
+    (packed, unpacked)
+}
+
 /// The [`Tally`] of the calling thread's World.
 ///
 /// # Panics

@@ -18,6 +18,16 @@ pub enum SpawnError {
     /// The stack is too large or too small.
     #[error(transparent)]
     Stack(#[from] StackSizeError),
+    /// The stack does not fit into a window.
+    #[error(
+        "a stack of {asked} bytes does not fit into a window: at most {most} do (PEREGRINE_WINDOW_STACK)"
+    )]
+    Window {
+        /// What was asked for.
+        asked: usize,
+        /// The stack that each window has.
+        most: usize,
+    },
     /// No memory for the argument or the slot.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),

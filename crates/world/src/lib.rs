@@ -14,6 +14,7 @@ mod dirty;
 mod ends;
 mod entry;
 mod error;
+mod frames;
 #[cfg(feature = "killpoints")]
 pub mod killpoint;
 #[cfg(not(feature = "killpoints"))]
@@ -23,6 +24,7 @@ mod lock;
 mod memory;
 mod node;
 mod output;
+mod packed;
 mod rendezvous;
 mod sched;
 mod shadow;
@@ -31,6 +33,7 @@ mod status;
 mod supervisor;
 mod thread;
 mod transit;
+mod windows;
 mod zygote;
 
 pub use arena::OutOfMemory;
@@ -39,10 +42,12 @@ pub use channel::{Receiver, RecvError, SendError, Sender, channel};
 pub use config::{Config, ConfigError};
 pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_id, sleep, yield_now};
 pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
-pub use entry::{Tally, run_with, tally};
+pub use entry::{Tally, packing, run_with, tally};
 pub use error::{JoinError, SpawnError};
 pub use memory::MemoryError;
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
+pub use peregrine_thread::stack_kind::StackKind;
+pub use peregrine_thread::window::WindowsError;
 pub use rendezvous::{RendezvousError, connect_all};
 pub use spawn::{Builder, JoinHandle, spawn};
 pub use status::{NodeStatus, Reply, Request, ThreadStatus, WorldStatus};

@@ -4,17 +4,28 @@
 //! node dies.
 
 use crate::control::{NONE, record, state};
+use crate::windows::Owners;
 use peregrine_base::sync::Ordering;
 use peregrine_thread::layout::{CARRIER, SLOT_COUNT};
+use peregrine_thread::stack_kind::MOST_THREADS;
 
 /// Bytes of a node's private area, from [`CARRIER`].
-pub const LOCAL_BYTES: usize = 4 << 20;
+pub const LOCAL_BYTES: usize = 136 << 20;
 const QUEUE: usize = CARRIER + (64 << 10);
-const STACK: usize = CARRIER + (2 << 20);
+const STACK: usize = CARRIER + (128 << 20);
 const STACK_BYTES: usize = 256 << 10;
 const ALTSTACK: usize = STACK + STACK_BYTES + (64 << 10);
 /// Size of the stack for resets, traces and faults.
 pub const ALTSTACK_BYTES: usize = 128 << 10;
+
+const SCRATCH: usize = CARRIER + (130 << 20);
+/// Working memory of the scheduler, for packing; as much again lies behind it.
+pub const SCRATCH_BYTES: usize = 1 << 20;
+
+/// Start of the scheduler's working memory.
+pub const fn scratch() -> usize {
+    SCRATCH
+}
 
 /// End of the scheduler's stack.
 pub const fn stack_top() -> usize {
@@ -64,18 +75,117 @@ pub struct Local {
     pub ticking: bool,
     /// The life of the World that queue and timers belong to; 0: none.
     pub life: u32,
-    head: usize,
-    len: usize,
+    queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,
     timers: usize,
+    /// Who is in the windows of this node.
+    pub windows: Owners,
     /// Guard geometry installed per slot: stack pages, 0 for none.
     guards: [u32; SLOT_COUNT],
     /// Slots whose pages this process's table may hold write-protected, one bit each: see `sched::raise_guards`.
     pub scanned: [u64; SLOT_COUNT / 64],
-    queue: [u32; SLOT_COUNT],
-    heap: [Timer; SLOT_COUNT * 2],
+    heap: [Timer; MOST_THREADS + SLOT_COUNT],
 }
 
-const _: () = assert!(size_of::<Local>() <= (2 << 20) - (64 << 10));
+const _: () = assert!(QUEUE + size_of::<Local>() <= STACK - (64 << 10));
+const _: () =
+    assert!(ALTSTACK + ALTSTACK_BYTES <= SCRATCH && SCRATCH + 2 * SCRATCH_BYTES <= CARRIER + LOCAL_BYTES);
+
+/// A queue that uses only as much of its memory as it was ever long.
+#[repr(C)]
+pub struct Ring<T, const MOST: usize> {
+    head: usize,
+    len: usize,
+    /// Places in use, less one; their number is a power of two.
+    mask: usize,
+    places: [T; MOST],
+}
+
+impl<T: Copy, const MOST: usize> Ring<T, MOST> {
+    const FEWEST: usize = 4096;
+
+    /// Empties it; also what makes zeroed memory one.
+    pub fn clear(&mut self) {
+        (self.head, self.len, self.mask) = (0, 0, Self::FEWEST - 1);
+    }
+
+    /// Number of entries.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline(always)]
+    fn place(&mut self, i: usize) -> &mut T {
+        &mut self.places[(self.head + i) & self.mask]
+    }
+
+    /// The entry `i` places behind the front; any valid value if there are fewer.
+    #[inline(always)]
+    pub fn peek(&self, i: usize) -> T {
+        self.places[(self.head + i) & self.mask]
+    }
+
+    /// The one at the front.
+    #[inline(always)]
+    pub fn first(&self) -> Option<T> {
+        (self.len != 0).then(|| self.peek(0))
+    }
+
+    /// Adds to the end; drops the one at the front if there is no room.
+    #[inline(always)]
+    pub fn push(&mut self, entry: T) {
+        if self.len > self.mask {
+            self.make_room();
+        }
+        *self.place(self.len) = entry;
+        self.len += 1;
+    }
+
+    /// Adds to the front.
+    pub fn push_front(&mut self, entry: T) {
+        if self.len > self.mask {
+            self.make_room();
+        }
+        self.head = self.head.wrapping_sub(1) & self.mask;
+        *self.place(0) = entry;
+        self.len += 1;
+    }
+
+    /// Takes from the front.
+    #[inline(always)]
+    pub fn pop(&mut self) -> Option<T> {
+        let entry = self.first()?;
+        self.head = (self.head + 1) & self.mask;
+        self.len -= 1;
+        Some(entry)
+    }
+
+    /// Takes from the end.
+    pub fn pop_last(&mut self) -> Option<T> {
+        self.len = self.len.checked_sub(1)?;
+        Some(self.peek(self.len))
+    }
+
+    /// Takes out the entry at `i`.
+    pub fn take(&mut self, i: usize) {
+        for j in i..self.len - 1 {
+            *self.place(j) = self.peek(j + 1);
+        }
+        self.len -= 1;
+    }
+
+    #[cold]
+    fn make_room(&mut self) {
+        let many = self.mask + 1;
+        if many * 2 > MOST {
+            self.pop();
+            return;
+        }
+        // What had wrapped around goes behind the rest.
+        self.places.copy_within(0..self.head, many);
+        self.mask = many * 2 - 1;
+    }
+}
 
 /// This node's private part.
 ///
@@ -90,7 +200,9 @@ pub unsafe fn local() -> &'static mut Local {
 impl Local {
     /// Empties queue and timers.
     pub fn clear(&mut self) {
-        (self.head, self.len, self.timers) = (0, 0, 0);
+        self.timers = 0;
+        self.queue.clear();
+        self.windows.clear();
         self.action = Action::None;
         self.previous = NONE;
         self.life = 0;
@@ -99,63 +211,51 @@ impl Local {
     /// Number of runnable threads waiting.
     #[inline(always)]
     pub fn queued(&self) -> usize {
-        self.len
+        self.queue.len()
     }
 
     /// Adds to the end.
     #[inline(always)]
     pub fn push(&mut self, slot: u32) {
-        debug_assert!(self.len < SLOT_COUNT);
-        self.queue[(self.head + self.len) % SLOT_COUNT] = slot;
-        self.len += 1;
+        debug_assert!(self.queue.len() < MOST_THREADS);
+        self.queue.push(slot);
     }
 
     /// Adds to the front.
     pub fn push_front(&mut self, slot: u32) {
-        self.head = (self.head + SLOT_COUNT - 1) % SLOT_COUNT;
-        self.queue[self.head] = slot;
-        self.len += 1;
+        self.queue.push_front(slot);
     }
 
     /// The one at the front.
     #[inline(always)]
     pub fn first(&self) -> Option<u32> {
-        (self.len != 0).then(|| self.queue[self.head])
+        self.queue.first()
     }
 
     /// The one `i` places behind the front.
     #[inline(always)]
     pub fn peek(&self, i: usize) -> u32 {
-        self.queue[(self.head + i) % SLOT_COUNT]
+        self.queue.peek(i)
     }
 
     /// Takes from the front.
     #[inline(always)]
     pub fn pop(&mut self) -> Option<u32> {
-        let slot = self.first()?;
-        self.head = (self.head + 1) % SLOT_COUNT;
-        self.len -= 1;
-        Some(slot)
+        self.queue.pop()
     }
 
     /// Takes from the end.
     pub fn pop_last(&mut self) -> Option<u32> {
-        self.len = self.len.checked_sub(1)?;
-        Some(self.queue[(self.head + self.len) % SLOT_COUNT])
+        self.queue.pop_last()
     }
 
     /// Takes `slot` out of the queue, wherever it is.
     pub fn remove(&mut self, slot: u32) -> bool {
-        for i in 0..self.len {
-            if self.queue[(self.head + i) % SLOT_COUNT] == slot {
-                for j in i..self.len - 1 {
-                    self.queue[(self.head + j) % SLOT_COUNT] = self.queue[(self.head + j + 1) % SLOT_COUNT];
-                }
-                self.len -= 1;
-                return true;
-            }
+        let found = (0..self.queue.len()).find(|i| self.queue.peek(*i) == slot);
+        if let Some(i) = found {
+            self.queue.take(i);
         }
-        false
+        found.is_some()
     }
 
     /// Whether the guards of `slot` for a stack of `pages` are installed here.

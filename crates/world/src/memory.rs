@@ -1,12 +1,15 @@
 //! The World's memory: memfds mapped at the agreed addresses before the zygote is forked.
 
-use crate::control::CONTROL_BYTES;
+use crate::control::{CONTROL_BYTES, control_parts, world};
 use crate::local::LOCAL_BYTES;
+use peregrine_base::sync::Ordering;
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
-use peregrine_thread::layout::{ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOTS, SLOTS_BYTES, TEMPLATE};
+use peregrine_sys::rustix;
+use peregrine_thread::layout::{ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOT_BYTES, SLOTS, TEMPLATE};
+use peregrine_thread::stack_kind::MOST_WINDOWED;
 use peregrine_vm::alias;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -45,7 +48,7 @@ pub enum MemoryError {
 fn remedy(e: Errno) -> &'static str {
     match e {
         Errno::ENOMEM => {
-            "a World reserves about 33 TiB of addresses (not memory): raise RLIMIT_AS with `ulimit -v unlimited`"
+            "a World reserves a gigabyte of addresses (not memory) for each slot, and as much for its image: raise RLIMIT_AS with `ulimit -v unlimited`, or lower PEREGRINE_SLOTS"
         }
         Errno::EEXIST => "the range is taken: a World already exists in this process, or a library mapped it",
         _ => "see mmap(2)",
@@ -60,6 +63,20 @@ pub struct WorldMemory {
     fds: Vec<OwnedFd>,
 }
 
+/// The file of the alias threads' frames, `window_bytes` for each; mapped nowhere but in windows.
+pub fn frames(name: &core::ffi::CStr, window_bytes: usize) -> Result<OwnedFd, MemoryError> {
+    let what = "the frames of alias threads";
+    memfd::create(name, PageCount::for_bytes(MOST_WINDOWED * window_bytes), memfd::Pages::Base)
+        .map_err(|errno| MemoryError::Memfd { what, errno })
+}
+
+/// Addresses for the message arena: what there is by design, or a small part of what the limit on address space allows, for
+/// every process maps it and the supervisor its copy as well.
+fn arena_bytes() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current;
+    limit.map_or(ARENA_BYTES, |l| ((l / 16) as usize & !((2 << 20) - 1)).clamp(16 << 20, ARENA_BYTES))
+}
+
 /// Makes a memfd and maps it at `addr`.
 pub fn map_memfd(
     what: &'static str,
@@ -69,23 +86,46 @@ pub fn map_memfd(
 ) -> Result<OwnedFd, MemoryError> {
     let fd = memfd::create(name, PageCount::for_bytes(bytes), memfd::Pages::Base)
         .map_err(|errno| MemoryError::Memfd { what, errno })?;
-    let range = PageRange::covering(VirtAddr::new(addr), bytes);
-    alias::at(range, fd.as_fd(), PageCount::new(0), Protection::ReadWrite)
-        .map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
-    // SAFETY: only leaves the range out of core dumps.
-    let _ = unsafe { mem::advise(range, Advice::DontDump) };
+    map_part(what, &fd, addr, bytes, 0)?;
     Ok(fd)
 }
 
+fn map_part(
+    what: &'static str,
+    fd: &OwnedFd,
+    addr: usize,
+    bytes: usize,
+    offset: u64,
+) -> Result<(), MemoryError> {
+    let range = PageRange::covering(VirtAddr::new(addr), bytes);
+    alias::at(range, fd.as_fd(), PageCount::for_bytes(offset as usize), Protection::ReadWrite)
+        .map_err(|errno| MemoryError::Map { what, addr, bytes, errno })?;
+    // SAFETY: only leaves the range out of core dumps.
+    let _ = unsafe { mem::advise(range, Advice::DontDump) };
+    Ok(())
+}
+
 impl WorldMemory {
-    /// Makes and maps all parts.
-    pub fn new() -> Result<Self, MemoryError> {
+    /// Makes and maps all parts, for `slots` slots and `nodes` nodes.
+    pub fn new(slots: usize, nodes: u32) -> Result<Self, MemoryError> {
+        let what = "the World's tables";
+        let control =
+            memfd::create(c"peregrine-control", PageCount::for_bytes(CONTROL_BYTES), memfd::Pages::Base)
+                .map_err(|errno| MemoryError::Memfd { what, errno })?;
+        // Only what is used of the tables' address range, for a limit on address space counts it all.
+        for (addr, bytes) in control_parts(nodes) {
+            map_part(what, &control, addr, bytes, (addr - CONTROL) as u64)?;
+        }
+        let arena_bytes = arena_bytes();
         let fds = vec![
-            map_memfd("the World's tables", c"peregrine-control", CONTROL, CONTROL_BYTES)?,
-            map_memfd("the message arena", c"peregrine-arena", ARENA, ARENA_BYTES)?,
+            control,
+            map_memfd("the message arena", c"peregrine-arena", ARENA, arena_bytes)?,
             map_memfd("the templates", c"peregrine-template", TEMPLATE, TEMPLATE_BYTES)?,
-            map_memfd("the slots", c"peregrine-slots", SLOTS, SLOTS_BYTES)?,
+            map_memfd("the slots", c"peregrine-slots", SLOTS, slots * SLOT_BYTES)?,
         ];
+        let w = world();
+        w.slot_count.store(slots as u32, Ordering::Relaxed);
+        w.arena_bytes.store(arena_bytes, Ordering::Relaxed);
         let (what, addr, bytes) = ("a node's own state", CARRIER, LOCAL_BYTES);
         let at = Placement::At(VirtAddr::new(addr));
         let options = MapOptions { no_reserve: true, ..MapOptions::default() };

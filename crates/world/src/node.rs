@@ -12,7 +12,9 @@ use peregrine_thread::carrier::{Carrier, Hooks, carrier};
 use peregrine_thread::layout::{CARRIER, slot_index_of};
 use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
 use peregrine_thread::slot::SlotHeader;
-use peregrine_thread::{arch, statics};
+use peregrine_thread::stack_kind::is_windowed;
+use peregrine_thread::template::template;
+use peregrine_thread::{arch, statics, window};
 
 /// Becomes node `index`. Never returns.
 ///
@@ -151,7 +153,12 @@ extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext)
             line.text("thread ").number(current as usize).text(" '");
             let name = &*crate::control::name_of(current);
             line.bytes(&name[..name.iter().position(|b| *b == 0).unwrap_or(0)]);
-            if slot_index_of(addr) == Some(current) && header.is_guard(addr) {
+            let overflow = if is_windowed(current) {
+                window::is_guard(&template().windows, current, addr)
+            } else {
+                slot_index_of(addr) == Some(current) && header.is_guard(addr)
+            };
+            if overflow {
                 line.text("' has overflowed its stack of ").number(header.stack_high - header.stack_low);
                 line.text(" bytes; give it more with Builder::stack_size");
             } else {

@@ -18,15 +18,15 @@
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
-use crate::control::{
-    NONE, NodeShared, PauseKind, World, imaged, is_domain, mail, node, record, state, world,
-};
+use crate::control::{NONE, NodeShared, PauseKind, World, is_domain, mail, node, record, state, world};
 use crate::killpoint::{Point, at};
 use crate::local::{Action, Local, local};
+use crate::windows;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
 use peregrine_sys::{futex, timer::monotonic_ns};
 use peregrine_thread::carrier::{Carrier, Pending, RuntimeSection, carrier};
 use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;
 use peregrine_thread::{arch, statics};
 
@@ -112,6 +112,9 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
             }
             _ => {}
         }
+        if is_windowed(slot) {
+            l.windows.note_idle(slot);
+        }
     }
     if bits & mail::WAKE != 0 {
         if now == state::PARKED || now == state::SLEEPING {
@@ -132,7 +135,7 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
             r.move_to.store(NONE, Ordering::Release);
         } else if now == state::PARKED || now == state::SLEEPING || (now == state::RUNNABLE && l.remove(slot))
         {
-            send(c, slot, to);
+            send(c, l, slot, to);
         }
         // A running one is sent when it next comes through `reschedule`.
     }
@@ -148,10 +151,16 @@ fn count_arrival(c: &Carrier, sent: u64) {
 }
 
 /// Gives a suspended thread of this node to node `to`.
-fn send(c: &mut Carrier, slot: u32, to: u32) {
+fn send(c: &mut Carrier, l: &mut Local, slot: u32, to: u32) {
     let r = record(slot);
     // SAFETY: the thread is suspended and ours.
-    unsafe { statics::evict(c, template(), slot) };
+    unsafe {
+        if is_windowed(slot) {
+            windows::leave(c, l, slot);
+        } else {
+            statics::evict(c, template(), slot);
+        }
+    }
     at(Point::SendEvicted);
     if !is_domain(to) && !is_domain(c.node) {
         r.move_to.store(NONE, Ordering::Relaxed);
@@ -201,7 +210,7 @@ fn donate(c: &mut Carrier, l: &mut Local, to: u32) {
         && may_run(c, slot)
     {
         at(Point::DonateTaken);
-        send(c, slot, to);
+        send(c, l, slot, to);
     }
 }
 
@@ -247,8 +256,9 @@ pub unsafe fn reschedule(action: Action) {
 #[inline(always)]
 fn look_ahead(l: &Local) {
     const FEW: usize = 16;
-    if l.queued() > FEW {
-        let (soon, later) = (l.peek(0), l.peek(2));
+    let (soon, later) = (l.peek(0), l.peek(2));
+    // Of a windowed thread nothing may be there to fetch.
+    if l.queued() > FEW && !is_windowed(soon | later) {
         // SAFETY: both are runnable threads, whose headers are mapped and intact; fetching has no effect but speed.
         unsafe {
             arch::prefetch(SlotHeader::of(later) as usize);
@@ -269,10 +279,14 @@ fn quiet(c: &Carrier, shared: &NodeShared) -> bool {
         && world().pause.load(Ordering::Relaxed) & 1 == 0
 }
 
-/// Whether `slot` can be entered at once: its guards are up and nobody wants it elsewhere.
+/// Whether `slot` can be entered at once: its guards are up, or it is in its window, and nobody wants it elsewhere.
 #[inline(always)]
 fn ready_here(c: &Carrier, l: &mut Local, slot: u32) -> bool {
     // SAFETY: only plain words of a header are read, and only if the thread is ours and suspended.
+    if is_windowed(slot) {
+        return may_run(c, slot) && l.windows.is_in(slot);
+    }
+    // SAFETY: as above.
     may_run(c, slot) && *l.guards_of(slot) == unsafe { (*SlotHeader::of(slot)).stack_pages() }
 }
 
@@ -324,6 +338,10 @@ pub fn on_preempt(why: u32) {
         if let Some(to) = wanted_elsewhere(c, me) {
             return reschedule(Action::Move(to));
         }
+        if l.windows.next_due().is_some_and(|due| due <= monotonic_ns()) {
+            // Packing takes the scheduler's stack.
+            return reschedule(Action::RequeueFront);
+        }
         if why & Pending::TICK != 0 && l.queued() != 0 {
             let n = node(c.node);
             n.preemptions.store(n.preemptions.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -357,10 +375,9 @@ pub extern "C" fn scheduler() -> ! {
 fn rebuild(c: &mut Carrier, l: &mut Local) {
     l.clear();
     at(Point::RebuildBegins);
-    let used = imaged().threads.with(|t| t.used);
-    for slot in 0..used {
+    for (i, slot) in crate::control::numbers().enumerate() {
         let r = record(slot);
-        if slot == used / 2 {
+        if i == 3 {
             at(Point::RebuildHalf);
         }
         if r.node.load(Ordering::Relaxed) != c.node {
@@ -372,6 +389,9 @@ fn rebuild(c: &mut Carrier, l: &mut Local) {
                 l.add_timer(r.wake_at.load(Ordering::Relaxed), slot, r.waits.load(Ordering::Relaxed));
             }
             _ => {}
+        }
+        if is_windowed(slot) {
+            l.windows.note_idle(slot);
         }
     }
 }
@@ -386,6 +406,8 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         return unsafe { pause(c, l, w, word) };
     }
     service(c, l, 1);
+    // SAFETY: on the scheduler's stack.
+    unsafe { windows::pack_idle(c, l) };
     let Some(next) = l.pop() else { return idle(c, l, w) };
     if !may_run(c, next) {
         at(Point::QueueStale);
@@ -393,11 +415,13 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     }
     at(Point::Stepped);
     if let Some(to) = wanted_elsewhere(c, next) {
-        return send(c, next, to);
+        return send(c, l, next, to);
     }
     // SAFETY: `next` is runnable and ours; its slot is mapped.
     unsafe {
-        if !raise_guards(l, next) {
+        if is_windowed(next) {
+            windows::bring(c, l, next);
+        } else if !raise_guards(l, next) {
             peregrine_sys::process::write_all(
                 2,
                 b"peregrine: cannot install guard pages: too many mappings\n",
@@ -463,10 +487,13 @@ fn settle(c: &mut Carrier, l: &mut Local) {
         }
         Action::Move(to) => {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
-            send(c, slot, to);
+            send(c, l, slot, to);
         }
         Action::Ended => {
             statics::forget(c);
+            if is_windowed(slot) {
+                windows::forget(l, slot);
+            }
             crate::thread::bury(slot);
         }
     }
@@ -498,6 +525,14 @@ fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
 }
 
+/// When there is something to do though nothing comes from outside.
+fn next_due(l: &Local) -> Option<u64> {
+    match (l.next_deadline(), l.windows.next_due()) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 fn wait_for_work(
     c: &Carrier,
     l: &mut Local,
@@ -516,7 +551,7 @@ fn wait_for_work(
             spin_loop();
         }
         let now = monotonic_ns();
-        if l.next_deadline().is_some_and(|d| d <= now) {
+        if next_due(l).is_some_and(|d| d <= now) {
             return;
         }
         if now >= spin_until {
@@ -534,7 +569,7 @@ fn wait_for_work(
     // Pairs with the fence in `nudge`.
     fence(Ordering::SeqCst);
     if !something() {
-        let timeout = l.next_deadline().map(|d| d.saturating_sub(monotonic_ns()).max(1));
+        let timeout = next_due(l).map(|d| d.saturating_sub(monotonic_ns()).max(1));
         futex::wait(&me.wake, seen, timeout);
     }
     me.idle.store(0, Ordering::Relaxed);
@@ -547,10 +582,15 @@ fn wait_for_work(
 unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
     let me = node(c.node);
     at(Point::PauseSeen);
-    // SAFETY: as promised.
-    unsafe { statics::save(c, template()) };
-    at(Point::PauseSaved);
     let rolling_back = w.pause_kind.load(Ordering::Acquire) == PauseKind::Rollback as u32;
+    // SAFETY: as promised.
+    unsafe {
+        statics::save(c, template());
+        if !rolling_back {
+            windows::store_all(c, l);
+        }
+    }
+    at(Point::PauseSaved);
     let life = w.life.load(Ordering::Acquire);
     if l.life != life && !rolling_back {
         statics::forget(c);

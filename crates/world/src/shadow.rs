@@ -10,15 +10,17 @@
 //! nodes' reports; a node that died took its report with it, so every slot it ran is compared as a whole. Neither
 //! direction can be half done for an observer: if the supervisor dies, so does the World, and a store keeps its own copy.
 
-use crate::control::{IMAGED, Imaged, NONE, imaged, imaged_tables, record, state};
+use crate::control::{
+    NONE, TABLES, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
+};
+use crate::frames::Frames;
 use crate::memory::{MemoryError, map_memfd};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::mem::{self, Advice};
-use peregrine_thread::layout::{
-    ARENA, ARENA_BYTES, SLOT_BYTES, SLOT_COUNT, SLOTS, SLOTS_BYTES, slot_base, slot_index_of,
-};
+use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOTS, SLOTS_BYTES, slot_base, slot_index_of};
 use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
 use peregrine_vm::dirty::DirtyRun;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -39,7 +41,7 @@ pub fn twin(addr: usize) -> usize {
 pub struct Changes {
     /// Ranges that some node reported as written.
     pub ranges: Vec<(usize, usize)>,
-    /// Slots to compare as a whole.
+    /// Threads to compare as a whole.
     pub whole: BTreeSet<u32>,
     /// Compare the whole arena.
     pub whole_arena: bool,
@@ -50,6 +52,11 @@ impl Changes {
     pub fn add_report(&mut self, regions: &[DirtyRun]) {
         self.ranges
             .extend(regions.iter().map(|r| (r.range().start().as_usize(), r.range().end().as_usize())));
+    }
+
+    /// Adds the windowed ones of those that a node ran: what it wrote in windows no report tells.
+    pub fn add_windowed(&mut self, ran: &[u32]) {
+        self.whole.extend(ran.iter().filter(|n| is_windowed(**n)));
     }
 
     /// Adds all that a node may have written that cannot report.
@@ -63,6 +70,8 @@ impl Changes {
 #[derive(Debug)]
 pub struct Shadow {
     _fds: Vec<OwnedFd>,
+    /// Frames of alias threads.
+    frames: Frames,
     /// Bytes of the tables: address and contents.
     tables: Vec<(usize, Vec<u8>)>,
     /// Used bytes of the arena.
@@ -84,6 +93,8 @@ pub struct Unsaved {
     pub pages: BTreeSet<usize>,
     /// Threads that ended, as `(slot, generation)`.
     pub ended: Vec<(u32, u32)>,
+    /// Alias threads whose frames changed.
+    pub frames: BTreeSet<u32>,
 }
 
 /// The part of an image that is not pages.
@@ -110,13 +121,16 @@ pub struct Moved {
 
 impl Shadow {
     /// Maps an empty copy. In the supervisor, after the zygote was forked.
-    pub fn new() -> Result<Self, MemoryError> {
+    pub fn new(window_bytes: usize) -> Result<Self, MemoryError> {
+        let slots = world().slot_count.load(Ordering::Relaxed) as usize * SLOT_BYTES;
         let fds = vec![
-            map_memfd("the image of the slots", c"peregrine-image", SHADOW, SLOTS_BYTES)?,
-            map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, ARENA_BYTES)?,
+            map_memfd("the image of the slots", c"peregrine-image", SHADOW, slots)?,
+            map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, arena_bytes())?,
         ];
+        let frames = Frames::new(window_bytes)?;
         Ok(Self {
             _fds: fds,
+            frames,
             tables: Vec::new(),
             arena_used: 0,
             live: BTreeMap::new(),
@@ -137,10 +151,9 @@ impl Shadow {
     /// Every node is paused, and `changes` holds all that was written since the last commit.
     pub unsafe fn commit(&mut self, changes: &Changes) -> Moved {
         let mut moved = Moved::default();
-        let used = imaged().threads.with(|l| l.used);
         let live_now = |slot: u32| {
             let r = record(slot);
-            let alive = slot < used && state::is_alive(r.state.load(Ordering::Relaxed));
+            let alive = state::is_alive(r.state.load(Ordering::Relaxed));
             alive.then(|| r.generation.load(Ordering::Relaxed))
         };
         // Threads that ended, and slots that another thread has now: their old pages go.
@@ -152,13 +165,17 @@ impl Shadow {
             {
                 self.ended.push((slot, generation));
             }
+            if is_windowed(slot) {
+                self.frames.drop_copy(slot);
+                continue;
+            }
             punch(twin(slot_base(slot)));
             let (low, high) = (slot_base(slot), slot_base(slot) + SLOT_BYTES);
             if let Some(unsaved) = &mut self.unsaved {
                 unsaved.retain(|page| !(low..high).contains(page));
             }
         }
-        for slot in 0..used {
+        for slot in numbers() {
             if let Some(generation) = live_now(slot) {
                 self.live.insert(slot, generation);
             }
@@ -177,6 +194,10 @@ impl Shadow {
                 }
             }
             for slot in changes.whole.iter().filter(|s| self.live.contains_key(s)) {
+                if is_windowed(*slot) {
+                    self.frames.commit(*slot, &mut moved);
+                    continue;
+                }
                 for (start, end) in (*SlotHeader::of(*slot)).extents(true) {
                     compare_and_copy(start, twin(start), end - start, &mut moved, self.unsaved.as_mut());
                 }
@@ -202,20 +223,28 @@ impl Shadow {
     pub unsafe fn roll_back(&mut self, changes: &Changes) -> Moved {
         let mut moved = Moved::default();
         // The tables may be torn by the node that died: they are read with suspicion (S4).
-        // SAFETY: mapped; a plain word of a table that nobody writes now.
-        let used_now = unsafe { (*(IMAGED as *const TornImaged)).threads_used }.min(SLOT_COUNT as u32);
-        let used_then = self.threads_used();
-        let arena_used_now = crate::arena::used_bytes().min(ARENA_BYTES);
-        let now: Vec<(u32, u32)> = (0..used_now.max(used_then))
-            .map(|s| (record(s).state.load(Ordering::Relaxed), record(s).generation.load(Ordering::Relaxed)))
+        let arena_used_now = crate::arena::used_bytes().min(arena_bytes());
+        let (now, then) = (used_now(), self.used());
+        let either = core::array::from_fn(|i| now[i].max(then[i]));
+        let now: Vec<(u32, u32, u32)> = numbers_of(either)
+            .map(|n| {
+                (n, record(n).state.load(Ordering::Relaxed), record(n).generation.load(Ordering::Relaxed))
+            })
             .collect();
+        // Alias threads that must get back their frames once the tables tell whether they have any.
+        let mut framed = Vec::new();
         // SAFETY: as in `commit`.
         unsafe {
-            for (slot, (state_now, generation_now)) in now.iter().enumerate() {
-                let slot = slot as u32;
+            for (slot, state_now, generation_now) in &now {
+                let slot = *slot;
                 let alive_now = state::is_alive(*state_now);
                 match self.live.get(&slot) {
                     Some(g) if alive_now && g == generation_now && !changes.whole.contains(&slot) => {}
+                    Some(_) if is_windowed(slot) => framed.push(slot),
+                    None if StackKind::of(slot) == StackKind::Alias && *state_now != state::FREE => {
+                        crate::windows::punch_frames(slot);
+                    }
+                    None if is_windowed(slot) => {}
                     Some(_) => {
                         if !alive_now || self.live[&slot] != *generation_now {
                             punch(slot_base(slot));
@@ -260,7 +289,7 @@ impl Shadow {
                 compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
             }
             // Entries that were first used after the image hold what they did before: nothing. (Locks that the dead held, too.)
-            for ((addr, bytes), now) in self.tables.iter().zip(tables_now()) {
+            for ((addr, bytes), (_, now)) in self.tables.iter().zip(tables_of(used_now())) {
                 if now > bytes.len() {
                     core::ptr::write_bytes((addr + bytes.len()) as *mut u8, 0, now - bytes.len());
                 }
@@ -268,6 +297,9 @@ impl Shadow {
             for (addr, bytes) in &self.tables {
                 core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
             }
+        }
+        for slot in framed {
+            self.frames.roll_back(slot, &mut moved);
         }
         self.check("after a rollback");
         settle_mail();
@@ -280,6 +312,7 @@ impl Shadow {
         let slots = self
             .live
             .iter()
+            .filter(|(slot, _)| !is_windowed(**slot))
             .map(|(slot, generation)| (Some((*slot, *generation)), self.extents_of(*slot).to_vec()));
         let arena = [(None, vec![self.arena_extent()])];
         for (of, extents) in slots.chain(arena) {
@@ -320,12 +353,13 @@ impl Shadow {
     /// From now on, notes what is copied for somebody who writes it elsewhere.
     pub fn note_unsaved(&mut self) {
         self.unsaved.get_or_insert_default();
+        self.frames.note_unsaved();
     }
 
     /// Takes what was noted.
     pub fn take_unsaved(&mut self) -> Unsaved {
         let pages = self.unsaved.as_mut().map(std::mem::take).unwrap_or_default();
-        Unsaved { pages, ended: std::mem::take(&mut self.ended) }
+        Unsaved { pages, ended: std::mem::take(&mut self.ended), frames: self.frames.take_unsaved() }
     }
 
     /// Puts back what could not be written.
@@ -334,6 +368,7 @@ impl Shadow {
             mine.append(&mut unsaved.pages);
             unsaved.ended.append(&mut self.ended);
             self.ended = unsaved.ended;
+            self.frames.put_back_unsaved(unsaved.frames);
         }
     }
 
@@ -380,10 +415,10 @@ impl Shadow {
         let fits = |(addr, bytes): &(usize, Vec<u8>)| {
             crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
         };
-        if image.tables.len() != 4 || !image.tables.iter().all(fits) {
+        if image.tables.len() != TABLES || !image.tables.iter().all(fits) {
             return Err("tables");
         }
-        if image.arena_used > ARENA_BYTES || image.live.keys().any(|s| *s as usize >= SLOT_COUNT) {
+        if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
             return Err("extents");
         }
         (self.tables, self.arena_used, self.live) = (image.tables, image.arena_used, image.live);
@@ -394,7 +429,7 @@ impl Shadow {
     /// Puts a page into the image; `false` if there is no such page in a World.
     pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
         let inside = page.is_multiple_of(PAGE)
-            && (slot_index_of(page).is_some() || (ARENA..ARENA + ARENA_BYTES).contains(&page));
+            && (slot_index_of(page).is_some_and(is_here) || (ARENA..ARENA + arena_bytes()).contains(&page));
         if inside {
             // SAFETY: inside the shadow, which only this supervisor writes.
             unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
@@ -402,54 +437,57 @@ impl Shadow {
         inside
     }
 
-    fn threads_used(&self) -> u32 {
-        let Some((_, bytes)) = self.tables.first() else { return 0 };
-        let at = core::mem::offset_of!(TornImaged, threads_used);
-        u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap_or([0; 4]))
+    /// How many threads of each kind were ever used when the image was taken.
+    fn used(&self) -> [usize; 5] {
+        let records = |kind: StackKind| {
+            let bytes = self.tables.get(1 + kind as usize).map_or(0, |(_, b)| b.len());
+            bytes / size_of::<crate::control::ThreadRecord>()
+        };
+        [records(StackKind::Isomalloc), records(StackKind::Alias), records(StackKind::Copy), 0, 0]
+    }
+
+    /// What `ThreadRecord::stored` of `number` was in the image.
+    pub fn stored_of(&self, number: u32) -> usize {
+        use crate::control::ThreadRecord;
+        let kind = StackKind::of(number);
+        let at = (number - kind.first()) as usize * size_of::<ThreadRecord>()
+            + core::mem::offset_of!(ThreadRecord, stored);
+        let bytes = self.tables.get(1 + kind as usize).and_then(|(_, b)| b.get(at..at + 8));
+        usize::from_ne_bytes(bytes.and_then(|b| b.try_into().ok()).unwrap_or([0; 8]))
+    }
+
+    /// Whether a thread's block at `at` lies in the image's part of the arena (S4).
+    pub fn holds_block(&self, at: usize) -> bool {
+        use crate::windows::Block;
+        let end = ARENA + self.arena_used;
+        if !(ARENA..end.saturating_sub(size_of::<Block>())).contains(&at) || !at.is_multiple_of(16) {
+            return false;
+        }
+        // SAFETY: inside the arena's copy.
+        let head = unsafe { (*(twin(at) as *const Block)).head };
+        head.statics_len <= end - at - size_of::<Block>()
+    }
+
+    /// The image's frames of alias threads.
+    pub fn frames(&self) -> &Frames {
+        &self.frames
     }
 }
 
-/// How many slots were ever used, read without the lock that a dead node may hold.
-pub fn threads_used_now() -> u32 {
-    // SAFETY: mapped; a plain word that nodes may write meanwhile, read at once and bounded before use (S1).
-    unsafe { (&raw const (*(IMAGED as *const TornImaged)).threads_used).read_volatile() }
-        .min(SLOT_COUNT as u32)
+fn arena_bytes() -> usize {
+    world().arena_bytes.load(Ordering::Relaxed)
 }
 
-/// Bytes that each of [`imaged_tables`] has in use, read without the locks, which the dead may hold; never more than there
-/// are.
-fn tables_now() -> [usize; 4] {
-    use crate::control::{Channel, End, MAX_CHANNELS, MAX_ENDS, ThreadRecord};
-    let i = imaged();
-    // SAFETY: plain words of mapped memory that nobody writes now; bounded before use (S4).
-    let used =
-        |list: *const crate::control::FreeList| unsafe { (&raw const (*list).used).read_volatile() } as usize;
-    [
-        size_of::<Imaged>(),
-        used(i.threads.as_ptr()).min(SLOT_COUNT) * size_of::<ThreadRecord>(),
-        used(i.channels.as_ptr()).min(MAX_CHANNELS) * size_of::<Channel>(),
-        used(i.ends.as_ptr()).min(MAX_ENDS) * size_of::<End>(),
-    ]
+/// Whether this World has room for thread `number`.
+fn is_here(number: u32) -> bool {
+    (number as usize) < MOST_THREADS
+        && (is_windowed(number) || number < world().slot_count.load(Ordering::Relaxed))
 }
-
-/// The head of [`Imaged`], read without its locks.
-#[repr(C)]
-struct TornImaged {
-    lock: u32,
-    threads_head: u32,
-    threads_used: u32,
-}
-
-const _: () = {
-    assert!(core::mem::offset_of!(Imaged, threads) == 0);
-    assert!(core::mem::offset_of!(TornImaged, threads_used) == 8);
-};
 
 /// Posts were under way when the image was taken; the inboxes they lay in are gone, so they take effect now.
 pub fn settle_mail() {
     use crate::control::{mail, wait};
-    let used = imaged().threads.with(|l| l.used);
-    for slot in 0..used {
+    for slot in numbers() {
         let r = record(slot);
         let bits = r.mail.swap(0, Ordering::Relaxed);
         let waits = matches!(r.state.load(Ordering::Relaxed), state::PARKED | state::SLEEPING);

@@ -1,11 +1,15 @@
 //! Starting threads and waiting for them.
 
+use crate::control::world;
 use crate::error::{JoinError, SpawnError};
 use crate::sched::in_thread;
 use crate::thread::{self, Start, ThreadId};
 use crate::transit;
+use peregrine_base::sync::Ordering;
 use peregrine_thread::carrier::carrier;
 use peregrine_thread::slot::DEFAULT_STACK_BYTES;
+use peregrine_thread::stack_kind::StackKind;
+use peregrine_thread::template::template;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -35,8 +39,9 @@ where
 #[derive(Clone, Debug)]
 pub struct Builder {
     name: String,
-    stack_bytes: usize,
+    stack_bytes: Option<usize>,
     node: Option<u32>,
+    kind: Option<StackKind>,
 }
 
 impl Default for Builder {
@@ -46,9 +51,9 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// No name, a stack of 1 MiB, started on the calling thread's node.
+    /// No name, a stack of 1 MiB (in a window: the window's), started on the calling thread's node.
     pub fn new() -> Self {
-        Self { name: String::new(), stack_bytes: DEFAULT_STACK_BYTES, node: None }
+        Self { name: String::new(), stack_bytes: None, node: None, kind: None }
     }
 
     /// A name for people: shown by `peregrine ps` and in errors; 47 bytes are kept.
@@ -59,13 +64,22 @@ impl Builder {
 
     /// Stack size in bytes, 64 KiB to 512 MiB.
     pub fn stack_size(mut self, bytes: usize) -> Self {
-        self.stack_bytes = bytes;
+        self.stack_bytes = Some(bytes);
         self
     }
 
     /// Starts on `node` instead of the calling thread's.
     pub fn node(mut self, node: u32) -> Self {
         self.node = Some(node);
+        self
+    }
+
+    /// Where its memory lies; what [`Config::kind`](crate::Config::kind) says if this is not called.
+    ///
+    /// A thread in a window costs no address space and can be packed while it is idle; it has the stack that the windows have,
+    /// or less, and its heap ends where the window does.
+    pub fn kind(mut self, kind: StackKind) -> Self {
+        self.kind = Some(kind);
         self
     }
 
@@ -81,12 +95,21 @@ impl Builder {
         let (bytes, ends) = transit::pack(&argument).map_err(|e| SpawnError::Argument(e.to_string()))?;
         drop(argument);
         let made = in_thread(|_| {
+            let kind = self.kind.unwrap_or_else(default_kind);
+            // SAFETY: a thread runs, so there is a World.
+            let windows = unsafe { template() }.windows;
+            let usual = match kind {
+                StackKind::Isomalloc => DEFAULT_STACK_BYTES,
+                _ => windows.stack_bytes,
+            };
+            let stack = self.stack_bytes.unwrap_or(usual);
             let start = Start {
                 body: body::<A, R>,
                 function: entry as usize,
                 argument: &bytes,
                 ends: &ends,
-                stack_bytes: self.stack_bytes,
+                stack_bytes: stack,
+                kind,
                 name: &self.name,
             };
             // SAFETY: in a section, on a node; the body fits the argument.
@@ -106,6 +129,10 @@ impl Builder {
             }
         }
     }
+}
+
+fn default_kind() -> StackKind {
+    StackKind::ALL[world().default_kind.load(Ordering::Relaxed) as usize % 3]
 }
 
 /// What a thread made by [`spawn`] runs.

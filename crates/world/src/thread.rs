@@ -14,8 +14,9 @@ use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::mem::{self, Advice};
 use peregrine_thread::carrier::carrier;
-use peregrine_thread::layout::{SLOT_BYTES, SLOT_COUNT, slot_base};
+use peregrine_thread::layout::{SLOT_BYTES, slot_base};
 use peregrine_thread::slot::{self, SlotHeader};
+use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use peregrine_thread::template::template;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,6 +56,8 @@ pub struct Start<'a> {
     pub ends: &'a [u32],
     /// Stack size in bytes.
     pub stack_bytes: usize,
+    /// Where its memory lies.
+    pub kind: StackKind,
     /// Name, at most 47 bytes are kept.
     pub name: &'a str,
 }
@@ -70,20 +73,31 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     let stack_bytes = slot::check_stack_size(start.stack_bytes)?;
     // SAFETY: the World is made.
     let t = unsafe { template() };
-    let fixed = stack_bytes / 8 + t.copy_len() + 8192;
+    // A windowed thread has nothing before it first runs.
+    let fixed = if start.kind == StackKind::Isomalloc { stack_bytes / 8 + t.copy_len() + 8192 } else { 0 };
+    if start.kind != StackKind::Isomalloc && stack_bytes > t.windows.stack_bytes {
+        return Err(SpawnError::Window { asked: stack_bytes, most: t.windows.stack_bytes });
+    }
     arena::charge(fixed)?;
     at(Point::CreateCharged);
     let give_back = || imaged().memory_used.fetch_sub(fixed as u64, Ordering::Relaxed);
     let argument = arena::write(start.argument, start.ends).inspect_err(|_| {
         give_back();
     })?;
-    let Some(slot) = imaged().threads.with(|l| l.take(SLOT_COUNT, thread_link)) else {
+    let most = match start.kind {
+        StackKind::Isomalloc => world().slot_count.load(Ordering::Relaxed) as usize,
+        other => other.most(),
+    };
+    let first_number = start.kind.first();
+    let link = |i| thread_link(first_number + i);
+    let Some(slot) = imaged().threads[start.kind as usize].with(|l| l.take(most, link)) else {
         give_back();
         // SAFETY: just written, unknown to anybody else. The ends stay the caller's.
         unsafe { arena::free(argument) };
-        return Err(SpawnError::TooMany { most: SLOT_COUNT });
+        return Err(SpawnError::TooMany { most });
     };
     at(Point::CreateTaken);
+    let slot = first_number + slot;
     let r = record(slot);
     // From here until it is whole, and in `bury` from the end on, nobody may take the slot's contents for a thread's.
     r.state.store(state::IN_TRANSIT, Ordering::Release);
@@ -92,9 +106,16 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
         if peregrine_thread::carrier::current_slot().is_some() {
             node(carrier().node).note_ran(slot);
         }
-        SlotHeader::prepare(slot, t, stack_bytes, first);
+        if is_windowed(slot) {
+            // Its window may be somebody's, even the caller's: it is prepared when it first comes there.
+            r.stored.store(crate::windows::UNBORN, Ordering::Relaxed);
+        } else {
+            SlotHeader::prepare(slot, t, stack_bytes, first);
+        }
         at(Point::CreatePrepared);
-        (*SlotHeader::of(slot)).entry = [start.body as usize, start.function, argument, 0];
+        for (word, value) in r.entry.iter().zip([start.body as usize, start.function, argument]) {
+            word.store(value, Ordering::Relaxed);
+        }
         let mut name = [0u8; 48];
         let mut n = start.name.len().min(47);
         while !start.name.is_char_boundary(n) {
@@ -126,22 +147,32 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
 }
 
 /// First function on a new thread's stack.
-extern "C" fn first() -> ! {
+pub(crate) extern "C" fn first() -> ! {
     // SAFETY: the scheduler entered this thread; its runtime section ends here.
     let (body, function, argument) = unsafe {
         let slot = carrier().current.load(Ordering::Relaxed);
         if is_doomed(slot) {
             let why = b"it crashed every node it ran on, each time it was started";
+            drop_argument(slot);
             finish(slot, ending::QUARANTINED, arena::write(why, &[]).unwrap_or(0));
             sched::reschedule(Action::Ended);
         }
-        let [body, function, argument, _] = (*SlotHeader::of(slot)).entry;
+        let [body, function, argument] = [0, 1, 2].map(|i| record(slot).entry[i].load(Ordering::Relaxed));
         compiler_fence(Ordering::SeqCst);
         carrier().depth.store(0, Ordering::Relaxed);
         (core::mem::transmute::<usize, Body>(body), function, argument)
     };
     let ended = run(body, function, argument);
     end(ended)
+}
+
+/// Drops the argument of a thread that has not taken it, and never will: whoever waits at the other end of a channel in it must
+/// learn so.
+pub fn drop_argument(slot: u32) {
+    let argument = record(slot).entry[2].swap(0, Ordering::Relaxed);
+    if argument != 0 {
+        ends::release_blob(argument);
+    }
 }
 
 /// Whether this thread crashed every node before an image held it.
@@ -153,11 +184,11 @@ fn is_doomed(slot: u32) -> bool {
 /// What tells a thread from the one that is made in its place after a rollback: slot and generation alone may then belong to
 /// another, so its function and name count as well (FNV-1a; never 0).
 pub fn identity(slot: u32) -> u64 {
-    // SAFETY: a thread's header and name are written before it is known, and not changed.
-    let (function, name) =
-        unsafe { ((&raw const (*SlotHeader::of(slot)).entry).read()[1], name_of(slot).read()) };
-    let place =
-        [u64::from(slot), u64::from(record(slot).generation.load(Ordering::Relaxed)), function as u64];
+    let r = record(slot);
+    // SAFETY: a thread's name is written before it is known, and not changed.
+    let name = unsafe { name_of(slot).read() };
+    let function = r.entry[1].load(Ordering::Relaxed) as u64;
+    let place = [u64::from(slot), u64::from(r.generation.load(Ordering::Relaxed)), function];
     let bytes = place.iter().flat_map(|w| w.to_ne_bytes()).chain(name);
     bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) | 1
 }
@@ -172,6 +203,7 @@ fn run(body: Body, function: usize, argument: usize) -> (u32, Vec<u8>, Vec<u32>)
         // SAFETY: the argument was written for this thread.
         let (bytes, ends) = sched::in_thread(|slot| unsafe {
             let taken = arena::take(argument);
+            record(slot).entry[2].store(0, Ordering::Relaxed);
             ends::adopt(&taken.1, slot);
             taken
         })
@@ -284,12 +316,11 @@ pub fn bury(slot: u32) {
     let r = record(slot);
     r.state.store(state::IN_TRANSIT, Ordering::Release);
     at(Point::BuryBegins);
-    // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
-    unsafe {
-        let high = (*SlotHeader::of(slot)).heap.high_water().next_multiple_of(4096);
-        let base = slot_base(slot);
-        let used = PageRange::covering(VirtAddr::new(base), (high - base).min(SLOT_BYTES));
-        let _ = mem::advise(used, Advice::Remove);
+    if is_windowed(slot) {
+        crate::windows::bury(slot);
+    } else {
+        // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
+        unsafe { free_slot(slot) };
     }
     at(Point::BuryPunched);
     imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);
@@ -312,6 +343,20 @@ pub fn bury(slot: u32) {
     }
 }
 
+/// Gives back the frames of a slot.
+///
+/// # Safety
+/// Its thread has ended.
+unsafe fn free_slot(slot: u32) {
+    // SAFETY: as promised; the header is still there.
+    unsafe {
+        let high = (*SlotHeader::of(slot)).heap.high_water().next_multiple_of(4096);
+        let base = slot_base(slot);
+        let used = PageRange::covering(VirtAddr::new(base), (high - base).min(SLOT_BYTES));
+        let _ = mem::advise(used, Advice::Remove);
+    }
+}
+
 fn drop_result(slot: u32) {
     let result = record(slot).join.with(|j| core::mem::replace(&mut j.result, 0));
     at(Point::ResultDropped);
@@ -324,7 +369,8 @@ fn drop_result(slot: u32) {
 fn release(slot: u32) {
     record(slot).state.store(state::FREE, Ordering::Release);
     at(Point::ReleaseFree);
-    imaged().threads.with(|l| l.give(slot, thread_link));
+    let kind = StackKind::of(slot);
+    imaged().threads[kind as usize].with(|l| l.give(slot - kind.first(), |i| thread_link(kind.first() + i)));
 }
 
 /// Waits until the thread has ended and takes its result. `Err` if it panicked or was quarantined.

@@ -8,8 +8,8 @@
 use super::errno::{EINVAL, ENOMEM, EOPNOTSUPP};
 use super::{fail, hooks, libc_result};
 use crate::heap;
-use crate::layout::slot_index_of;
 use crate::slot::SlotHeader;
+use crate::window::holds;
 use core::alloc::Layout;
 use core::ffi::c_void;
 use peregrine_base::PAGE_SIZE as PAGE;
@@ -246,7 +246,7 @@ unsafe extern "C" fn mmap64(
 
 fn is_own(addr: *mut c_void) -> bool {
     let here = crate::carrier::current_slot();
-    here.is_some() && slot_index_of(addr as usize) == here
+    here.is_some_and(|i| holds(i, addr as usize))
 }
 
 #[unsafe(no_mangle)]

@@ -367,7 +367,7 @@ fn is_alive(id: ThreadId) -> bool {
 /// Every thread that is not free, by slot.
 fn threads() -> impl Iterator<Item = ThreadId> {
     let taken = |slot: &u32| record(*slot).state.load(Ordering::Relaxed) != state::FREE;
-    (0..super::imaged_used()).filter(taken).map(id_of)
+    crate::control::numbers().filter(taken).map(id_of)
 }
 
 /// The living thread with this number or name.
@@ -429,6 +429,10 @@ fn thread_status(id: ThreadId, image_age_ms: Option<f64>) -> ThreadStatus {
 
 /// Bytes of stack in use, of a thread that was suspended a moment ago.
 fn stack_in_use(slot: u32) -> Option<u64> {
+    if peregrine_thread::stack_kind::is_windowed(slot) {
+        // Only the node that it was last on knows.
+        return None;
+    }
     let header = SlotHeader::of(slot);
     // SAFETY: the header of a slot that was prepared; plain words, read one by one because a node may write them meanwhile
     // (S1): the difference is checked before it is believed.

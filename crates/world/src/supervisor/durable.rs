@@ -10,17 +10,20 @@
 
 use super::outlet::{Outlet, Sink};
 use crate::contract::{Contract, ContractError, build_id};
-use crate::control::{MAX_NODES, imaged, record, world};
+use crate::control::{self, MAX_NODES, imaged, record, world};
 use crate::killpoint::supervisor_at;
 use crate::memory::STRINGS;
 use crate::output;
 use crate::shadow::{Changes, Shadow, TableImage};
+use crate::windows;
 use peregrine_base::VirtAddr;
 use peregrine_base::sync::Ordering;
 use peregrine_store::{Generation, Store, StoreError, ThreadId, WorldId, WorldImage};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use peregrine_thread::template::template;
+use peregrine_thread::window_image;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -123,8 +126,15 @@ impl Durable {
         let mut pages = 0;
         for thread in image.threads().collect::<Vec<_>>() {
             let mut list = store.pages(&image, thread)?;
+            let number = thread.get() as u32;
+            let framed = thread != ARENA_THREAD && StackKind::of(number) == StackKind::Alias;
             while let Some((address, page)) = list.next()? {
-                if !shadow.set_page(address.as_usize(), page) {
+                let known = if framed {
+                    shadow.frames().set_page(number, address.as_usize(), page)
+                } else {
+                    shadow.set_page(address.as_usize(), page)
+                };
+                if !known {
                     return Err(DurableError::Control(format!("a page at {address}, where none can be")));
                 }
                 pages += 1;
@@ -133,8 +143,9 @@ impl Durable {
         let (old_statics, strings_len) = (control.statics_template, control.strings.len());
         shadow.adopt(control.tables).map_err(|e| DurableError::Control(e.to_owned()))?;
         put_strings(&control.strings);
-        for slot in shadow.live().keys() {
-            patch_process_words(*slot, &old_statics, control.contract.vdso(), contract.vdso());
+        let mend = Mend { then: &old_statics, vdso_then: control.contract.vdso(), vdso_now: contract.vdso() };
+        for number in shadow.live().keys() {
+            mend.thread(shadow, *number);
         }
         supervisor_at("image read");
         let repeated_bytes = release_again(&store, &image, control.sink, outlet)?;
@@ -195,9 +206,16 @@ impl Durable {
             commit.forget(thread_id(*slot, *generation))?;
         }
         let mut pages = unsaved.pages.iter().copied().peekable();
-        let parts = [(ARENA_THREAD, None)]
-            .into_iter()
-            .chain(shadow.live().iter().map(|(s, g)| (thread_id(*s, *g), Some(*s))));
+        for number in &unsaved.frames {
+            write_frames(&mut commit, shadow, *number)?;
+        }
+        let parts = [(ARENA_THREAD, None)].into_iter().chain(
+            shadow
+                .live()
+                .iter()
+                .filter(|(s, _)| !is_windowed(**s))
+                .map(|(s, g)| (thread_id(*s, *g), Some(*s))),
+        );
         for (thread, slot) in parts {
             let (low, high) = match slot {
                 Some(slot) => {
@@ -255,6 +273,22 @@ fn watch_disk() {
     }));
 }
 
+/// Writes all that an alias thread has: a few pages, always in full, for what it gave back must not come again.
+fn write_frames(
+    commit: &mut peregrine_store::Commit<'_>,
+    shadow: &Shadow,
+    number: u32,
+) -> Result<(), StoreError> {
+    let Some(generation) = shadow.live().get(&number) else { return Ok(()) };
+    let pages = shadow.frames().pages_of(number);
+    let id = thread_id(number, *generation);
+    if pages.is_empty() {
+        return commit.forget(id);
+    }
+    let pages = pages.iter().map(|(address, bytes)| (VirtAddr::new(*address), bytes));
+    commit.thread(id, None, pages)
+}
+
 /// Writes the output that may not have left, where the old life's went.
 fn release_again(
     store: &Store,
@@ -287,20 +321,55 @@ fn statics_template() -> Vec<u8> {
 /// A thread's statics hold words that name the process that made the image: the loader's and libc's. Each one that still equals
 /// the old process's template is replaced by this process's own. Addresses in the vDSO, which crates keep after looking them up
 /// once, are moved along with it.
-fn patch_process_words(slot: u32, old_template: &[u8], old_vdso: [usize; 2], new_vdso: [usize; 2]) {
-    // SAFETY: the shadow's copy of a live slot, before any node exists.
-    unsafe {
-        let t = template();
-        let header = &*(crate::shadow::twin(SlotHeader::of(slot) as usize) as *const SlotHeader);
-        let words = (crate::shadow::twin(header.statics)) as *mut usize;
-        let new_template = t.statics().cast::<usize>();
-        for i in 0..t.statics_len.min(old_template.len()) / 8 {
-            let old = usize::from_ne_bytes(old_template[i * 8..i * 8 + 8].try_into().unwrap_or([0; 8]));
-            let (now, new) = (words.add(i).read(), new_template.add(i).read());
-            if now == old {
-                words.add(i).write(new);
-            } else if old_vdso != new_vdso && (old_vdso[0]..old_vdso[1]).contains(&now) {
-                words.add(i).write(now - old_vdso[0] + new_vdso[0]);
+struct Mend<'a> {
+    /// The old process's template.
+    then: &'a [u8],
+    vdso_then: [usize; 2],
+    vdso_now: [usize; 2],
+}
+
+impl Mend<'_> {
+    /// Mends the statics of thread `number` in the image, wherever they are.
+    fn thread(&self, shadow: &Shadow, number: u32) {
+        // SAFETY: the shadow's copies of a live thread's memory, before any node exists; blocks lie in the arena's copy, which
+        // was checked to hold them.
+        unsafe {
+            let t = template();
+            if !is_windowed(number) {
+                let header = &*(crate::shadow::twin(SlotHeader::of(number) as usize) as *const SlotHeader);
+                let bytes = crate::shadow::twin(header.statics) as *mut u8;
+                return self.words(0, core::slice::from_raw_parts_mut(bytes, t.statics_len));
+            }
+            let block = shadow.stored_of(number);
+            if block == windows::IN_FRAMES {
+                shadow.frames().mend_statics(number, |offset, bytes| self.words(offset, bytes));
+            } else if shadow.holds_block(block) {
+                let at = crate::shadow::twin(block);
+                let head = (*(at as *const windows::Block)).head;
+                let mut next = at + size_of::<windows::Block>();
+                for (offset, len) in window_image::granules(t, head.granules) {
+                    self.words(offset, core::slice::from_raw_parts_mut(next as *mut u8, len));
+                    next += len;
+                }
+            }
+        }
+    }
+
+    /// Mends `bytes` of a thread's statics that lie at `offset`, a multiple of 8.
+    fn words(&self, offset: usize, bytes: &mut [u8]) {
+        // SAFETY: installed before any node exists, and read-only since.
+        let now = unsafe { core::slice::from_raw_parts(template().statics(), template().statics_len) };
+        let word = |b: &[u8]| usize::from_ne_bytes(b.try_into().unwrap_or([0; 8]));
+        for (i, own) in bytes.chunks_exact_mut(8).enumerate() {
+            let at = offset + i * 8..offset + i * 8 + 8;
+            let (Some(then), Some(new)) = (self.then.get(at.clone()), now.get(at)) else { return };
+            let value = word(own);
+            if value == word(then) {
+                own.copy_from_slice(new);
+            } else if self.vdso_then != self.vdso_now
+                && (self.vdso_then[0]..self.vdso_then[1]).contains(&value)
+            {
+                own.copy_from_slice(&(value - self.vdso_then[0] + self.vdso_now[0]).to_ne_bytes());
             }
         }
     }
@@ -312,8 +381,7 @@ pub(super) fn settle_in(nodes: u32, then_ns: u64) {
     debug_assert!(nodes as usize <= MAX_NODES);
     let restarted_by = then_ns.saturating_sub(monotonic_ns());
     let then = imaged().nodes.swap(nodes, Ordering::Relaxed);
-    let used = imaged().threads.with(|l| l.used);
-    for slot in 0..used {
+    for slot in control::numbers() {
         let r = record(slot);
         let at = r.node.load(Ordering::Relaxed);
         // One on a carried call stays in its domain, whose number follows the nodes'.

@@ -7,7 +7,7 @@
 //!
 //! A report is taken once: what a node told for an image that was then given up is kept for the next one.
 
-use super::{Supervisor, WorldError, imaged_used};
+use super::{Supervisor, WorldError};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, world};
 use crate::killpoint::supervisor_at;
 use crate::shadow::Changes;
@@ -15,6 +15,7 @@ use peregrine_base::sync::Ordering;
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_sys::{futex, rustix, signal};
 use peregrine_thread::preempt::SIG_STOP;
+use peregrine_thread::stack_kind::StackKind;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::time::Duration;
 
@@ -109,6 +110,7 @@ impl Supervisor {
         for i in 0..self.nodes.len() as u32 {
             let n = node(i);
             let ran = take_ran(i);
+            self.changes.add_windowed(&ran);
             if self.nodes[i as usize].is_none() || n.dirty.load(Ordering::Acquire) == crate::dirty::UNKNOWN {
                 self.changes.add_unknown(ran.into_iter());
             } else {
@@ -250,7 +252,7 @@ impl Supervisor {
         if imaged().checkpoints_asked.load(Ordering::Relaxed) == 0 {
             return;
         }
-        for slot in 0..imaged_used() {
+        for slot in crate::control::numbers() {
             if record(slot).waiting.load(Ordering::Relaxed) == control::wait::CHECKPOINT {
                 // SAFETY: nodes are paused; the post is seen when they go on.
                 unsafe { crate::sched::wake(slot) };
@@ -259,14 +261,22 @@ impl Supervisor {
     }
 }
 
-/// Slots that node `i` ran since it was last asked.
+/// Threads that node `i` ran since it was last asked.
 pub(super) fn take_ran(i: u32) -> Vec<u32> {
     let mut list = Vec::new();
-    for (w, word) in node(i).ran.iter().enumerate() {
-        let mut bits = word.swap(0, Ordering::Relaxed);
-        while bits != 0 {
-            list.push((w * 64) as u32 + bits.trailing_zeros());
-            bits &= bits - 1;
+    let used = control::used_now();
+    for kind in StackKind::ALL {
+        let first = kind.first() as usize / 64;
+        for (w, word) in node(i).ran.iter().enumerate().skip(first).take(used[kind as usize].div_ceil(64)) {
+            // Most words are zero, and reading is cheaper than swapping.
+            let mut bits = match word.load(Ordering::Relaxed) {
+                0 => continue,
+                _ => word.swap(0, Ordering::Relaxed),
+            };
+            while bits != 0 {
+                list.push((w * 64) as u32 + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
         }
     }
     list

@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::contract::{Contract, ContractError, fix_addresses};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, request, state, world};
 use crate::killpoint::{hold_fire, supervisor_at};
-use crate::memory::{MemoryError, WorldMemory};
+use crate::memory::{self, MemoryError, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
 use crate::zygote::{Zygote, ZygoteError};
@@ -37,7 +37,10 @@ use peregrine_base::sync::Ordering;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_sys::{process, rustix};
+use peregrine_thread::layout::SLOT_COUNT;
+use peregrine_thread::stack_kind::StackKind;
 use peregrine_thread::template::{self, TemplateError};
+use peregrine_thread::window::{Windows, WindowsError};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
 pub use stats::{Stats, median_ms, percentile_ms};
@@ -54,6 +57,9 @@ pub enum WorldError {
     /// The program can't be taken apart.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The settings of the windows can't be.
+    #[error(transparent)]
+    Windows(#[from] WindowsError),
     /// No processes.
     #[error(transparent)]
     Zygote(#[from] ZygoteError),
@@ -120,6 +126,7 @@ struct NodeProcess {
 struct Supervisor {
     config: Config,
     _memory: WorldMemory,
+    _frames: OwnedFd,
     zygote: Zygote,
     nodes: Vec<Option<NodeProcess>>,
     shadow: Shadow,
@@ -170,8 +177,15 @@ pub fn run(
         s.durable = Some(durable::Durable::create(&dir, s.contract(), s.strings_len)?);
         s.shadow.note_unsaved();
     }
-    let start =
-        Start { body, function, argument, ends: &[], stack_bytes: s.config.main_stack_bytes, name: "main" };
+    let start = Start {
+        body,
+        function,
+        argument,
+        ends: &[],
+        stack_bytes: s.config.main_stack_bytes,
+        kind: StackKind::Isomalloc,
+        name: "main",
+    };
     // SAFETY: no node runs yet.
     let id = unsafe { thread::create(&start, 0) }?;
     imaged().main.store(id.slot, Ordering::Relaxed);
@@ -222,14 +236,25 @@ impl Supervisor {
         }
         assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
         let outlet = outlet::Outlet::new(config.output.as_deref(), is_new)?;
-        let memory = WorldMemory::new()?;
+        let memory = WorldMemory::new(config.slots.clamp(1, SLOT_COUNT), config.nodes)?;
         // SAFETY: just mapped; no node exists.
         let strings_len = unsafe {
-            template::install()?;
+            let t = template::install()?;
+            template::set_windows(Windows::new(
+                config.windows,
+                config.window_bytes,
+                config.window_stack_bytes,
+                &t,
+            )?);
             control::initialise(config.nodes, config.seed);
             strings::move_to_world()
         };
+        let frames = memory::frames(c"peregrine-frames", config.window_bytes)?;
         let w = world();
+        w.frames_fd.store(std::os::fd::AsRawFd::as_raw_fd(&frames) as u32, Ordering::Relaxed);
+        w.default_kind.store(config.kind as u32, Ordering::Relaxed);
+        let pack_after = config.pack_after.map_or(u64::MAX, |d| d.as_nanos() as u64);
+        w.pack_after_ns.store(pack_after, Ordering::Relaxed);
         w.supervisor.store(process::pid() as u32, Ordering::Relaxed);
         w.memory_limit.store(config.memory_bytes, Ordering::Relaxed);
         w.slice_ns.store(config.slice.as_nanos() as u64, Ordering::Relaxed);
@@ -250,13 +275,14 @@ impl Supervisor {
         // SAFETY: one thread, checked above.
         let zygote = unsafe { Zygote::fork() }?;
         supervisor_at("zygote forked");
-        let shadow = Shadow::new()?;
+        let shadow = Shadow::new(config.window_bytes)?;
         let signals = take_signals()?;
         let nodes = (0..config.nodes).map(|_| None).collect();
         Ok(Self {
             random: config.seed | 1,
             config,
             _memory: memory,
+            _frames: frames,
             zygote,
             nodes,
             shadow,
@@ -405,13 +431,14 @@ impl Supervisor {
     }
 
     fn move_one(&mut self) {
-        let used = imaged_used();
+        let numbers = control::numbers();
+        let used = numbers.clone().count();
         let nodes = self.config.nodes;
         if nodes < 2 || used == 0 {
             return;
         }
         for _ in 0..8 {
-            let slot = (self.next_random() % used as u64) as u32;
+            let Some(slot) = numbers.clone().nth((self.next_random() % used as u64) as usize) else { return };
             let r = record(slot);
             if !state::is_alive(r.state.load(Ordering::Relaxed)) {
                 continue;
@@ -531,11 +558,6 @@ fn reap(pid: i32) -> Option<rustix::process::WaitStatus> {
             Err(_) => return None,
         }
     }
-}
-
-fn imaged_used() -> u32 {
-    // Without the lock: a node that was killed may hold it, and it is the supervisor that would have to notice.
-    crate::shadow::threads_used_now()
 }
 
 fn threads_of_this_process() -> usize {

@@ -207,7 +207,7 @@ impl Supervisor {
     fn carry_out_quarantine(&mut self) {
         for (slot, generation, identity, why) in std::mem::take(&mut self.quarantine) {
             let r = record(slot);
-            let known = slot < super::imaged_used()
+            let known = crate::control::numbers().any(|n| n == slot)
                 && r.generation.load(Ordering::Relaxed) == generation
                 && state::is_alive(r.state.load(Ordering::Relaxed));
             self.stats.quarantined += 1;
@@ -220,6 +220,7 @@ impl Supervisor {
             let result = arena::write(why.as_bytes(), &[]).unwrap_or(0);
             // SAFETY: nodes are paused.
             unsafe { thread::finish(slot, ending::QUARANTINED, result) };
+            thread::drop_argument(slot);
             ends::release_all_of(slot);
             thread::bury(slot);
         }

@@ -1,0 +1,166 @@
+//! The other flows of control: OS threads, processes, event-driven objects; and memcpy, the floor of stack copying.
+
+use super::{CPU, numbers};
+use peregrine_base::sync::{AtomicBool, AtomicU64, Ordering};
+use peregrine_sys::process::{self, ForkFlags, Forked};
+use peregrine_sys::signal;
+use peregrine_sys::timer::{monotonic_ns, process_cpu_ns};
+use std::hint::black_box;
+use std::sync::Arc;
+
+const SAMPLES: usize = 11;
+
+pub fn case(name: &str, words: &[&str]) -> bool {
+    let n = numbers(words);
+    let _ = process::pin_to_cpu(CPU);
+    match (name, &n[..]) {
+        ("os", [threads]) => os_threads(*threads),
+        ("processes", [count]) => processes(*count),
+        ("events", [count]) => events(*count),
+        ("memcpy", [buffers, live]) => memcpy(*buffers, *live),
+        _ => return false,
+    }
+    true
+}
+
+/// OS threads on one processor that yield: processor time over yields.
+fn os_threads(threads: usize) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let turns: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
+    let all: Vec<_> = (0..threads)
+        .map(|i| {
+            let (stop, turns) = (stop.clone(), turns.clone());
+            std::thread::Builder::new()
+                .stack_size(64 << 10)
+                .spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        turns[i].store(turns[i].load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                        std::thread::yield_now();
+                    }
+                })
+                .expect("an OS thread")
+        })
+        .collect();
+    let total = || turns.iter().map(|t| t.load(Ordering::Relaxed)).sum::<u64>();
+    for _ in 0..SAMPLES {
+        let (begun, before) = (process_cpu_ns(), total());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        println!("{}", (process_cpu_ns() - begun) as f64 / (total() - before).max(1) as f64);
+    }
+    stop.store(true, Ordering::Relaxed);
+    all.into_iter().for_each(|t| drop(t.join()));
+}
+
+/// Processes on one processor that yield; they count in shared memory. Wall time over yields: nobody else is on the processor.
+fn processes(count: usize) {
+    use peregrine_base::{PageCount, Protection};
+    use peregrine_sys::mem::{self, MapOptions, Placement, Source};
+    let pages = PageCount::for_bytes((count + 1) * 64);
+    // SAFETY: a new mapping, shared with the children.
+    let shared = unsafe {
+        mem::map(
+            pages,
+            Protection::ReadWrite,
+            Source::SharedAnonymous,
+            Placement::Anywhere,
+            MapOptions::default(),
+        )
+    }
+    .expect("shared memory");
+    let base = shared.start().as_usize();
+    // SAFETY: inside the mapping, a line for each; atomics only (S1).
+    let turns = |i: usize| unsafe { &*((base + i * 64) as *const AtomicU64) };
+    let mut children = Vec::new();
+    for i in 0..count {
+        // SAFETY: one thread; the child makes system calls only and never returns.
+        match unsafe { process::fork_with(ForkFlags::default()) } {
+            Ok(Forked::Child) => {
+                process::die_with_parent();
+                loop {
+                    turns(i).store(turns(i).load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    peregrine_sys::io::yield_now();
+                }
+            }
+            Ok(Forked::Parent(pid)) => children.push(pid),
+            Err(e) => {
+                eprintln!("only {i} processes: {e}");
+                break;
+            }
+        }
+    }
+    let total = || (0..children.len()).map(|i| turns(i).load(Ordering::Relaxed)).sum::<u64>();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    for _ in 0..SAMPLES {
+        let (begun, before) = (monotonic_ns(), total());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        println!("{}", (monotonic_ns() - begun) as f64 / (total() - before).max(1) as f64);
+    }
+    for pid in children {
+        let _ = signal::kill(pid, signal::number::KILL);
+        let _ = process::wait_for(pid);
+    }
+}
+
+/// What a thread's loop becomes when somebody cuts it by hand: a state and a function that goes on from it.
+enum State {
+    Begin,
+    Middle { sum: u64 },
+    End { sum: u64 },
+}
+
+struct Object {
+    state: State,
+    input: u64,
+}
+
+impl Object {
+    #[inline(never)]
+    fn on_event(&mut self) {
+        self.state = match self.state {
+            State::Begin => State::Middle { sum: self.input },
+            State::Middle { sum } if sum & 0xff == 0xff => State::End { sum },
+            State::Middle { sum } => State::Middle { sum: sum.wrapping_add(self.input | 1) },
+            State::End { sum } => {
+                self.input = sum;
+                State::Begin
+            }
+        };
+    }
+}
+
+/// Objects that get an event each in turn, from one loop.
+fn events(count: usize) {
+    let mut all: Vec<Box<Object>> =
+        (0..count).map(|i| Box::new(Object { state: State::Begin, input: i as u64 })).collect();
+    let rounds = (200_000 / count).max(10);
+    for _ in 0..SAMPLES {
+        let begun = process_cpu_ns();
+        for _ in 0..rounds {
+            all.iter_mut().for_each(|o| o.on_event());
+        }
+        println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * count) as f64);
+    }
+    black_box(&all);
+}
+
+/// What a thread that lives in copies has besides its stack: header, thread-locals, a small heap.
+const BESIDES: usize = 8 << 10;
+
+/// Copies one buffer out of a window and the next in: the least that a conflict of stack copying can take.
+fn memcpy(buffers: usize, live: usize) {
+    let len = live + BESIDES;
+    let mut window = vec![1u8; len];
+    let mut all: Vec<Vec<u8>> = (0..buffers).map(|_| vec![1u8; len]).collect();
+    let rounds = (400_000_000 / (len * buffers * 2)).clamp(2, 20_000);
+    for _ in 0..SAMPLES {
+        let begun = process_cpu_ns();
+        for _ in 0..rounds {
+            for i in 0..buffers {
+                all[i].copy_from_slice(black_box(&window));
+                window.copy_from_slice(black_box(&all[(i + 1) % buffers]));
+            }
+        }
+        println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * buffers) as f64);
+    }
+    black_box((&window, &all));
+}

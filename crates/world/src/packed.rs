@@ -1,0 +1,151 @@
+//! Idle threads, packed: a thread that waits for long keeps its live bytes, and those compressed.
+//!
+//! ```text
+//!   block │ own granules of the statics │ lz4( live stack │ header │ TLS, TCB, dtv ⊕ pristine │ used heap ) │
+//!           as they are: a resume mends                              mostly zeros then
+//!           them in place
+//! ```
+//!
+//! Thread-locals and control block differ from those of any new thread in this window by a few words, so the difference is
+//! kept. A thread whose live part is larger than [`MOST_BYTES`] is left as it is: the node would stand still for too long.
+//!
+//! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena; the working memory lies in the
+//! node's private part.
+
+use crate::arena;
+use crate::control::{imaged, record, world};
+use crate::local::{SCRATCH_BYTES, scratch};
+use crate::windows::{Block, IN_FRAMES, UNBORN, new_block, punch_frames};
+use peregrine_base::sync::Ordering;
+use peregrine_sys::memfd;
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::StackKind;
+use peregrine_thread::template::{TemplateHeader, template};
+use peregrine_thread::window_image::Head;
+
+/// Most live bytes of a thread that is packed.
+pub const MOST_BYTES: usize = 256 << 10;
+
+/// Compresses a thread that is in no window. One that is packed already, never ran, or is too large stays as it is.
+///
+/// # Safety
+/// The thread is this node's and suspended, and it counts as having run.
+pub unsafe fn pack(number: u32) {
+    let r = record(number);
+    let at = r.stored.load(Ordering::Relaxed);
+    // SAFETY: as promised; the scratch memory is the scheduler's.
+    unsafe {
+        let t = template();
+        let raw = scratch();
+        let head = match at {
+            UNBORN => return,
+            IN_FRAMES if StackKind::of(number) == StackKind::Alias => match gather_frames(number, t, raw) {
+                Some(head) => head,
+                None => return,
+            },
+            IN_FRAMES => return,
+            _ => {
+                let block = &*(at as *const Block);
+                if block.compressed_len != 0 || block.head.len() > MOST_BYTES {
+                    return;
+                }
+                let from = (at + size_of::<Block>()) as *const u8;
+                core::ptr::copy_nonoverlapping(from, raw as *mut u8, block.head.len());
+                block.head
+            }
+        };
+        toggle(number, t, &head, raw);
+        let to = raw + SCRATCH_BYTES / 2;
+        let input =
+            core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
+        let output = core::slice::from_raw_parts_mut(to as *mut u8, SCRATCH_BYTES / 2);
+        let Some(len) = compress(input, output) else { return };
+        let block = new_block((size_of::<Block>() + head.statics_len + len).next_multiple_of(16));
+        (*block).compressed_len = len;
+        (*block).head = head;
+        let bytes = (block as usize + size_of::<Block>()) as *mut u8;
+        core::ptr::copy_nonoverlapping(raw as *const u8, bytes, head.statics_len);
+        core::ptr::copy_nonoverlapping(to as *const u8, bytes.add(head.statics_len), len);
+        r.stored.store(block as usize, Ordering::Relaxed);
+        if at > UNBORN {
+            arena::deallocate(at, (*(at as *const Block)).capacity);
+        } else {
+            punch_frames(number);
+        }
+    }
+    // What was granted is not used any more; it is charged again when the thread is unpacked.
+    imaged().memory_used.fetch_sub(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
+    world().packed[0].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Fills the window of thread `number` from a packed block.
+///
+/// # Safety
+/// The window is mapped and nobody is in it.
+pub unsafe fn unpack(number: u32, t: &TemplateHeader, block: &Block) {
+    let (head, from) = (block.head, core::ptr::from_ref(block) as usize + size_of::<Block>());
+    let raw = scratch();
+    // SAFETY: sizes are those that `pack` wrote, at most half the scratch memory.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from as *const u8, raw as *mut u8, head.statics_len);
+        let input = core::slice::from_raw_parts((from + head.statics_len) as *const u8, block.compressed_len);
+        let room = head.len() - head.statics_len;
+        let output = core::slice::from_raw_parts_mut((raw + head.statics_len) as *mut u8, room);
+        if !lz4_flex::block::decompress_into(input, output).is_ok_and(|n| n == room) {
+            peregrine_sys::process::write_all(2, b"peregrine: a packed thread can't be unpacked\n");
+            peregrine_sys::process::exit_now(70);
+        }
+        toggle(number, t, &head, raw);
+        head.scatter(number, t, raw);
+    }
+}
+
+/// Reads an alias thread's frames, which no window shows.
+unsafe fn gather_frames(number: u32, t: &TemplateHeader, to: usize) -> Option<Head> {
+    let (w, fd) = (&t.windows, world().frames_fd.load(Ordering::Relaxed) as i32);
+    let (base, home) = (w.base_of(number), SlotHeader::of(number) as usize);
+    let mut complete = true;
+    let mut read = |from: usize, to: usize, len: usize| {
+        // SAFETY: the target has room, as `gather` promises its caller's.
+        complete &=
+            unsafe { memfd::read_raw(fd, w.file_offset(number) + (from - base) as u64, to, len) }.is_ok();
+    };
+    // SAFETY: the header is plain words; it is read to memory of its size and alignment.
+    unsafe {
+        let mut header = core::mem::MaybeUninit::<SlotHeader>::uninit();
+        read(home, header.as_mut_ptr() as usize, size_of::<SlotHeader>());
+        let header = header.assume_init_ref();
+        if header.index != number {
+            return None;
+        }
+        let head = Head::of(header, home, t);
+        if head.len() > MOST_BYTES {
+            return None;
+        }
+        head.gather(header, home, t, to, &mut read);
+        complete.then_some(head)
+    }
+}
+
+/// Replaces the thread-locals among the gathered bytes by their difference from pristine ones, and back.
+unsafe fn toggle(number: u32, t: &TemplateHeader, head: &Head, raw: usize) {
+    let header_at = raw + head.statics_len + head.stack_len;
+    // SAFETY: inside the gathered bytes; the pristine copy lies behind both halves of the scratch memory.
+    unsafe {
+        let header = header_at as *const SlotHeader;
+        let home = SlotHeader::of(number) as usize;
+        // Neither lies in the part that is changed.
+        let area = (&raw const (*header).fs_base).read_unaligned() - t.tls_len;
+        let pristine = scratch() + SCRATCH_BYTES;
+        peregrine_thread::tls::build_for(t, pristine, area, number);
+        let at = header_at + (area - home);
+        let len = t.tls_area_len().min(head.header_len - (area - home));
+        for i in 0..len {
+            *((at + i) as *mut u8) ^= *((pristine + i) as *const u8);
+        }
+    }
+}
+
+fn compress(input: &[u8], output: &mut [u8]) -> Option<usize> {
+    lz4_flex::block::compress_into(input, output).ok()
+}

@@ -1,0 +1,375 @@
+//! The windows of a node as a cache: who is in which, who comes, who has to leave.
+//!
+//! ```text
+//!                          switch to a thread whose window is its own: nothing to do (a hit)
+//!                          ▼
+//!   in its window ──another thread bound to it comes──▶ stored ──idle for a while──▶ packed
+//!        ▲                                                │                            │
+//!        └──────────── bring: map, or copy in ────────────┴────── bring: unpack ───────┘
+//! ```
+//!
+//! `ThreadRecord::stored` tells where a thread's memory is while it is in no window:
+//!
+//! | kind | never ran | suspended | packed |
+//! |---|---|---|---|
+//! | alias | [`UNBORN`]: nowhere | [`IN_FRAMES`]: its frames, in their file | a block in the arena, compressed |
+//! | copy | [`UNBORN`] | a block in the arena | a block in the arena, compressed |
+//!
+//! A copy thread keeps its block while it is in a window: the next time it leaves, nothing need be allocated.
+//!
+//! **Images.** Every node brings the blocks of its copy threads up to date when it pauses ([`store_all`]); blocks lie in the
+//! arena and are part of every image by that alone. Frames are compared by the supervisor, for threads that ran
+//! (`NodeShared::ran`, set before anything is written). So after a rollback all windows are simply forgotten.
+//!
+//! **Moves.** A thread that goes to another node leaves its window first.
+//!
+//! *Between two threads*, on the scheduler's stack: no static, no thread-local, no panic, no allocation but in the arena.
+
+use crate::arena;
+use crate::control::{NONE, ThreadRecord, imaged, node, record, state, world};
+use crate::local::Local;
+use crate::packed;
+use peregrine_base::sync::Ordering;
+use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_sys::mem::{self, MapOptions, Placement, Source};
+use peregrine_sys::{memfd, process, timer::monotonic_ns};
+use peregrine_thread::carrier::Carrier;
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
+use peregrine_thread::statics;
+use peregrine_thread::template::{TemplateHeader, template};
+use peregrine_thread::window::{MOST_WINDOWS, Windows};
+use peregrine_thread::window_image::Head;
+use std::os::fd::BorrowedFd;
+
+/// `stored` of an alias thread whose memory is its frames.
+pub const IN_FRAMES: usize = 0;
+/// `stored` of a thread that never ran.
+pub const UNBORN: usize = 1;
+/// Charged to World memory for an alias thread that has frames: the page of its stack, of its header and of its heap, and tables.
+const FRAMES_CHARGE: u64 = 16 << 10;
+
+/// A block of the arena that holds a thread's memory. The bytes follow.
+#[repr(C)]
+pub struct Block {
+    /// Bytes of the allocation, this head included.
+    pub capacity: usize,
+    /// 0: as they are; else they are compressed (`packed`) to so many after the statics.
+    pub compressed_len: usize,
+    /// What they are.
+    pub head: Head,
+}
+
+/// Who is in the windows of this node; part of `Local`, all zero at first.
+#[repr(C)]
+pub struct Owners {
+    /// By kind (alias, copy) and window; 0 for nobody (thread 0 has a slot).
+    owner: [[u32; MOST_WINDOWS]; 2],
+    /// By kind and window, one bit: mapped in this process.
+    mapped: [[u64; MOST_WINDOWS / 64]; 2],
+    /// Windows from here on have had no owner.
+    used: usize,
+    /// Threads that left a window while they waited: number, wait, and when.
+    idle: crate::local::Ring<Idle, { MOST_THREADS.next_power_of_two() / 2 }>,
+}
+
+/// A thread that may have become idle.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Idle {
+    number: u32,
+    wait: u32,
+    since_ns: u64,
+}
+
+fn shape() -> &'static Windows {
+    // SAFETY: windows are looked at on nodes and in the supervisor only, which have a template.
+    unsafe { &template().windows }
+}
+
+#[inline(always)]
+fn row(number: u32) -> usize {
+    (StackKind::of(number) == StackKind::Copy) as usize
+}
+
+impl Owners {
+    /// Forgets who is where, after a rollback. What is mapped stays so.
+    pub fn clear(&mut self) {
+        for row in &mut self.owner {
+            row[..self.used].fill(0);
+        }
+        self.used = 0;
+        self.idle.clear();
+    }
+
+    /// Whether `number` is in its window.
+    #[inline(always)]
+    pub fn is_in(&self, number: u32) -> bool {
+        self.owner[row(number)][shape().window_of(number) as usize] == number
+    }
+
+    fn set(&mut self, number: u32, owner: u32) {
+        let w = shape().window_of(number) as usize;
+        self.owner[row(number)][w] = owner;
+        self.used = self.used.max(w + 1);
+    }
+
+    /// Notes that `number` waits outside of a window, and may be packed if it goes on waiting.
+    pub fn note_idle(&mut self, number: u32) {
+        let r = record(number);
+        let waits = matches!(r.state.load(Ordering::Relaxed), state::PARKED | state::SLEEPING);
+        if waits && world().pack_after_ns.load(Ordering::Relaxed) != u64::MAX {
+            let wait = r.waits.load(Ordering::Relaxed);
+            self.idle.push(Idle { number, wait, since_ns: monotonic_ns() });
+        }
+    }
+
+    /// When the next one may be packed.
+    pub fn next_due(&self) -> Option<u64> {
+        let after = world().pack_after_ns.load(Ordering::Relaxed);
+        self.idle.first().map(|i| i.since_ns.saturating_add(after))
+    }
+}
+
+/// Puts `number` into its window; whoever is there leaves.
+///
+/// # Safety
+/// On the scheduler's stack; the thread is this node's and suspended.
+pub unsafe fn bring(c: &mut Carrier, l: &mut Local, number: u32) {
+    if l.windows.is_in(number) {
+        return;
+    }
+    let w = shape();
+    let before = l.windows.owner[row(number)][w.window_of(number) as usize];
+    if before != 0 {
+        let count = &node(c.node).conflicts[row(number)];
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // SAFETY: it is in its window and does not run.
+        unsafe { leave(c, l, before) };
+    }
+    // Before anything of it is written.
+    node(c.node).note_ran(number);
+    // SAFETY: nobody is in the window now.
+    unsafe {
+        map(l, w, number);
+        enter(number);
+    }
+    l.windows.set(number, number);
+}
+
+/// Shows the thread's frames in its window; for a copy thread, sees to it that there is memory.
+unsafe fn map(l: &mut Local, w: &Windows, number: u32) {
+    let (start, end) = w.mapped_of(number);
+    let window = w.window_of(number) as usize;
+    let (word, bit) = (&mut l.windows.mapped[row(number)][window / 64], 1u64 << (window % 64));
+    let known = *word & bit != 0;
+    let source = match StackKind::of(number) {
+        StackKind::Copy if known => return,
+        StackKind::Copy => Source::Anonymous,
+        _ => {
+            let inside = start - w.base_of(number);
+            // SAFETY: open for the life of the World.
+            let frames = unsafe { BorrowedFd::borrow_raw(world().frames_fd.load(Ordering::Relaxed) as i32) };
+            Source::Shared(frames, PageCount::for_bytes(w.file_offset(number) as usize + inside))
+        }
+    };
+    let at = VirtAddr::new(start);
+    let place = if known { Placement::Replace(at) } else { Placement::At(at) };
+    let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+    // SAFETY: what is replaced was mapped by this function, and nobody is in the window.
+    let done =
+        unsafe { mem::map(PageCount::for_bytes(end - start), Protection::ReadWrite, source, place, options) };
+    if done.is_err() {
+        fail(b"peregrine: cannot map a window: too many mappings (vm.max_map_count), or the limit on address space is too low\n");
+    }
+    *word |= bit;
+}
+
+/// Fills the window with what the thread has.
+unsafe fn enter(number: u32) {
+    let r = record(number);
+    // SAFETY: the window is mapped and nobody's.
+    unsafe {
+        let t = template();
+        match r.stored.load(Ordering::Relaxed) {
+            UNBORN => {
+                SlotHeader::prepare(number, t, 0, crate::thread::first);
+                r.stored.store(IN_FRAMES, Ordering::Relaxed);
+                charge_frames(r, number, FRAMES_CHARGE);
+            }
+            // A copy thread's block, once it is born, is never away but while it is in its window.
+            IN_FRAMES => {}
+            at => {
+                let block = &*(at as *const Block);
+                if block.compressed_len != 0 {
+                    packed::unpack(number, t, block);
+                    world().packed[1].fetch_add(1, Ordering::Relaxed);
+                    arena::deallocate(at, block.capacity);
+                    r.stored.store(IN_FRAMES, Ordering::Relaxed);
+                    let granted = r.granted.load(Ordering::Relaxed);
+                    imaged().memory_used.fetch_add(granted, Ordering::Relaxed);
+                } else {
+                    block.head.scatter(number, t, at + size_of::<Block>());
+                }
+            }
+        }
+    }
+}
+
+fn charge_frames(r: &ThreadRecord, number: u32, bytes: u64) {
+    if StackKind::of(number) == StackKind::Alias {
+        r.granted.fetch_add(bytes, Ordering::Relaxed);
+        imaged().memory_used.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Takes `number` out of its window, if it is in.
+///
+/// # Safety
+/// The thread is this node's and suspended; its statics may still be in the window of the statics.
+pub unsafe fn leave(c: &mut Carrier, l: &mut Local, number: u32) {
+    if !l.windows.is_in(number) {
+        return;
+    }
+    // SAFETY: as promised; the header is in its window until the last line.
+    unsafe {
+        let t = template();
+        statics::evict(c, t, number);
+        if StackKind::of(number) == StackKind::Copy {
+            store(c, number, t);
+        }
+    }
+    l.windows.set(number, 0);
+    l.windows.note_idle(number);
+}
+
+/// Brings the blocks of all copy threads in windows up to date. Their windows stay theirs.
+///
+/// # Safety
+/// In a pause: no thread runs, and statics have been saved.
+pub unsafe fn store_all(c: &Carrier, l: &mut Local) {
+    for w in 0..l.windows.used {
+        let number = l.windows.owner[1][w];
+        if number != 0 {
+            // SAFETY: the thread is in its window.
+            unsafe { store(c, number, template()) };
+        }
+    }
+}
+
+/// Copies a copy thread's live bytes to its block, if it ran since that was last done.
+unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
+    let r = record(number);
+    let at = r.stored.load(Ordering::Relaxed);
+    if at > UNBORN && !node(c.node).has_run(number) {
+        return;
+    }
+    // SAFETY: the thread is in its window and suspended.
+    unsafe {
+        let header = &*SlotHeader::of(number);
+        let home = core::ptr::from_ref(header) as usize;
+        let head = Head::of(header, home, t);
+        let needed = size_of::<Block>() + head.len();
+        let mut block = at as *mut Block;
+        let fits = at > UNBORN && (needed..=needed * 4 + 4096).contains(&(*block).capacity);
+        if !fits {
+            if at > UNBORN {
+                arena::deallocate(at, (*block).capacity);
+            }
+            // A little more than now: live stacks differ from switch to switch.
+            let capacity = (needed + needed / 8).next_multiple_of(256);
+            block = new_block(capacity);
+            r.stored.store(block as usize, Ordering::Relaxed);
+        }
+        (*block).compressed_len = 0;
+        (*block).head = head;
+        let to = block as usize + size_of::<Block>();
+        head.gather(header, home, t, to, |from, to, len| {
+            core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len);
+        });
+    }
+}
+
+/// A block of `capacity` bytes.
+pub unsafe fn new_block(capacity: usize) -> *mut Block {
+    let Some(at) = arena::allocate(capacity) else {
+        fail(b"peregrine: no room in the arena for a suspended thread\n");
+    };
+    let block = at as *mut Block;
+    // SAFETY: just allocated.
+    unsafe { (*block).capacity = capacity };
+    block
+}
+
+/// Packs threads that have been idle for long enough, a few at a time.
+///
+/// # Safety
+/// In a runtime section or on the scheduler's stack.
+pub unsafe fn pack_idle(c: &Carrier, l: &mut Local) {
+    const AT_ONCE: usize = 8;
+    let Some(due) = l.windows.next_due() else { return };
+    let now = monotonic_ns();
+    if due > now {
+        return;
+    }
+    let after = world().pack_after_ns.load(Ordering::Relaxed);
+    for _ in 0..AT_ONCE {
+        match l.windows.idle.first() {
+            Some(i) if i.since_ns.saturating_add(after) <= now => {
+                l.windows.idle.pop();
+                let r = record(i.number);
+                let still = r.node.load(Ordering::Relaxed) == c.node
+                    && matches!(r.state.load(Ordering::Relaxed), state::PARKED | state::SLEEPING)
+                    && r.waits.load(Ordering::Relaxed) == i.wait
+                    && !l.windows.is_in(i.number);
+                if still {
+                    node(c.node).note_ran(i.number);
+                    // SAFETY: the thread is ours, suspended, and in no window.
+                    unsafe { packed::pack(i.number) };
+                }
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Gives back all memory of a windowed thread that has ended. In a node, or in the supervisor while all nodes are paused.
+pub fn bury(number: u32) {
+    debug_assert!(is_windowed(number));
+    let r = record(number);
+    let at = r.stored.swap(UNBORN, Ordering::Relaxed);
+    if at > UNBORN {
+        // SAFETY: the block is this thread's, which is gone.
+        unsafe {
+            let block = &*(at as *const Block);
+            if block.compressed_len != 0 {
+                // Taken back when it was packed; the caller takes it back once more.
+                imaged().memory_used.fetch_add(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            arena::deallocate(at, block.capacity);
+        }
+    }
+    if StackKind::of(number) == StackKind::Alias && at != UNBORN {
+        punch_frames(number);
+    }
+}
+
+/// Frees the frames of alias thread `number`; they read as zeros (S2).
+pub fn punch_frames(number: u32) {
+    let (w, fd) = (shape(), world().frames_fd.load(Ordering::Relaxed) as i32);
+    let _ = memfd::punch_raw(fd, w.file_offset(number), w.bytes() as u64);
+}
+
+/// Notes that the thread which ended was in its window.
+pub fn forget(l: &mut Local, number: u32) {
+    if l.windows.is_in(number) {
+        l.windows.set(number, 0);
+    }
+}
+
+fn fail(why: &[u8]) -> ! {
+    process::write_all(2, why);
+    process::exit_now(70)
+}
+
+const _: () = assert!(NONE != 0, "0 stands for nobody here");
