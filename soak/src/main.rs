@@ -4,6 +4,7 @@
 //! machine's). The first failure ends the run.
 
 mod call;
+mod kill;
 mod space;
 mod thread;
 mod vm;
@@ -31,10 +32,12 @@ fn main() -> ExitCode {
             space::run(seed, seconds);
             ExitCode::SUCCESS
         }
+        Some("kill") if kill::run(seed, seconds) => ExitCode::SUCCESS,
+        Some("kill") => ExitCode::FAILURE,
         Some("thread") if thread::run(seed, seconds) => ExitCode::SUCCESS,
         Some("thread") => ExitCode::FAILURE,
         _ => {
-            eprintln!("usage: soak call|space|thread|vm [--seed N] [--seconds S]");
+            eprintln!("usage: soak call|kill|space|thread|vm [--seed N] [--seconds S]");
             ExitCode::from(2)
         }
     }

@@ -15,6 +15,7 @@
 //! imaged goes back to the last image, what is not is either a node's own (its replacement starts anew) or
 //! derived from the records.
 
+use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_thread::layout::CONTROL;
@@ -132,6 +133,11 @@ pub struct World {
     pub kills: [AtomicU64; 2],
     /// Rollbacks so far.
     pub rollbacks: AtomicU64,
+    /// Whether this life began with an image from disk.
+    pub resumed: AtomicBool,
+    /// What tests count and kill at.
+    #[cfg(feature = "killpoints")]
+    pub kill_points: crate::killpoint::Table,
     /// The nodes.
     pub nodes: [NodeShared; MAX_NODES],
 }
@@ -338,6 +344,14 @@ pub mod state {
     pub const SLEEPING: u32 = 4;
     /// Has ended; its result waits to be joined.
     pub const ENDED: u32 = 5;
+    /// Its slot is being filled for a new thread, or emptied after the last: what lies there means nothing. Never at a safe
+    /// point; a node that dies or is reset in the middle leaves it so, and a rollback then takes nothing there for granted.
+    pub const IN_TRANSIT: u32 = 6;
+
+    /// Whether a thread lives in a slot of this state.
+    pub const fn is_alive(state: u32) -> bool {
+        !matches!(state, FREE | ENDED | IN_TRANSIT)
+    }
 }
 
 /// Bits of [`ThreadRecord::mail`].
@@ -605,10 +619,12 @@ impl FreeList {
             let i = self.head;
             // SAFETY: a free entry's link is guarded by the list's lock, which the caller holds.
             self.head = unsafe { *link(i) };
+            at(Point::ListPopped);
             return Some(i);
         }
         if (self.used as usize) < capacity {
             self.used += 1;
+            at(Point::ListRaised);
             return Some(self.used - 1);
         }
         None
@@ -618,7 +634,9 @@ impl FreeList {
     pub fn give(&mut self, i: u32, link: impl Fn(u32) -> *mut u32) {
         // SAFETY: as above.
         unsafe { *link(i) = self.head };
+        at(Point::ListLinked);
         self.head = i;
+        at(Point::ListGiven);
     }
 }
 
@@ -644,7 +662,8 @@ pub fn name_of(i: u32) -> *mut [u8; 48] {
 ///
 /// # Safety
 /// The memory is mapped and nobody else uses it yet.
-pub unsafe fn initialise(node_count: u32) {
+pub unsafe fn initialise(node_count: u32, seed: u64) {
+    let _ = seed;
     let free = || Lock::new(FreeList { head: NONE, used: 0 });
     // SAFETY: fresh memory of the right size and alignment.
     unsafe {
@@ -668,6 +687,8 @@ pub unsafe fn initialise(node_count: u32) {
     let w = world();
     w.node_count.store(node_count, Ordering::Relaxed);
     w.life.store(1, Ordering::Relaxed);
+    #[cfg(feature = "killpoints")]
+    crate::killpoint::prepare(seed);
     for n in &w.nodes {
         n.inbox.store(NONE, Ordering::Relaxed);
         n.current.store(NONE, Ordering::Relaxed);

@@ -16,6 +16,10 @@ mod entry;
 mod error;
 mod frames;
 mod fresh;
+#[cfg(feature = "killpoints")]
+pub mod killpoint;
+#[cfg(not(feature = "killpoints"))]
+mod killpoint;
 mod local;
 mod lock;
 mod memory;
