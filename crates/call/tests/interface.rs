@@ -95,7 +95,7 @@ impl Forest for Real {
     }
 
     fn who(&self, call: &Invocation<'_>) -> (u32, Option<Duration>) {
-        (call.caller().pid as u32, call.deadline().and_then(|d| d.left()))
+        (call.caller().pid, call.deadline().and_then(|d| d.left()))
     }
 
     fn all(
@@ -227,6 +227,7 @@ fn the_callees_error_is_told_from_the_calls() -> testkit::Outcome {
 }
 
 /// The interface as an old client knows it: the same name, other text.
+#[allow(dead_code)]
 mod old {
     #[peregrine_call::interface(version = 3)]
     pub trait Forest {
@@ -242,6 +243,7 @@ mod newer {
     }
 }
 
+#[allow(dead_code)]
 mod older {
     #[peregrine_call::interface(version = 1, name = "Counted")]
     pub trait Counted {
