@@ -82,8 +82,11 @@ pub fn run(report: &Report, rows: &Rows) {
     }
 }
 
+/// A name, and how the attributes are made.
+type Named = (&'static str, fn() -> Attributes);
+
 /// Attributes that a call may have, each alone.
-const ATTRIBUTES: [(&str, fn() -> Attributes); 4] = [
+const ATTRIBUTES: [Named; 4] = [
     ("default", Attributes::default),
     ("deadline", || Attributes {
         deadline: Some(peregrine_call::Deadline::after(std::time::Duration::from_secs(3600))),

@@ -14,11 +14,11 @@ mod limits;
 mod line;
 mod memory;
 mod portal;
-pub mod runtime;
 mod shared;
 mod socket;
 pub mod step;
 pub mod usage;
+mod wire;
 
 pub use args::Call;
 pub use attributes::{Affinity, Attributes};
@@ -94,6 +94,7 @@ pub use peregrine_call_macros::interface;
 pub use memory::{Buffer, Gift, Given, Lent, Part};
 pub use portal::{Access, Handler, PortalId};
 pub use socket::pair as socket_pair;
+pub use wire::Wire;
 
 /// Passes its items on if calls can be awaited here: the feature is this crate's, not its user's.
 #[cfg(feature = "async")]

@@ -29,3 +29,10 @@ pub fn process_of(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Whether the kernel answers [`process_of`].
+pub fn is_supported() -> bool {
+    use crate::rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    pair.is_ok_and(|(a, _b)| process_of(&a).is_ok())
+}

@@ -16,12 +16,17 @@ mod entry;
 mod error;
 mod frames;
 mod fresh;
+#[cfg(feature = "killpoints")]
+pub mod killpoint;
+#[cfg(not(feature = "killpoints"))]
+mod killpoint;
 mod local;
 mod lock;
 mod memory;
 mod node;
 mod output;
 mod packed;
+pub mod region;
 mod rendezvous;
 mod sched;
 mod shadow;

@@ -87,6 +87,8 @@ pub struct Local {
     pub windows: Owners,
     /// Guard geometry installed per slot: stack pages, 0 for none.
     guards: [u32; SLOT_COUNT],
+    /// Slots whose pages this process's table may hold write-protected, one bit each: see `sched::raise_guards`.
+    pub scanned: [u64; SLOT_COUNT / 64],
     heap: [Timer; MOST_THREADS + SLOT_COUNT],
 }
 
@@ -266,6 +268,14 @@ impl Local {
     #[inline(always)]
     pub fn guards_of(&mut self, slot: u32) -> &mut u32 {
         &mut self.guards[slot as usize]
+    }
+
+    /// Whether `slot` was scanned since this was last asked.
+    pub fn take_scanned(&mut self, slot: u32) -> bool {
+        let (word, bit) = (&mut self.scanned[slot as usize / 64], 1 << (slot % 64));
+        let was = *word & bit != 0;
+        *word &= !bit;
+        was
     }
 
     /// Notes that `slot`, in its wait number `wait`, wakes at `at`.

@@ -338,7 +338,7 @@ impl Connection {
     }
 
     /// New memory of this client and this domain alone; with `results`, the domain writes results into it.
-    pub fn buffer(self: &Arc<Self>, len_bytes: usize, results: bool) -> Result<Buffer, CallError> {
+    pub fn register_buffer(&self, len_bytes: usize, results: bool) -> Result<(Shared, u32), CallError> {
         let system = |what: &'static str| move |errno: Errno| CallError::System { what, errno };
         let fd = sealed_memfd(c"peregrine-buffer", len_bytes).map_err(system("memfd"))?;
         let shared = Shared::map(&fd, len_bytes, Protection::ReadWrite).map_err(system("mmap"))?;
@@ -346,9 +346,15 @@ impl Connection {
         let sent = for_reading.as_ref().unwrap_or(&fd).as_fd();
         let question = FromClient::AddBuffer { len_bytes: len_bytes as u64, results };
         match self.question(&question, Some(sent), None)? {
-            (FromDomain::Buffer { id }, _) => Ok(Buffer { shared, id, len_bytes, home: self.clone() }),
+            (FromDomain::Buffer { id }, _) => Ok((shared, id)),
             _ => Err(CallError::BadReply("another answer than was asked for")),
         }
+    }
+
+    /// Memory to lend.
+    pub fn buffer(self: &Arc<Self>, len_bytes: usize) -> Result<Buffer, CallError> {
+        let (shared, id) = self.register_buffer(len_bytes, false)?;
+        Ok(Buffer { shared, id, len_bytes, home: self.clone() })
     }
 
     /// Hands a gift over; it is unmapped here first.

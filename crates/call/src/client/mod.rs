@@ -118,7 +118,7 @@ impl Client {
     /// # Errors
     /// [`CallError::TooLarge`]: beyond the domain's limits. [`CallError::DomainDied`], [`CallError::System`].
     pub fn buffer(&self, len_bytes: usize) -> Result<Buffer, CallError> {
-        self.0.buffer(len_bytes, false)
+        self.0.buffer(len_bytes)
     }
 
     /// What this connection has used of the domain, as the domain counts it.

@@ -4,9 +4,9 @@
 //! result that is longer than its bound, or lies outside the memory, makes the whole reply invalid.
 
 use super::connection::Connection;
-use super::line::Line;
+use super::line::{Line, Spill};
 use crate::args::{Arg, Call};
-use crate::attributes::{Affinity, Attributes};
+use crate::attributes::Attributes;
 use crate::chain::{Caller, Deadline};
 use crate::domain::execute::about;
 use crate::error::{CallError, Failure, Refusal};
@@ -14,6 +14,7 @@ use crate::line::{
     self, AWAKE, Descriptor, Header, Kind, MAX_ARGS, MAX_CHARGES, NOTIFY, PARKED, PAYLOAD_AT, ReplyHead,
     Status, Words, align_argument, read_charge, results_at,
 };
+use crate::memory::Forget;
 use crate::portal::PortalId;
 use crate::shared::{Shared, map_from_peer};
 use crate::socket::FromClient;
@@ -99,11 +100,8 @@ impl Line {
             charge,
             depth: header.depth,
         };
-        let wait = match (notify, attributes.affinity) {
-            (true, _) => NOTIFY,
-            (false, Affinity::Apart) => AWAKE,
-            (false, _) => PARKED,
-        };
+        // Not asleep yet: an activation that takes the core at once and replies before we sleep saves its wake-up.
+        let wait = if notify { NOTIFY } else { AWAKE };
         self.ring(connection, wait)?;
         Ok(sent)
     }
@@ -189,11 +187,14 @@ impl Line {
     ) -> Result<(), CallError> {
         let limit = connection.argument_bytes as usize;
         let wanted = results_at(0, payload_bytes) + result_bytes.min(limit);
-        if self.spill.as_ref().is_some_and(|spill| spill.len_bytes >= wanted) {
+        if self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= wanted) {
             return Ok(());
         }
-        self.spill = None;
-        self.spill = Some(connection.buffer(wanted.next_power_of_two().max(1 << 20), true)?);
+        if let Some(old) = self.spill.take() {
+            connection.forget(old.id);
+        }
+        let (shared, id) = connection.register_buffer(wanted.next_power_of_two().max(1 << 20), true)?;
+        self.spill = Some(Spill { shared, id });
         Ok(())
     }
 

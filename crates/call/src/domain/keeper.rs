@@ -97,11 +97,12 @@ impl Keeper {
                 }
             }
             let more = self.domain.pool.asked_for();
-            if more > 0
-                && let Err(e) = self.domain.add_activations(more)
-            {
-                // The domain asked and the system can't: callers wait on, bounded by their deadlines.
-                eprintln!("{}: {more} activations asked for: {e}", self.domain.name);
+            if more > 0 {
+                if let Err(e) = self.domain.add_activations(more) {
+                    // The domain asked and the system can't: callers wait on, bounded by their deadlines.
+                    eprintln!("{}: {more} activations asked for: {e}", self.domain.name);
+                }
+                self.domain.pool.have_started(more);
             }
             recalling = self.domain.pool.repeat_recalls();
         }

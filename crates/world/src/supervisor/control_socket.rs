@@ -361,8 +361,7 @@ fn id_of(slot: u32) -> ThreadId {
 }
 
 fn is_alive(id: ThreadId) -> bool {
-    id_of(id.slot) == id
-        && !matches!(record(id.slot).state.load(Ordering::Relaxed), state::FREE | state::ENDED)
+    id_of(id.slot) == id && state::is_alive(record(id.slot).state.load(Ordering::Relaxed))
 }
 
 /// Every thread that is not free, by slot.
