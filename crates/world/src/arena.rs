@@ -62,7 +62,9 @@ pub fn charge(by: usize) -> Result<(), OutOfMemory> {
 impl Arena {
     unsafe fn grow(&mut self, layout: Layout, always: bool) -> Result<(), OutOfMemory> {
         let now = if self.end == 0 { ARENA } else { self.end };
-        let by = (layout.size() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
+        // Room for the alignment of a region, too.
+        let by =
+            (layout.size() + layout.align() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
         let most = world().arena_bytes.load(Ordering::Relaxed);
         if now + by > ARENA + most {
             let used = (now - ARENA) as u64;
@@ -89,27 +91,51 @@ impl Arena {
     }
 }
 
-/// Writes a blob.
-pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
-    let Some(layout) = layout(bytes.len(), ends.len()) else {
-        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
-    };
-    let blob = imaged().arena.with(|arena| {
+/// Memory of the arena for blobs and shared regions; what it holds is whatever was there.
+pub fn allocate(layout: Layout) -> Result<usize, OutOfMemory> {
+    reserve(layout, false)
+}
+
+/// The same, beyond the limit on World memory if need be: for what must not fail, because it makes room elsewhere. `None` if the
+/// arena's addresses are used up.
+pub fn allocate_always(layout: Layout) -> Option<usize> {
+    reserve(layout, true).ok()
+}
+
+fn reserve(layout: Layout, always: bool) -> Result<usize, OutOfMemory> {
+    imaged().arena.with(|arena| {
         // SAFETY: the size is not zero; the arena is ours while locked.
         unsafe {
             if let Some(p) = arena.talc.try_allocate(layout) {
                 at(Point::ArenaAllocated);
                 return Ok(p.as_ptr() as usize);
             }
-            arena.grow(layout, false)?;
+            arena.grow(layout, always)?;
             let again = arena.talc.try_allocate(layout);
             again.map(|p| p.as_ptr() as usize).ok_or(OutOfMemory {
                 asked: layout.size(),
                 used: (arena.end - ARENA) as u64,
-                limit: ARENA_BYTES as u64,
+                limit: world().arena_bytes.load(Ordering::Relaxed) as u64,
             })
         }
-    })?;
+    })
+}
+
+/// Gives memory back that [`allocate`] or [`allocate_always`] gave.
+///
+/// # Safety
+/// It was allocated with this layout, and nobody uses it any more.
+pub unsafe fn give_back(at: usize, layout: Layout) {
+    // SAFETY: the caller's promise.
+    imaged().arena.with(|arena| unsafe { arena.talc.deallocate(at as *mut u8, layout) });
+}
+
+/// Writes a blob.
+pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
+    let Some(layout) = layout(bytes.len(), ends.len()) else {
+        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
+    };
+    let blob = allocate(layout)?;
     // SAFETY: just allocated with this layout; unknown to anybody else.
     unsafe {
         (blob as *mut Blob).write(Blob { next: 0, len: bytes.len(), ends: ends.len() });
@@ -119,34 +145,6 @@ pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
         at(Point::ArenaFilled);
     }
     Ok(blob)
-}
-
-/// Takes `len` bytes at a multiple of 16, beyond the limit on World memory if need be: for what must not fail, because it makes
-/// room elsewhere. `None` if the arena's addresses are used up.
-pub fn allocate(len: usize) -> Option<usize> {
-    let layout = Layout::from_size_align(len, 16).ok()?;
-    imaged().arena.with(|arena| {
-        // SAFETY: the size is not zero; the arena is ours while locked.
-        unsafe {
-            if let Some(p) = arena.talc.try_allocate(layout) {
-                return Some(p.as_ptr() as usize);
-            }
-            arena.grow(layout, true).ok()?;
-            arena.talc.try_allocate(layout).map(|p| p.as_ptr() as usize)
-        }
-    })
-}
-
-/// Gives back what [`allocate`] gave.
-///
-/// # Safety
-/// `at` came from there with this length, and nobody uses it.
-pub unsafe fn deallocate(at: usize, len: usize) {
-    // SAFETY: the layout was valid when the block was made.
-    unsafe {
-        let layout = Layout::from_size_align_unchecked(len, 16);
-        imaged().arena.with(|arena| arena.talc.deallocate(at as *mut u8, layout));
-    }
 }
 
 /// Copies a blob out and frees it: its bytes and its channel ends.

@@ -121,6 +121,8 @@ pub struct World {
     pub track: AtomicBool,
     /// Which nodes look for work: one bit each.
     pub hungry: AtomicU64,
+    /// Compares of the statics window between two reviews of its seals; 0: nothing is sealed.
+    pub seal_every: AtomicU32,
     /// What the processor allows, found by the supervisor: bits as in `node::cpu_flags`.
     pub cpu: AtomicU64,
     /// Range of the vDSO.
@@ -175,8 +177,17 @@ pub struct NodeShared {
     pub setups: AtomicU32,
     /// Runnable threads waiting here.
     pub queued: AtomicU32,
-    /// Descriptors of this node in the shared table: userfaultfd, pagemap (plus one; 0 for none).
-    pub fds: [AtomicU32; 2],
+    /// Units of the statics window that may differ from the template (`peregrine_thread::seal`).
+    pub window_open: AtomicU64,
+    /// Whether the supervisor answers writes to the others.
+    pub seals_answered: AtomicU64,
+    /// Writes to sealed units so far.
+    pub seal_faults: AtomicU64,
+    /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
+    /// for none).
+    pub fds: [AtomicU32; 3],
+    /// Descriptors of its connections to domains (plus one; 0 for none).
+    pub call_fds: [AtomicU32; 64],
     /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
     pub dirty: AtomicUsize,
     /// Switches so far.
@@ -254,6 +265,8 @@ pub struct Imaged {
     pub main: AtomicU32,
     /// Exit code of `main`, plus one; 0 while it runs.
     pub main_exit: AtomicU32,
+    /// Shared regions by name.
+    pub regions: Lock<crate::region::Table>,
 }
 
 /// The domains that threads have opened, in the order of their nodes.
@@ -377,6 +390,8 @@ pub mod wait {
     pub const OUTPUT: u32 = 5;
     /// A domain's process.
     pub const DOMAIN: u32 = 6;
+    /// The reply to a fresh call.
+    pub const CALL: u32 = 7;
 }
 
 /// One thread.
@@ -410,6 +425,8 @@ pub struct ThreadRecord {
     pub moves: AtomicU64,
     /// When it left its last node (monotonic ns); 0 once it was taken up.
     pub sent_at: AtomicU64,
+    /// The outcome of its fresh call, a blob's address; 0: none has come.
+    pub reply: AtomicUsize,
     /// Stack bytes.
     pub stack_bytes: AtomicU64,
     /// Bytes granted to the thread's stack and heap.
@@ -664,6 +681,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             checkpoints_asked: AtomicU64::new(0),
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),
+            regions: Lock::new(crate::region::Table::EMPTY),
         });
     }
     let w = world();

@@ -50,6 +50,8 @@ pub enum Action {
     Parked,
     /// Send it to this node.
     Move(u32),
+    /// It parked itself for a fresh call, and this is where its request lies.
+    Call(usize),
     /// It has ended.
     Ended,
 }
@@ -75,6 +77,10 @@ pub struct Local {
     pub ticking: bool,
     /// The life of the World that queue and timers belong to; 0: none.
     pub life: u32,
+    /// Connections and calls under way, in the process's heap; null before the first. See `fresh`.
+    pub flights: *mut crate::fresh::Flights,
+    /// How many calls are under way.
+    pub in_flight: u32,
     queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,
     timers: usize,
     /// Who is in the windows of this node.

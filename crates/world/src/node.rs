@@ -11,6 +11,7 @@ use peregrine_sys::{cpu, futex, process, timer};
 use peregrine_thread::carrier::{Carrier, Hooks, carrier};
 use peregrine_thread::layout::{CARRIER, slot_index_of};
 use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
+use peregrine_thread::seal::Seals;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;
@@ -43,6 +44,12 @@ pub unsafe fn become_node(index: u32) -> ! {
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
             libraries: preempt::libraries(),
             put_off: 0,
+            seals: Seals::new(
+                template(),
+                &node(index).window_open,
+                &node(index).seals_answered,
+                world().seal_every.load(Ordering::Relaxed),
+            ),
             on_preempt: sched::on_preempt,
             hooks: Hooks {
                 sleep_until: context::sleep_until,
@@ -54,6 +61,9 @@ pub unsafe fn become_node(index: u32) -> ! {
             },
             user: [0; 8],
         });
+        if let Some(fd) = carrier().seals.prepare() {
+            node(index).fds[2].store(fd as u32 + 1, Ordering::Relaxed);
+        }
         statics::forget(carrier());
         at(Point::NodeCarried);
         local().clear();

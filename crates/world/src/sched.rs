@@ -18,7 +18,7 @@
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
-use crate::control::{NONE, NodeShared, PauseKind, World, is_domain, mail, node, record, state, world};
+use crate::control::{NONE, NodeShared, PauseKind, World, is_domain, mail, node, record, state, wait, world};
 use crate::killpoint::{Point, at};
 use crate::local::{Action, Local, local};
 use crate::windows;
@@ -28,7 +28,12 @@ use peregrine_thread::carrier::{Carrier, Pending, RuntimeSection, carrier};
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;
-use peregrine_thread::{arch, statics};
+use peregrine_thread::{arch, preempt, statics};
+
+/// `NodeShared::idle` of a node that sleeps on its futex.
+const ASLEEP: u32 = 1;
+/// And of one that sleeps in a poll.
+const POLLS: u32 = 2;
 
 /// Posts `bits` to the thread in `slot`.
 pub fn post(slot: u32, bits: u32) {
@@ -63,10 +68,17 @@ pub fn nudge(to: u32) {
     let n = node(to);
     // Pairs with the fence in `idle`: either we see `idle`, or it sees what we posted.
     fence(Ordering::SeqCst);
-    if n.idle.load(Ordering::Relaxed) != 0 {
-        n.wake.fetch_add(1, Ordering::Relaxed);
-        at(Point::NudgeBumped);
-        let _ = futex::wake(&n.wake, 1);
+    match n.idle.load(Ordering::Relaxed) {
+        0 => {}
+        POLLS => {
+            let pid = n.pid.load(Ordering::Relaxed) as i32;
+            let _ = peregrine_sys::signal::kill(pid, preempt::SIG_TICK);
+        }
+        _ => {
+            n.wake.fetch_add(1, Ordering::Relaxed);
+            at(Point::NudgeBumped);
+            let _ = futex::wake(&n.wake, 1);
+        }
     }
 }
 
@@ -225,7 +237,7 @@ pub unsafe fn reschedule(action: Action) {
         let (c, l) = (carrier(), local());
         let me = c.current.load(Ordering::Relaxed);
         let shared = node(c.node);
-        if matches!(action, Action::Requeue | Action::Parked) && quiet(c, shared) {
+        if matches!(action, Action::Requeue | Action::Parked) && quiet(c, shared) && l.in_flight == 0 {
             match l.first() {
                 None if action == Action::Requeue => return,
                 Some(next) if ready_here(c, l, next) => {
@@ -346,6 +358,9 @@ pub fn on_preempt(why: u32) {
             let n = node(c.node);
             n.preemptions.store(n.preemptions.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             reschedule(Action::Requeue);
+        } else if l.in_flight != 0 {
+            // Outcomes are taken up by the scheduler, on its own stack.
+            reschedule(Action::RequeueFront);
         }
     }
 }
@@ -363,6 +378,7 @@ pub extern "C" fn scheduler() -> ! {
         node(c.node).current.store(NONE, Ordering::Relaxed);
         peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs);
         local().clear();
+        crate::fresh::drop_all(local());
         at(Point::ResetCleared);
         loop {
             step(carrier(), local());
@@ -388,6 +404,11 @@ fn rebuild(c: &mut Carrier, l: &mut Local) {
             state::SLEEPING => {
                 l.add_timer(r.wake_at.load(Ordering::Relaxed), slot, r.waits.load(Ordering::Relaxed));
             }
+            state::PARKED if r.waiting.load(Ordering::Relaxed) == wait::CALL => {
+                // Its call was another life's: it is to see that.
+                r.state.store(state::RUNNABLE, Ordering::Relaxed);
+                l.push(slot);
+            }
             _ => {}
         }
         if is_windowed(slot) {
@@ -405,6 +426,7 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         // SAFETY: no thread runs here.
         return unsafe { pause(c, l, w, word) };
     }
+    crate::fresh::finish(l, c.node);
     service(c, l, 1);
     // SAFETY: on the scheduler's stack.
     unsafe { windows::pack_idle(c, l) };
@@ -489,6 +511,7 @@ fn settle(c: &mut Carrier, l: &mut Local) {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
             send(c, l, slot, to);
         }
+        Action::Call(at) => crate::fresh::begin(l, c.node, slot, at),
         Action::Ended => {
             statics::forget(c);
             if is_windowed(slot) {
@@ -504,7 +527,9 @@ fn start_ticking(_: &mut Carrier, l: &mut Local) {
         && let Some(t) = l.tick
     {
         let slice = world().slice_ns.load(Ordering::Relaxed);
-        t.arm(slice, slice);
+        // The first slice is twice as long: a deadline beyond the kernel's own next tick need not be told to the
+        // processor, and telling it takes 8 us in a virtual machine, which a thread that has just arrived would wait.
+        t.arm(2 * slice, slice);
         l.ticking = true;
     }
 }
@@ -512,10 +537,13 @@ fn start_ticking(_: &mut Carrier, l: &mut Local) {
 fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
     let me = node(c.node);
     let seen = me.wake.load(Ordering::Relaxed);
+    let flights = l.flights;
     let something = || {
         me.inbox.load(Ordering::Relaxed) != NONE
             || w.pause.load(Ordering::Relaxed) & 1 != 0
             || c.pending.load(Ordering::Relaxed) != 0
+            // SAFETY: null, or made for the life of the process; the scheduler alone uses it.
+            || unsafe { flights.as_ref() }.is_some_and(crate::fresh::Flights::any_ready)
     };
     if !is_domain(c.node) {
         w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
@@ -541,7 +569,6 @@ fn wait_for_work(
     seen: u32,
     something: impl Fn() -> bool,
 ) {
-    let _ = c;
     let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
     loop {
         for _ in 0..50 {
@@ -558,13 +585,17 @@ fn wait_for_work(
             break;
         }
     }
-    if l.ticking
-        && let Some(t) = l.tick
-    {
-        t.arm(0, 0);
-        l.ticking = false;
+    if l.in_flight != 0 {
+        // Each tick would end the poll.
+        if l.ticking
+            && let Some(t) = l.tick
+        {
+            l.ticking = false;
+            t.arm(0, 0);
+        }
+        return sleep_with_calls(l, me, something);
     }
-    me.idle.store(1, Ordering::Relaxed);
+    me.idle.store(ASLEEP, Ordering::Relaxed);
     at(Point::IdleSleeps);
     // Pairs with the fence in `nudge`.
     fence(Ordering::SeqCst);
@@ -573,6 +604,39 @@ fn wait_for_work(
         futex::wait(&me.wake, seen, timeout);
     }
     me.idle.store(0, Ordering::Relaxed);
+    stop_ticking(c, l);
+}
+
+/// Stops the tick of a node that has slept until one came. Not before: whoever sleeps for less than a slice is woken
+/// without having to start it again.
+fn stop_ticking(c: &Carrier, l: &mut Local) {
+    if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0
+        && l.ticking
+        && let Some(t) = l.tick
+    {
+        // In this order: a reset in between must not leave a node that believes it ticks.
+        l.ticking = false;
+        t.arm(0, 0);
+    }
+}
+
+/// Sleeps until a call has an outcome, or somebody nudges: by a signal, for a poll can't wait on a futex.
+fn sleep_with_calls(l: &mut Local, me: &NodeShared, something: impl Fn() -> bool) {
+    let tick = peregrine_sys::signal::bit(preempt::SIG_TICK);
+    let mask = peregrine_sys::signal::set_mask(tick);
+    me.idle.store(POLLS, Ordering::Relaxed);
+    // Pairs with the fence in `nudge`.
+    fence(Ordering::SeqCst);
+    if !something() {
+        let now = monotonic_ns();
+        // SAFETY: calls are under way, so it was made.
+        let flights = unsafe { &*l.flights };
+        let until = [next_due(l), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
+        // A signal that came since it is held off ends the poll at once.
+        peregrine_sys::io::wait_for_any(flights.descriptors(), until.saturating_sub(now), mask & !tick);
+    }
+    me.idle.store(0, Ordering::Relaxed);
+    peregrine_sys::signal::set_mask(mask);
 }
 
 /// Obeys a pause: saves the window, reports what was written, and waits.
@@ -648,6 +712,21 @@ pub unsafe fn park(deadline: u64, reason: u32, on: u32) -> bool {
         drop(words);
         r.waiting.store(0, Ordering::Relaxed);
         deadline == 0 || monotonic_ns() < deadline
+    }
+}
+
+/// Parks the running thread for the fresh call whose request lies at `at`, and has this node make it.
+///
+/// # Safety
+/// As [`park`]; the request stays where it is until it is answered.
+pub unsafe fn call(at: usize) {
+    // SAFETY: as promised.
+    unsafe {
+        let me = carrier().current.load(Ordering::Relaxed);
+        let words = arch::ControlWords::aside();
+        reschedule(crate::fresh::parked(me, at));
+        drop(words);
+        record(me).waiting.store(0, Ordering::Relaxed);
     }
 }
 

@@ -130,6 +130,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     at(Point::CreateNumbered);
     r.join.with(|j| *j = JoinCell { how: 0, joiner: NONE, detached: 0, result: 0 });
     r.move_to.store(NONE, Ordering::Relaxed);
+    r.reply.store(0, Ordering::Relaxed);
     r.stack_bytes.store(stack_bytes as u64, Ordering::Relaxed);
     r.granted.store(fixed as u64, Ordering::Relaxed);
     for zero in [&r.moves, &r.wake_at, &r.sent_at] {

@@ -11,7 +11,7 @@
 //!            └──────────────────────────────────┴──────────────┘
 //! ```
 //!
-//! It is single-threaded and sleeps in one `poll`. It never executes a thread's code, and touches the World only while all
+//! It sleeps in one `poll`; a second OS thread does nothing but answer writes to sealed pages (`seals`). It never executes a thread's code, and touches the World only while all
 //! nodes are paused or dead, but for posting moves.
 
 mod control_socket;
@@ -20,6 +20,7 @@ mod durable;
 mod image;
 mod outlet;
 mod recover;
+mod seals;
 mod stats;
 mod strings;
 
@@ -151,6 +152,7 @@ struct Supervisor {
     failed_starts: u32,
     strings_len: usize,
     control: control_socket::ControlSocket,
+    seals: seals::Answers,
 }
 
 /// Runs `main` in a World of its own until it ends.
@@ -263,6 +265,7 @@ impl Supervisor {
         w.spin_ns.store(if alone { 0 } else { config.spin.as_nanos() as u64 }, Ordering::Relaxed);
         w.track.store(config.track, Ordering::Relaxed);
         w.hold_output.store(config.image_interval.is_some(), Ordering::Relaxed);
+        w.seal_every.store(config.seal_every, Ordering::Relaxed);
         w.cpu.store(crate::node::cpu_flags(), Ordering::Relaxed);
         for (i, addr) in vdso_range().into_iter().enumerate() {
             w.vdso[i].store(addr, Ordering::Relaxed);
@@ -305,6 +308,7 @@ impl Supervisor {
             failed_starts: 0,
             // After the zygote was forked: nodes do not inherit it.
             control: control_socket::ControlSocket::open(),
+            seals: seals::Answers::none(),
         })
     }
 
@@ -317,6 +321,7 @@ impl Supervisor {
             }
             self.bury_dead()?;
         }
+        self.answer_seals();
         self.collect_reports();
         self.commit();
         supervisor_at("first image in memory");

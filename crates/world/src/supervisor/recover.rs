@@ -47,7 +47,7 @@ impl Supervisor {
             if current != NONE && is_crash(signo) {
                 self.blame(current, signo);
             }
-            for fd in &n.fds {
+            for fd in n.fds.iter().chain(&n.call_fds) {
                 let fd = fd.swap(0, Ordering::Relaxed);
                 if fd != 0 {
                     self.zygote.close(fd as i32 - 1)?;
@@ -107,6 +107,7 @@ impl Supervisor {
             n.paused.store(0, Ordering::Relaxed);
             n.dirty.store(0, Ordering::Relaxed);
             n.crash_signal.store(0, Ordering::Relaxed);
+            n.seals_answered.store(0, Ordering::Relaxed);
             let pid = self.zygote.fork_node(i as u32)?;
             let pidfd = Pid::from_raw(pid)
                 .ok_or(rustix::io::Errno::SRCH)
@@ -179,6 +180,7 @@ impl Supervisor {
             self.bury_dead()?;
         }
         supervisor_at("replacements up");
+        self.answer_seals();
         self.collect_reports();
         self.wake_checkpointers();
         // Before the threads run: one that looks must not take itself for its former self.

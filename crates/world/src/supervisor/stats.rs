@@ -38,6 +38,8 @@ pub struct Stats {
     pub switches: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Writes to sealed pages of the statics window (`peregrine_thread::seal`).
+    pub seal_faults: u64,
     /// Images taken.
     pub images: u64,
     /// Images given up because a node did not pause.
@@ -114,6 +116,7 @@ impl Stats {
             self.move_ns += n.arrival_ns.load(Ordering::Relaxed);
             self.switches += n.switches.load(Ordering::Relaxed);
             self.preemptions += n.preemptions.load(Ordering::Relaxed);
+            self.seal_faults += n.seal_faults.load(Ordering::Relaxed);
         }
         self.hide_status();
     }
