@@ -134,7 +134,6 @@ fn run(die_after: Option<usize>, tables: Tables) -> usize {
                 assert_eq!(found, after, "a committed operation is finished");
             }
             // The place is free, and all goes on.
-            drop(victim);
             victim = spaces.join().unwrap();
             assert_eq!(victim.id(), dead);
             break;
