@@ -2,4 +2,6 @@
 
 fn main() {
     println!("cargo::rustc-cfg=peregrine_record");
+    // The part over processes is not compiled here: a model checker sees nothing of the kernel.
+    println!("cargo::rustc-check-cfg=cfg(feature, values(\"process\"))");
 }

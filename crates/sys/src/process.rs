@@ -282,3 +282,17 @@ pub fn thread_id() -> i32 {
 pub fn current_cpu() -> usize {
     crate::rustix::thread::sched_getcpu()
 }
+
+/// Lets this process have `count` descriptors open (`RLIMIT_NOFILE`); the hard limit is raised too where that is permitted.
+///
+/// # Errors
+/// EPERM: beyond the hard limit.
+pub fn raise_descriptor_limit(count: u64) -> Result<(), Errno> {
+    use crate::rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|current| current >= count) {
+        return Ok(());
+    }
+    let maximum = now.maximum.map(|maximum| maximum.max(count));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).map_err(|e| Errno(e.raw_os_error()))
+}

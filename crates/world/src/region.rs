@@ -114,9 +114,8 @@ pub struct Table {
 
 impl Table {
     /// No region.
-    pub const fn new() -> Self {
-        Self { entries: [const { Entry { name: [0; NAME_BYTES], at: 0, len: 0, handles: 0 } }; MAX_REGIONS] }
-    }
+    pub const EMPTY: Self =
+        Self { entries: [const { Entry { name: [0; NAME_BYTES], at: 0, len: 0, handles: 0 } }; MAX_REGIONS] };
 
     fn find(&mut self, name: &[u8; NAME_BYTES]) -> Option<(usize, &mut Entry)> {
         self.entries.iter_mut().enumerate().find(|(_, e)| e.at != 0 && e.name == *name)
@@ -162,7 +161,7 @@ pub fn create(name: &str, len_bytes: usize) -> Result<Region, RegionError> {
     let key = padded(name)?;
     let bad = || RegionError::Empty { name: name.to_owned(), len_bytes };
     let layout = layout(len_bytes).filter(|_| len_bytes > 0).ok_or_else(bad)?;
-    let at = in_thread(|_| arena::allot(layout)).ok_or(RegionError::NoThread)??;
+    let at = in_thread(|_| arena::allocate(layout)).ok_or(RegionError::NoThread)??;
     // Outside the section and unknown to anybody: a preemption, an image or a death in between does no harm.
     zero(at, layout.size());
     enum Found {

@@ -235,23 +235,35 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let operation = self.begin(member, Doing::Fault, pages);
         let mut result = Ok(());
         let me = &*member;
+        // Neighbours are filled at once: for most MMUs a call for each record costs more than the record.
+        let mut run: Option<(Range<u64>, Protection)> = None;
+        let mut fill = |run: Option<(Range<u64>, Protection)>| {
+            let Some((pages, rights)) = run else { return };
+            if result.is_ok() {
+                let filled = self.mmu.fill(self.id, me.id(), range_of(&pages), Contents::Home, rights);
+                result = filled.map_err(FaultError::Mmu);
+                me.handle.step(Step::Filled);
+            }
+        };
         self.tree().each_locked(operation.by, &operation.pages, &mut |spot| {
             let value = spot.slot.value();
-            if result.is_err() || !value.is_mapped() || value.kind() != Kind::Home {
+            let mut members = spot.slot.members.load();
+            if !value.is_mapped() || value.kind() != Kind::Home || members.contains(me.id()) {
                 return;
             }
             let own = spot.pages();
             let own = own.start.max(operation.pages.start)..own.end.min(operation.pages.end);
-            let mut members = spot.slot.members.load();
-            if members.contains(me.id()) {
-                return;
-            }
+            // In the set before the view is filled. Should the filling of others fail, it is in the set for nothing.
             members.insert(me.id());
             spot.slot.members.store(&members);
-            let filled = self.mmu.fill(self.id, me.id(), range_of(&own), Contents::Home, value.rights());
-            result = filled.map_err(FaultError::Mmu);
-            me.handle.step(Step::Filled);
+            match &mut run {
+                Some((pages, rights)) if pages.end == own.start && *rights == value.rights() => {
+                    pages.end = own.end;
+                }
+                other => fill(other.replace((own, value.rights()))),
+            }
         });
+        fill(run);
         self.finish(member, &operation);
         result
     }
