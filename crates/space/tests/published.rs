@@ -4,10 +4,9 @@
 //! freed under a reader (`loom_radix`).
 
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
-use peregrine_space::refcache::{Block, Counted, Epoch, Handle, Object, ObjectId, Refcache};
 use peregrine_space::{
-    AddressSpace, Backing, Change, Contents, FrameId, Frames, Generation, Mapping, Member, MemberId,
-    MemberSet, Mmu, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
+    AddressSpace, Backing, Change, Contents, FrameId, Frames, Mapping, Member, MemberId, MemberSet, Mmu,
+    PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
 };
 
 const SIZES: Sizes = Sizes { members: 3, spaces: 1, nodes: 2000, regions: 4, frames: 2 };
@@ -217,50 +216,4 @@ fn rapid_mapping_and_unmapping_does_not_free_and_make_a_node_each_time() {
         assert!(made <= 5, "a path of nodes is made once and revived: {made} made");
         assert_eq!(most, 6);
     });
-}
-
-/// One counted object and two members, for sums.
-struct Summed {
-    epoch: Epoch,
-    blocks: [Block; 2],
-    object: Object,
-}
-
-impl Counted for Summed {
-    fn object(&self, _: ObjectId) -> &Object {
-        &self.object
-    }
-}
-
-#[test]
-fn a_sum_read_while_references_move_is_one_that_there_was() {
-    const X: ObjectId = ObjectId(0);
-    let scene =
-        &Summed { epoch: Epoch::new(), blocks: [Block::new(), Block::new()], object: Object::new(1000) };
-    let refcache = Refcache::new(&scene.epoch, &scene.blocks);
-    let members = [A, B].map(|m| Handle::new(m, Generation::default()));
-    // The released code's: part after part, and no second look although its loop means to take one.
-    let first = refcache.held_back(A, X);
-    refcache.add(&members[0], scene, X, 1);
-    refcache.add(&members[1], scene, X, -1);
-    let published = scene.object.global() + first + refcache.held_back(B, X);
-    assert_eq!(published, 999, "there never were fewer than 1000 references");
-    // Here: a reference moves back and forth, each time taken before the other is dropped.
-    std::thread::scope(|scope| {
-        let mover = scope.spawn(move || {
-            let members = members;
-            for turn in 0..200_000 {
-                refcache.add(&members[turn % 2], scene, X, 1);
-                refcache.add(&members[1 - turn % 2], scene, X, -1);
-            }
-        });
-        let mut sums = 0;
-        while !mover.is_finished() {
-            let sum = refcache.sum(scene, X);
-            assert!(sum == 1000 || sum == 1001, "{sum}");
-            sums += 1;
-        }
-        assert!(sums > 0);
-    });
-    assert_eq!(refcache.sum(scene, X), 1000);
 }

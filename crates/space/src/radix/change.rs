@@ -55,7 +55,7 @@ impl<'m> Tree<'m> {
         pages: &Range<u64>,
         all: bool,
     ) -> Result<(), NoNodes> {
-        self.narrow_node(me, by, self.above(pages), pages, all)
+        self.narrow_node(me, by, self.top(), pages, all)
     }
 
     fn narrow_node(

@@ -102,7 +102,7 @@ impl<'m> Tree<'m> {
     /// Unlocks what `by` has locked of the slots that meet `pages`.
     pub(crate) fn unlock(&self, me: &Handle, by: Owner, pages: &Range<u64>) {
         if !pages.is_empty() {
-            self.unlock_node(me, by, self.above(pages), pages);
+            self.unlock_node(me, by, self.top(), pages);
         }
     }
 
@@ -127,7 +127,7 @@ impl<'m> Tree<'m> {
 
     /// Calls `f` for each slot that meets `pages` and that `by` holds, from left to right.
     pub(crate) fn each_locked(&self, by: Owner, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {
-        self.each_locked_in(by, self.above(pages), pages, f);
+        self.each_locked_in(by, self.top(), pages, f);
     }
 
     fn each_locked_in(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {

@@ -74,9 +74,9 @@ pub(crate) struct At {
 impl At {
     /// The slots that meet these pages.
     pub(crate) fn slots(self, pages: &Range<u64>) -> Range<usize> {
-        let shift = BITS * self.level;
-        let first = pages.start.saturating_sub(self.base) >> shift;
-        let last = (pages.end.saturating_sub(self.base) + (1 << shift) - 1) >> shift;
+        let span = span(self.level);
+        let first = pages.start.saturating_sub(self.base) / span;
+        let last = pages.end.saturating_sub(self.base).div_ceil(span);
         (first as usize).min(FANOUT)..(last as usize).min(FANOUT)
     }
 
@@ -115,21 +115,6 @@ pub(crate) struct Tree<'m> {
 impl<'m> Tree<'m> {
     pub(crate) const fn top(&self) -> At {
         At { node: self.root, level: LEVELS - 1, base: 0 }
-    }
-
-    /// The lowest node that has all of `pages` below it, for walks over slots that the walker has locked: no node on the way
-    /// can go while something in it is locked.
-    pub(crate) fn above(&self, pages: &Range<u64>) -> At {
-        let mut at = self.top();
-        while at.level > 0 {
-            let slots = at.slots(pages);
-            if slots.len() != 1 {
-                break;
-            }
-            let slot::Shape::Child { node, .. } = self.slot(at, slots.start).word().shape() else { break };
-            at = at.child(slots.start, node);
-        }
-        at
     }
 
     pub(crate) fn slot(&self, at: At, index: usize) -> &'m Slot {

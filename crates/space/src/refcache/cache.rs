@@ -94,14 +94,10 @@ impl Refcache<'_> {
         let ways = self.block(me.id()).ways.of(id);
         loop {
             // Acquire pairs with a sweep's exchange: a way that was swept shows a state that is no longer In.
-            let [first, second] = ways;
-            let (mut way, mut old) = (first, Way(first.load(Ordering::Acquire)));
-            if old.id() != Some(id) {
-                let other = Way(second.load(Ordering::Acquire));
-                if other.id() == Some(id) || (other.id().is_none() && old.id().is_some()) {
-                    (way, old) = (second, other);
-                }
-            }
+            let both = ways.map(|way| Way(way.load(Ordering::Acquire)));
+            let is = |wanted: Option<ObjectId>| both.iter().position(|w| w.id() == wanted);
+            let chosen = is(Some(id)).or_else(|| is(None)).unwrap_or(0);
+            let (way, old) = (ways[chosen], both[chosen]);
             self.enter(me);
             let new = match old.id() {
                 Some(resident) if resident == id => old.delta() + delta,
