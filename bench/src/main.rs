@@ -8,6 +8,7 @@ mod call;
 mod measure;
 mod million;
 mod report;
+mod space;
 mod stacks;
 mod thread;
 mod vm;
@@ -29,6 +30,12 @@ fn main() -> ExitCode {
         Some("call") => call::run(&mut Report::new("call", format), &options),
         // Not a suite: one way of `call`, in a process of its own.
         Some("call-case") => return call::run_case(&arguments[1..]),
+        Some("space") => space::run(&mut Report::new("space", format), &options),
+        // Not a suite: the recorder of what `space` puts into a radix array.
+        Some("space-record") => return space::memory::record(&arguments[1..]),
+        // Not suites: the programs whose memory `space` traces and whose instructions it counts.
+        Some("space-scene") => return space::structures::trace::run_scene(&arguments[1..]),
+        Some("space-path") => return space::structures::path::run_one(&arguments[1..]),
         Some("stacks") => {
             let figures = value_of("--figures").map(std::path::PathBuf::from);
             stacks::run(&mut Report::new("stacks", format), &options, figures.as_deref());
@@ -46,7 +53,7 @@ fn main() -> ExitCode {
         Some("vm-path") => vm::path::run_one(&arguments[1..]),
         _ => {
             eprintln!(
-                "usage: bench call|million|stacks|thread|vm [--json] [--quick] [--only TEXT] [--figures DIR] [--threads N]"
+                "usage: bench call|million|space|stacks|thread|vm [--json] [--quick] [--only TEXT] [--figures DIR] [--threads N]"
             );
             return ExitCode::from(2);
         }

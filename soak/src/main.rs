@@ -3,6 +3,9 @@
 //! The seed is printed; with the same one the same plans are tried in the same order (how threads interleave is the
 //! machine's). The first failure ends the run.
 
+mod call;
+mod kill;
+mod space;
 mod thread;
 mod vm;
 
@@ -17,14 +20,24 @@ fn main() -> ExitCode {
     let seed = number("--seed").unwrap_or_else(|| u64::from(std::process::id()));
     let seconds = number("--seconds").unwrap_or(60);
     match arguments.first().map(String::as_str) {
+        Some("call") => {
+            call::run(seed, seconds);
+            ExitCode::SUCCESS
+        }
         Some("vm") => {
             vm::run(seed, seconds);
             ExitCode::SUCCESS
         }
+        Some("space") => {
+            space::run(seed, seconds);
+            ExitCode::SUCCESS
+        }
+        Some("kill") if kill::run(seed, seconds) => ExitCode::SUCCESS,
+        Some("kill") => ExitCode::FAILURE,
         Some("thread") if thread::run(seed, seconds) => ExitCode::SUCCESS,
         Some("thread") => ExitCode::FAILURE,
         _ => {
-            eprintln!("usage: soak vm|thread [--seed N] [--seconds S]");
+            eprintln!("usage: soak call|kill|space|thread|vm [--seed N] [--seconds S]");
             ExitCode::from(2)
         }
     }

@@ -5,6 +5,12 @@
 //! place on two.
 
 mod carried;
+mod clients;
+mod goals;
+mod memory;
+mod ours;
+#[cfg(target_arch = "x86_64")]
+mod path;
 mod peers;
 mod remote;
 mod shared;
@@ -56,6 +62,32 @@ pub fn run(report: &mut Report, options: &Options) {
             table(report, &rows, cores, bytes, &case);
         }
     }
+    if options.wants("attributes") {
+        goals::attributes(report, options);
+    }
+    if options.wants("clients") {
+        clients::run(report, options);
+    }
+    if options.wants("memory") {
+        memory::run(report, options);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if options.wants("path") {
+        path::run(report, options);
+    }
+    goals::run(report, &rows);
+}
+
+/// Runs this program again with a hidden sub-command; what it printed, as numbers.
+fn again(arguments: &[&str]) -> Vec<f64> {
+    let program = std::env::current_exe().expect("this program's path");
+    let out = Command::new(program)
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("this program runs again");
+    assert!(out.status.success(), "{arguments:?}: {}", out.status);
+    String::from_utf8_lossy(&out.stdout).split_whitespace().map(|w| w.parse().unwrap_or(f64::NAN)).collect()
 }
 
 /// Whether a way can be measured so.
@@ -84,16 +116,8 @@ fn measure(rows: &mut Rows, cores: Cores, bytes: usize, calls: usize, options: &
 
 /// Runs one case in a process of its own.
 fn case(way: &str, bytes: usize, cores: Cores, calls: usize) -> [f64; 3] {
-    let program = std::env::current_exe().expect("this program's path");
-    let out = Command::new(program)
-        .args(["call-case", way, &bytes.to_string(), cores.name(), &calls.to_string()])
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("this program runs again");
-    assert!(out.status.success(), "call-case {way} {bytes} {}: {}", cores.name(), out.status);
-    let text = String::from_utf8_lossy(&out.stdout);
-    let mut numbers = text.split_whitespace().map(|w| w.parse().unwrap_or(f64::NAN));
-    [(); 3].map(|()| numbers.next().unwrap_or(f64::NAN))
+    let numbers = again(&["call-case", way, &bytes.to_string(), cores.name(), &calls.to_string()]);
+    numbers[..].try_into().expect("three numbers")
 }
 
 fn table(report: &mut Report, rows: &Rows, cores: Cores, bytes: usize, title: &str) {
@@ -117,6 +141,14 @@ fn table(report: &mut Report, rows: &Rows, cores: Cores, bytes: usize, title: &s
 /// One way in this process: `WAY BYTES one|two CALLS`.
 pub fn run_case(arguments: &[String]) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.split_first() {
+        Some((&"attributes", rest)) => return goals::case(rest),
+        Some((&"clients", rest)) => return clients::case(rest),
+        Some((&"memory", rest)) => return memory::case(rest),
+        #[cfg(target_arch = "x86_64")]
+        Some((&"path", rest)) => return path::case(rest),
+        _ => {}
+    }
     let [name, bytes, cores, calls] = words[..] else { return ExitCode::from(2) };
     let (Some(way), Ok(bytes), Ok(calls)) =
         (WAYS.iter().find(|w| w.name == name), bytes.parse::<usize>(), calls.parse::<usize>())

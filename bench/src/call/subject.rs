@@ -139,11 +139,18 @@ pub fn time(caller: &mut dyn Caller, calls: usize) -> Timed {
 
 /// Forks a server that runs `serve` on processor `cpu` and dies with this process.
 pub fn server(cpu: usize, serve: impl FnOnce()) -> Server {
+    server_anywhere(|| {
+        process::pin_to_cpu(cpu).expect("a processor for the server");
+        serve();
+    })
+}
+
+/// Forks a process that runs `serve` and dies with this one.
+pub fn server_anywhere(serve: impl FnOnce()) -> Server {
     // SAFETY: a case's process has one thread when it forks its server; the child returns into nobody's frames.
     match unsafe { process::fork_with(ForkFlags::default()) }.expect("fork") {
         Forked::Child => {
             process::die_with_parent();
-            process::pin_to_cpu(cpu).expect("a processor for the server");
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve));
             process::exit_now(if done.is_ok() { 0 } else { 101 })
         }
@@ -157,6 +164,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Its process id.
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Waits until it has ended by itself, which it does when its client is gone.
     pub fn wait(self) {
         let _ = process::wait_for(self.pid);

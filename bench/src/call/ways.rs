@@ -2,7 +2,7 @@
 
 use super::shared::{Form, start};
 use super::subject::{Caller, Timed, time};
-use super::{carried, peers, remote, stream};
+use super::{carried, ours, peers, remote, stream};
 use peregrine_sys::process::pin_to_cpu;
 
 /// On how many processors client and server run.
@@ -40,6 +40,8 @@ type Start = fn(usize, usize) -> Box<dyn Caller>;
 pub enum How {
     /// A client that forks its server.
     Forked(Start),
+    /// Our fresh call.
+    Fresh(ours::Form, ours::Place),
     /// A whole World.
     World,
 }
@@ -64,6 +66,7 @@ impl Way {
                 pin_to_cpu(ours).expect("a processor for the client");
                 time(&mut *start(bytes, theirs), calls)
             }
+            How::Fresh(form, place) => time(&mut ours::start(bytes, cores, form, place), calls),
             How::World => carried::run(bytes, cores, calls),
         }
     }
@@ -74,12 +77,40 @@ pub const FLOOR: &str = "eventfd";
 /// The floor of a run on two.
 pub const SPINNING_FLOOR: &str = "spin";
 
+/// Our call at default attributes.
+pub const OURS: &str = "call";
+/// With its argument lent.
+pub const OURS_LEND: &str = "call-lend";
+/// On two cores, both awake.
+pub const OURS_HOT: &str = "call-hot";
+
+const fn fresh(
+    name: &'static str,
+    title: &'static str,
+    spins: bool,
+    form: ours::Form,
+    place: ours::Place,
+) -> Way {
+    Way { name, title, spins, how: How::Fresh(form, place) }
+}
+
 const fn way(name: &'static str, title: &'static str, spins: bool, start: Start) -> Way {
     Way { name, title, spins, how: How::Forked(start) }
 }
 
 /// Ours, and what it is compared with.
 pub const WAYS: &[Way] = &[
+    fresh(OURS, "our call", false, ours::Form::In, ours::Place::Default),
+    fresh(OURS_LEND, "our call, argument lent in place", false, ours::Form::Lend, ours::Place::Default),
+    fresh(OURS_HOT, "our call, hot on another core", true, ours::Form::In, ours::Place::Apart),
+    fresh("call-hot-lend", "our call, hot on another core, lent", true, ours::Form::Lend, ours::Place::Apart),
+    fresh(
+        "static-thread",
+        "static thread over our transport",
+        false,
+        ours::Form::StaticThread,
+        ours::Place::Default,
+    ),
     Way { name: "carried", title: "our carried call", spins: false, how: How::World },
     way(FLOOR, "eventfd + shared memory, in place", false, |n, cpu| start(n, cpu, Form::InPlace, false)),
     way("eventfd-copied", "eventfd + shared memory, copied", false, |n, cpu| {

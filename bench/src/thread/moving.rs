@@ -7,7 +7,8 @@
 //! ```
 //!
 //! With the receiver awake (it spins) the way is our own work alone; what it takes longer with the receiver asleep is
-//! the wake-up, which stands beside a bare futex wake between two processes of the same run.
+//! the wake-up, which stands beside a bare futex wake between two processes of the same run that have just written and read
+//! as many bytes: a large heap leaves nothing of kernel and runtime in the caches.
 //!
 //! A process counts with its best tenth, ours and the baseline's alike: with neighbours on the same processors the middle
 //! tells how long the receiver waits for its turn.
@@ -58,7 +59,8 @@ pub fn run(report: &mut Report, options: &Options) {
         let awake =
             versus(rounds, || best(&format!("move {bytes} awake")), || best(&format!("copy memfd {bytes}")));
         report.pair(&case, "own work (receiver awake)", "us", "copy through a memfd", SAMPLES, &awake);
-        let wake = versus(1, || asleep.ours.median() - awake.ours.median(), || best("wake"));
+        let wake =
+            versus(1, || asleep.ours.median() - awake.ours.median(), || best(&format!("wake {bytes}")));
         report.pair(
             &case,
             "wake-up (asleep less awake)",
@@ -101,7 +103,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
             }
             in_world(config, travel, &words.join(" "));
         }
-        "wake" => wake(),
+        "wake" => wake(bytes),
         "copy" if words.contains(&"pipe") => copy_by_pipe(bytes),
         "copy" => copy_by_memfd(bytes),
         _ => return false,
@@ -175,7 +177,13 @@ const SHARED: usize = 0x0500_0000_0000;
 
 /// Forks: the child calls `receive` for each round on CPU 1, which notes how long it took since `sent_ns`; the parent
 /// calls `send` on CPU 0 and prints that.
-fn both(bytes: usize, mut send: impl FnMut(&Shared), mut receive: impl FnMut(&Shared)) {
+fn both(
+    bytes: usize,
+    mut before: impl FnMut(),
+    mut send: impl FnMut(&Shared),
+    mut receive: impl FnMut(&Shared),
+    mut after: impl FnMut(),
+) {
     let all = 4096 + bytes;
     let fd = memfd::create(c"bench", PageCount::for_bytes(all), memfd::Pages::Base).expect("a memfd");
     let shared = Source::Shared(fd.as_fd(), PageCount::new(0));
@@ -200,6 +208,7 @@ fn both(bytes: usize, mut send: impl FnMut(&Shared), mut receive: impl FnMut(&Sh
             for round in 0..=SAMPLES as u32 {
                 receive(s);
                 s.took_ns.store(monotonic_ns() - s.sent_ns.load(Ordering::Acquire), Ordering::Release);
+                after();
                 s.turn.store(2 * round + 2, Ordering::Release);
                 let _ = futex::wake(&s.turn, 1);
             }
@@ -208,6 +217,7 @@ fn both(bytes: usize, mut send: impl FnMut(&Shared), mut receive: impl FnMut(&Sh
         Forked::Parent(_) => {
             let _ = pin_to_cpu(0);
             for round in 0..=SAMPLES as u32 {
+                before();
                 busy(CALM);
                 s.sent_ns.store(monotonic_ns(), Ordering::Release);
                 send(s);
@@ -237,8 +247,18 @@ fn await_turn(s: &Shared) {
     }
 }
 
-fn wake() {
-    both(0, pass, await_turn);
+fn wake(bytes: usize) {
+    let mut seen = vec![0u8; bytes];
+    // The sender writes fresh pages, the receiver its own: as the two nodes of a move do.
+    both(
+        0,
+        || drop(std::hint::black_box(vec![1u8; bytes])),
+        pass,
+        await_turn,
+        || {
+            std::hint::black_box(touch(&mut seen));
+        },
+    );
 }
 
 fn copy_by_pipe(bytes: usize) {
@@ -247,8 +267,10 @@ fn copy_by_pipe(bytes: usize) {
     let mut target = vec![0u8; bytes];
     both(
         0,
+        || (),
         |_| to.write_all(&source).expect("a reader"),
         |_| from.read_exact(&mut target).expect("a writer"),
+        || (),
     );
 }
 
@@ -258,6 +280,7 @@ fn copy_by_memfd(bytes: usize) {
     let at = (SHARED + 4096) as *mut u8;
     both(
         bytes,
+        || (),
         |s| {
             // SAFETY: `bytes` are mapped there; the other side looks only after its turn has come.
             unsafe { core::ptr::copy_nonoverlapping(source.as_ptr(), at, bytes) };
@@ -268,5 +291,6 @@ fn copy_by_memfd(bytes: usize) {
             // SAFETY: as above.
             unsafe { core::ptr::copy_nonoverlapping(at, target.as_mut_ptr(), bytes) };
         },
+        || (),
     );
 }

@@ -72,8 +72,9 @@ static mut SAVED: Vec<usize> = Vec::new();
 static mut AT: usize = 0;
 static mut FS: bool = false;
 
-/// Goes on in the next context of the round.
-#[inline(never)]
+/// Goes on in the next context of the round. Inlined: contexts that call it from two places would return to where the
+/// processor does not expect them.
+#[inline(always)]
 unsafe fn next() {
     // SAFETY: one OS thread; every context but the running one was saved or made.
     unsafe {

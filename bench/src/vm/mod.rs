@@ -2,6 +2,7 @@
 
 mod dirty;
 mod fill;
+mod parts;
 pub mod path;
 mod raw;
 mod table;
@@ -134,7 +135,7 @@ impl Drop for Second {
 /// The whole suite.
 pub fn run(report: &mut Report, options: &Options) {
     let caps = Capabilities::probe();
-    report.note(&format!("# peregrine bench vm\n{caps}"));
+    report.note(&format!("# peregrine bench vm\n{caps}\n{}", machine()));
     let missing: Vec<String> = [
         Capability::WriteProtectAsync,
         Capability::PagemapScan,
@@ -155,11 +156,29 @@ pub fn run(report: &mut Report, options: &Options) {
     }
     let _stack = peregrine_vm::AltStack::install(256 << 10).expect("alternate stack");
     let mut goals = table::run(report, options, &caps);
+    parts::run(report, options, &mut goals);
     dirty::run(report, options, &caps, &mut goals);
     fill::run(report, options, &caps, &mut goals);
     yardsticks::run(report, options, &caps, &mut goals);
     path::run(report);
     goals.print(report);
+}
+
+/// The processor, and what the kernel does against its leaks: each makes its calls, returns and traps dearer.
+fn machine() -> String {
+    let line = |path: &str, key: &str| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines().find(|l| l.starts_with(key)).map(str::to_owned).unwrap_or_default()
+    };
+    let mut out = line("/proc/cpuinfo", "model name").replace('\t', "");
+    if line("/proc/cpuinfo", "flags").contains(" hypervisor") {
+        out.push_str(", virtual");
+    }
+    for what in ["spectre_v2", "spec_rstack_overflow", "retbleed", "meltdown"] {
+        let path = format!("/sys/devices/system/cpu/vulnerabilities/{what}");
+        out.push_str(&format!("\n{what}: {}", line(&path, "")));
+    }
+    out
 }
 
 /// What the goals are judged by.
@@ -183,6 +202,35 @@ impl Goals {
 
     fn get(&self, name: &str) -> Option<f64> {
         self.numbers.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+
+    /// Why the Appel2 ratio is what it is: a trap costs both sides the same, and drowns what they differ in.
+    fn explain(&self, report: &Report) {
+        let get = |name: &str| self.get(&format!("floor {name}"));
+        let own = |way: &str| Some(get(&format!("Appel2 {way} 1"))? - get(&format!("TRAP {way} 1"))?);
+        let (Some(mprotect), Some(protect)) = (own("mprotect READ anonymous"), own("WP+SIGBUS memfd")) else {
+            return;
+        };
+        let trap = get("TRAP WP+SIGBUS memfd 1").unwrap_or(f64::NAN);
+        report.note(&format!(
+            "    without the trap itself: mprotect {mprotect:.0} ns, write-protect {protect:.0} ns, ratio {:.2}. 1.7 with the trap would need a \
+             trap of at most {:.0} ns; a bare one takes {trap:.0} here",
+            mprotect / protect,
+            ((mprotect - 1.7 * protect) / 0.7).max(0.0),
+        ));
+        let part = |name: &str| self.get(&format!("part of: {name}"));
+        if let (Some(call), Some(signal), Some(second), Some(populate)) = (
+            part("a system call that does nothing"),
+            part("a signal to itself, handled"),
+            part("the write after it (a second, silent fault)"),
+            part("instead of that fault: MADV_POPULATE_WRITE"),
+        ) {
+            report.note(&format!(
+                "    of a trap, {signal:.0} ns are the signal's delivery and return (a system call that does nothing: {call:.0}). Linux 6.18 leaves a \
+                 memfd page read-only when write-protect is lifted, so the write faults once more: {second:.0} ns; populating it in the \
+                 handler takes {populate:.0}. (That same omission is why it needs no interrupt with a second thread.)"
+            ));
+        }
     }
 
     fn print(&self, report: &Report) {
@@ -228,10 +276,7 @@ impl Goals {
             7.0,
             true,
         );
-        report.note(
-            "    (after write-protect is lifted from a memfd page, Linux 6.18 leaves the entry read-only, and the repeated write takes \
-             a second fault in the kernel: Appel2 less TRAP, PROTN and UNPROT shows it)",
-        );
+        self.explain(report);
         let both = |name: &str| (self.get(name), self.get(&format!("floor {name}")));
         let (ours, floor) = both("first write");
         judge("DIRTY, ns a first write (the worst of 1 to 100 % dirty)", ours, floor, 1000.0, false);

@@ -139,9 +139,17 @@ impl Bare {
         Self { memory: memory.clone(), uffd: None, fd, way: Self::number(way), unit, pager: None }
     }
 
-    /// On memory of its own: a pager's messages go to one reader only, and a program without our layer has no region.
+    /// On memory of its own.
     pub fn apart(way: Way, kind: Kind, units: usize, unit: PageCount) -> Self {
-        let memory = Arc::new(kind.make(PageCount::new(units * unit.get())));
+        Self::on(way, Arc::new(kind.make(PageCount::new(units * unit.get()))), unit)
+    }
+
+    /// On an alias, through a descriptor of its own: a pager's messages go to one reader only.
+    pub fn behind(way: Way, memory: &peregrine_vm::Mapping, unit: PageCount) -> Self {
+        Self::on(way, Arc::new(memory.alias(Protection::ReadWrite).expect("alias")), unit)
+    }
+
+    fn on(way: Way, memory: Arc<peregrine_vm::Mapping>, unit: PageCount) -> Self {
         let mut bare = Self { memory, uffd: None, fd: 0, way: Self::number(way), unit, pager: None };
         if way == Way::Pager {
             let features =

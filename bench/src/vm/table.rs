@@ -190,7 +190,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
                 }
                 let ours = Ours::new(way, kind, COUNT, unit, caps);
                 let bare = match way {
-                    Way::Pager => Bare::apart(way, kind, COUNT, unit),
+                    Way::Pager => Bare::behind(way, &ours.memory, unit),
                     _ => Bare::beside(way, &ours.region, &ours.memory, unit),
                 };
                 let order = Rng(0xa11).permutation(COUNT);

@@ -105,6 +105,27 @@ fn random_words() -> [u64; 2] {
     [a, b].map(|half| u64::from_ne_bytes(half.try_into().expect("eight bytes")))
 }
 
+/// On whose behalf a call is made: asked of the thread that calls, or told by a runtime that calls for one of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// Where the calling thread stands.
+    pub link: ChainLink,
+    /// Whether its calls are charged though they don't ask for it.
+    pub charge: bool,
+}
+
+impl Caller {
+    /// The running OS thread.
+    pub fn current() -> Self {
+        Self { link: current(), charge: crate::usage::inherited() }
+    }
+
+    /// A logical thread that has made no call yet, with an identity of its own.
+    pub fn fresh() -> Self {
+        Self { link: ChainLink { chain: ChainId(random_words()), depth: 0, deadline: None }, charge: false }
+    }
+}
+
 /// Makes `link` the running thread's until the value is dropped.
 pub(crate) struct Entered(Option<ChainLink>);
 

@@ -1,7 +1,7 @@
 //! What can go wrong with a call, told apart by what the caller can do about it.
 //!
 //! ```text
-//! never began        Unreachable  Refused  Version  TooLarge      nothing was executed
+//! never began        Unreachable  Refused  Version  TooLarge  BadArgument      nothing was executed
 //! began, unfinished  DomainDied   Terminated  Deadline            may have been executed, in part or in whole
 //! came back          Callee  Panicked  BadReply                   the domain lives
 //! ```
@@ -52,6 +52,9 @@ pub enum CallError {
         /// Bytes allowed.
         limit_bytes: u64,
     },
+    /// An argument of a typed call can't be made into bytes.
+    #[error("an argument can't be passed: {0}")]
+    BadArgument(&'static str),
     /// The domain's process ended before the reply; the call may have been executed.
     #[error("the domain died before it replied; the call may or may not have been executed")]
     DomainDied,
@@ -133,6 +136,9 @@ impl Failure {
 
     /// The code of a handler that was given other arguments than it expects.
     pub const ARGUMENTS: u32 = u32::MAX;
+
+    /// The code of a typed handler whose result or error can't be passed; the detail says why.
+    pub const REPLY: u32 = u32::MAX - 1;
 
     pub(crate) const fn arguments() -> Self {
         Self { code: Self::ARGUMENTS, detail: Vec::new() }

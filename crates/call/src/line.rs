@@ -31,8 +31,8 @@
 //!
 //! **Nobody relies on it.** Both halves are writable by both processes; the domain keeps its own count of what it served, the
 //! caller its own count of what it asked, and each copies the other's half once and checks the copy. A peer that scribbles can
-//! at worst make the other sleep through a wake-up, and every sleep is bounded: a caller's by its deadline and by slices after
-//! which it looks whether the domain lives, an activation's by a linger time after which it leaves the line.
+//! at worst make the other sleep through a wake-up. A caller's sleep is bounded by its deadline, and by slices after which it looks
+//! whether the domain lives; an activation's ends when the keeper recalls it, by a signal if need be.
 
 use crate::attributes::Affinity;
 use crate::chain::{ChainId, Deadline};

@@ -1,8 +1,8 @@
 //! What a call promises, between two real processes.
 
 use peregrine_call::{
-    Access, Affinity, Attributes, Call, CallError, Client, Deadline, Domain, Failure, Gift, Invocation,
-    Limits, PortalId, Refusal,
+    Access, Affinity, Attributes, Call, CallError, Client, Deadline, Failure, Gift, Invocation, Limits,
+    PortalId, Refusal,
 };
 use std::time::{Duration, Instant};
 
@@ -303,10 +303,6 @@ fn charged_calls_show_where_the_time_went() -> testkit::Outcome {
 }
 
 fn main() -> std::process::ExitCode {
-    if let Some(code) = scene::child() {
-        return code;
-    }
-    let _ = Domain::builder();
     testkit::main(testkit::tests![
         arguments_of_all_sizes_come_back_as_they_were,
         results_beyond_the_line_come_in_memory_of_their_own,

@@ -312,6 +312,25 @@ fn a_world_that_was_killed_as_a_whole_goes_on_from_its_store() {
     assert!(Path::new(store).is_dir());
 }
 
+#[test]
+fn a_resumed_benchmark_ends_without_being_killed_again() {
+    let scene = Scene::new();
+    let store = scene.dir.path().join("store");
+    let store = store.to_str().expect("a plain path");
+    let args =
+        ["run", "cg", "--class", "S", "--kill-every", "60ms", "--kills", "500", "--quiet", "--store", store];
+    let child = scene.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let world = World { child };
+    wait_until("its threads run", || scene.status().contains("\"rank 1\""));
+    let o = scene.run(&["checkpoint"]);
+    assert!(text(&o.stdout).contains("on disk"), "{}", said(&o));
+    world.signal("-KILL");
+    drop(world);
+    let o = scene.run(&["resume", store]);
+    assert!(o.status.success(), "{}", said(&o));
+    assert!(said(&o).contains(" run in "), "{}", said(&o));
+}
+
 /// The example of that name. `cargo test` builds it beside the tests; `cargo test --test command` alone does not.
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("known");

@@ -130,10 +130,55 @@ fn an_unmodified_javascript_engine_goes_on_after_kills_of_everything() {
     survives(&example("script"), &[script, "4"], Duration::from_millis(400), 2);
 }
 
+/// Two scripts, one after the other on the same nodes, preempted all the time and moved every millisecond, in an executable at a
+/// fixed address: no randomisation is turned off for it, and nothing is executed twice.
+fn crossings(count: u64) {
+    let Some(program) = fixed("crossings") else { return };
+    let script = |name: &str| format!("{}/../js/scripts/{name}.js", env!("CARGO_MANIFEST_DIR"));
+    let (two, identity) = (script("two"), script("identity"));
+    let run = |count: u64, store: Option<&Path>| {
+        let mut c = Command::new(&program);
+        c.args([&count.to_string(), &two, "1", &identity, "2"]).stdin(Stdio::null());
+        c.env("PEREGRINE_NODES", "2").env("PEREGRINE_SLICE", "100");
+        if let Some(store) = store {
+            c.env("PEREGRINE_STORE", store).env("PEREGRINE_MOVE_EVERY", "1");
+        }
+        let o = c.output().expect("the program runs");
+        let said = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.success(), "{said}");
+        (o.stdout, said)
+    };
+    let (once, _) = run(0, None);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (all, said) = run(count, Some(&dir.path().join("store")));
+    println!("{said}");
+    let word = |line: &str| said.lines().find(|l| l.contains(line)).unwrap_or_default().to_owned();
+    let numbers: Vec<u64> = word("crossings").split_whitespace().filter_map(|w| w.parse().ok()).collect();
+    let [crossed, rounds] = numbers[..] else { panic!("{said}") };
+    assert!(crossed >= count, "{said}");
+    assert!(said.contains("executed again: false, personality 00000000"), "{said}");
+    assert!(
+        all == once.repeat(rounds as usize),
+        "a script's output changed: {}",
+        String::from_utf8_lossy(&all)
+    );
+}
+
 #[test]
-fn an_executable_at_a_fixed_address_is_resumed_with_randomisation_on() {
+fn scripts_that_cross_a_hundred_times_print_what_they_print_alone() {
+    crossings(100);
+}
+
+#[test]
+#[ignore = "the long form: cargo test --release -- --ignored"]
+fn scripts_that_cross_a_thousand_times_print_what_they_print_alone() {
+    crossings(1000);
+}
+
+/// The example, built as an executable at a fixed address; `None` if that can't be had here.
+fn fixed(name: &str) -> Option<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["rustc", "--quiet", "--example", "fixed"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["rustc", "--quiet", "--example", name]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
@@ -143,11 +188,17 @@ fn an_executable_at_a_fixed_address_is_resumed_with_randomisation_on() {
         let said = String::from_utf8_lossy(&built.stderr).into_owned();
         assert!(said.contains("cannot find -lc") || said.contains("unable to find library"), "{said}");
         println!("SKIPPED: the C library is not there for static linking (Debian: libc6-dev)");
-        return;
+        return None;
     }
-    let program = example("fixed");
+    let program = example(name);
     // The second half of an ELF header's type: 2 is an executable at a fixed address.
     assert_eq!(std::fs::read(&program).expect("the program")[16], 2);
+    Some(program)
+}
+
+#[test]
+fn an_executable_at_a_fixed_address_is_resumed_with_randomisation_on() {
+    let Some(program) = fixed("fixed") else { return };
     survives(&program, &["120"], Duration::from_millis(300), 3);
 }
 

@@ -531,6 +531,48 @@ fn runs_for_a_minute() {
     }
 }
 
+#[peregrine::test(program, nodes = 2, image_interval_ms = 1000)]
+fn says_why_and_dies() {
+    let h = Builder::new()
+        .name("talker")
+        .spawn(
+            |_: ()| {
+                eprintln!("the reason is {}", 6 * 7);
+                std::process::abort();
+            },
+            (),
+        )
+        .unwrap();
+    let _: Result<(), _> = h.join();
+}
+
+#[test]
+fn what_a_thread_wrote_before_it_crashed_its_node_is_shown_though_it_is_rolled_back() {
+    let outcome = says_why_and_dies().run();
+    assert!(
+        outcome.stderr.contains("thread 1 'talker' wrote before it crashed:\nthe reason is 42\n"),
+        "{outcome}"
+    );
+}
+
+#[peregrine::test(program, nodes = 2, kill_every_ms = 50, image_interval_ms = 0)]
+fn is_killed_once_without_images() {
+    let mark =
+        std::env::temp_dir().join(format!("peregrine-announced-{}", std::os::unix::process::parent_id()));
+    if !mark.exists() {
+        std::fs::write(&mark, b"").unwrap();
+        spins(10_000);
+    }
+    let _ = std::fs::remove_file(&mark);
+}
+
+#[test]
+fn without_images_a_death_is_announced_as_a_way_back_to_the_start() {
+    let outcome = is_killed_once_without_images().run();
+    assert!(outcome.success(), "{outcome}");
+    assert!(outcome.stderr.contains("the program goes back to its start"), "{outcome}");
+}
+
 fn processes_of_group(group: i32) -> Vec<String> {
     std::fs::read_dir("/proc")
         .unwrap()
@@ -559,6 +601,41 @@ fn nothing_is_left_a_second_after_the_supervisor_is_killed() {
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(processes_of_group(pid), Vec::<String>::new());
     assert_eq!(running.wait().signal, Some(9));
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 100)]
+fn holds_memory_for_a_minute() {
+    let held = vec![7u8; 400 << 20];
+    checkpoint();
+    println!("held");
+    sleep(Duration::from_secs(60));
+    assert_eq!(held[12345], 7);
+}
+
+/// Shared memory in use on this machine, in MiB.
+fn shared_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|l| l.starts_with("Shmem:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn no_memory_is_left_a_second_after_the_supervisor_is_killed() {
+    // Other tests use some meanwhile; this World has 800 MiB, its image in memory included.
+    let before = shared_memory();
+    let running = holds_memory_for_a_minute().start(&[]);
+    let begun = Instant::now();
+    while shared_memory() < before + 700 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let during = shared_memory();
+    // SAFETY: only numbers are passed.
+    unsafe { kill(running.pid(), 9) };
+    std::thread::sleep(Duration::from_secs(1));
+    let after = shared_memory();
+    println!("{before} MiB before, {during} MiB during, {after} MiB a second after");
+    assert!(during >= before + 700 && after + 400 < during, "{before}, {during}, {after} MiB");
+    running.wait();
 }
 
 #[test]

@@ -4,11 +4,31 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+mod intent;
+pub mod embedding {
+    #![doc = include_str!("../docs/embedding.md")]
+}
 mod member;
 mod mmu;
+#[cfg(feature = "model")]
+pub mod model;
+mod pool;
+#[cfg(feature = "process")]
+pub mod process;
+mod radix;
 mod record;
+pub mod refcache;
+mod space;
+mod spaces;
+mod step;
 
 pub use member::{Generation, MAX_MEMBERS, MemberId, MemberSet, SharedSet};
 pub use mmu::{Change, Contents, FrameId, Frames, Mmu, SpaceId};
 pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 pub use record::{Access, Backing, Entry, Mapping, Place};
+pub use space::{
+    AddressSpace, CreateError, Entries, FaultError, Filled, ForkError, MapError, ProtectError, Recovered,
+    SPACE_END, UnmapError,
+};
+pub use spaces::{Arena, ArenaError, Member, NoPlace, Sizes, Spaces};
+pub use step::{Hook, Step};

@@ -119,6 +119,11 @@ impl MemberSet {
         }
     }
 
+    /// The set as words, member 0 in the lowest bit of the first.
+    pub const fn words(&self) -> &[u64; WORDS] {
+        &self.0
+    }
+
     /// How many.
     pub const fn len(&self) -> usize {
         let (mut i, mut n) = (0, 0);

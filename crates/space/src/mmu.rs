@@ -71,8 +71,11 @@ pub trait Mmu {
     /// Why a view could not be filled.
     type Error: core::fmt::Debug;
 
-    /// Shows `contents` with at most `rights` in `member`'s own view; for [`Contents::Frame`] the range is one page.
-    /// The pages' lock is held. An entry that is there already is replaced.
+    /// Pages that a fault on a [`Home`](crate::Backing::Home) record fills at once, at most: a power of two.
+    const BLOCK_PAGES: usize = 1;
+
+    /// Shows `contents` with at most `rights` in `member`'s own view; for [`Contents::Frame`] the range is one page, for
+    /// [`Contents::Home`] all of it is home and of one mapping. The pages' lock is held. An entry that is there already is replaced.
     ///
     /// # Errors
     /// The implementation's own; the fault reports it and changes nothing else.
@@ -99,6 +102,13 @@ pub trait Mmu {
     fn forget(&self, member: MemberId) {
         let _ = member;
     }
+
+    /// Whether `member` is certain to have been killed. A recovery asks this of members that it would have to wait for, and mends
+    /// what they left as well.
+    fn is_dead(&self, member: MemberId) -> bool {
+        let _ = member;
+        false
+    }
 }
 
 /// The frames behind the pages. Counting is not the embedder's: the arena keeps one Refcache object a frame.
@@ -116,6 +126,12 @@ pub trait Frames {
     /// No record, no view and no lock-free reader has `frame` any more. It may be used again, zeroed first (S2).
     fn release(&self, by: MemberId, frame: FrameId);
 
+    /// The [`Home`](crate::Backing::Home) records of `range` leave: no view shows its pages any more, and its lock is held. Told again when the
+    /// operation's member died and another one finishes it.
+    fn vacated(&self, space: SpaceId, by: MemberId, range: PageRange) {
+        let _ = (space, by, range);
+    }
+
     /// References to `frame` that the embedder itself took with [`Member::hold`](crate::Member::hold). Asked when counts are made
     /// anew after a death.
     fn pins(&self, frame: FrameId) -> u32 {
@@ -126,4 +142,56 @@ pub trait Frames {
     /// A member died, and the records were mended: `live` tells the frames that are in use (in records, or still under
     /// review). Every other frame is free: rebuild the free lists from that. All other members are held meanwhile.
     fn rebuild(&self, by: MemberId, live: &dyn Fn(FrameId) -> bool);
+}
+
+impl<T: Mmu> Mmu for &T {
+    type Error = T::Error;
+    const BLOCK_PAGES: usize = T::BLOCK_PAGES;
+
+    fn fill(
+        &self,
+        space: SpaceId,
+        member: MemberId,
+        range: PageRange,
+        contents: Contents,
+        rights: Protection,
+    ) -> Result<(), Self::Error> {
+        T::fill(self, space, member, range, contents, rights)
+    }
+    fn shootdown(&self, space: SpaceId, by: MemberId, range: PageRange, targets: &MemberSet, change: Change) {
+        T::shootdown(self, space, by, range, targets, change);
+    }
+    fn wait(&self, member: MemberId, owner: MemberId) {
+        T::wait(self, member, owner);
+    }
+    fn forget(&self, member: MemberId) {
+        T::forget(self, member);
+    }
+    fn is_dead(&self, member: MemberId) -> bool {
+        T::is_dead(self, member)
+    }
+}
+
+impl<T: Frames> Frames for &T {
+    fn zeroed(&self, space: SpaceId, by: MemberId, page: VirtAddr) -> Option<FrameId> {
+        T::zeroed(self, space, by, page)
+    }
+    fn copied(&self, space: SpaceId, by: MemberId, page: VirtAddr, from: FrameId) -> Option<FrameId> {
+        T::copied(self, space, by, page, from)
+    }
+    fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId> {
+        T::of_object(self, by, object, index)
+    }
+    fn release(&self, by: MemberId, frame: FrameId) {
+        T::release(self, by, frame);
+    }
+    fn vacated(&self, space: SpaceId, by: MemberId, range: PageRange) {
+        T::vacated(self, space, by, range);
+    }
+    fn pins(&self, frame: FrameId) -> u32 {
+        T::pins(self, frame)
+    }
+    fn rebuild(&self, by: MemberId, live: &dyn Fn(FrameId) -> bool) {
+        T::rebuild(self, by, live);
+    }
 }

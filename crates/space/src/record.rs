@@ -12,7 +12,7 @@
 //! record can stand for a whole range (the paper: "virtual address of file offset 0").
 
 use crate::mmu::FrameId;
-use peregrine_base::{PageRange, Protection, VirtAddr};
+use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};
 
 /// What is behind the pages of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,4 +91,137 @@ pub struct Entry {
     pub copy_on_write: bool,
     /// The frame, if the entry is one page that has one.
     pub frame: Option<FrameId>,
+}
+
+/// A record: see the top of this file.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Value(pub(crate) u64);
+
+const MAPPED: u64 = 1;
+const RIGHTS_SHIFT: u32 = 1;
+const COW: u64 = 1 << 3;
+const SHARED: u64 = 1 << 4;
+const KIND_SHIFT: u32 = 5;
+const FRAMED: u64 = 1 << 7;
+const REGION_SHIFT: u32 = 8;
+const REGION_MASK: u64 = (1 << 24) - 1;
+
+/// The kinds of backing that a fault tells apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Anonymous,
+    Object,
+    Home,
+}
+
+impl Value {
+    pub(crate) const UNMAPPED: Self = Self(0);
+
+    /// A record without a frame. `region` is the index of a region, if the backing has an object.
+    pub(crate) fn new(kind: Kind, shared: bool, rights: Protection, region: Option<u32>) -> Self {
+        let shared = if shared { SHARED } else { 0 };
+        let region = region.map_or(0, |r| u64::from(r) + 1);
+        debug_assert!(region <= REGION_MASK, "an arena has fewer regions than a record can name");
+        Self(
+            MAPPED
+                | (rights as u64) << RIGHTS_SHIFT
+                | shared
+                | (kind as u64) << KIND_SHIFT
+                | region << REGION_SHIFT,
+        )
+    }
+
+    pub(crate) const fn is_mapped(self) -> bool {
+        self.0 != 0
+    }
+
+    pub(crate) const fn rights(self) -> Protection {
+        match self.0 >> RIGHTS_SHIFT & 3 {
+            0 => Protection::None,
+            1 => Protection::Read,
+            _ => Protection::ReadWrite,
+        }
+    }
+
+    /// What a view may be given: a page that is copied when written is shown read-only.
+    pub(crate) fn view_rights(self) -> Protection {
+        if self.is_cow() { self.rights().min(Protection::Read) } else { self.rights() }
+    }
+
+    #[must_use]
+    pub(crate) const fn with_rights(self, rights: Protection) -> Self {
+        if !self.is_mapped() {
+            return self;
+        }
+        Self(self.0 & !(3 << RIGHTS_SHIFT) | (rights as u64) << RIGHTS_SHIFT)
+    }
+
+    pub(crate) const fn kind(self) -> Kind {
+        match self.0 >> KIND_SHIFT & 3 {
+            0 => Kind::Anonymous,
+            1 => Kind::Object,
+            _ => Kind::Home,
+        }
+    }
+
+    pub(crate) const fn is_shared(self) -> bool {
+        self.0 & SHARED != 0
+    }
+
+    pub(crate) const fn is_cow(self) -> bool {
+        self.0 & COW != 0
+    }
+
+    #[must_use]
+    pub(crate) const fn cow(self, yes: bool) -> Self {
+        Self(if yes { self.0 | COW } else { self.0 & !COW })
+    }
+
+    pub(crate) const fn region(self) -> Option<u32> {
+        match (self.0 >> REGION_SHIFT & REGION_MASK) as u32 {
+            0 => None,
+            n => Some(n - 1),
+        }
+    }
+
+    pub(crate) const fn frame(self) -> Option<FrameId> {
+        if self.0 & FRAMED != 0 { Some(FrameId::new((self.0 >> 32) as u32)) } else { None }
+    }
+
+    #[must_use]
+    pub(crate) const fn with_frame(self, frame: FrameId) -> Self {
+        Self(self.0 & 0xffff_ffff | FRAMED | (frame.get() as u64) << 32)
+    }
+
+    /// As the embedder sees it. `object` and `base` are the region's, if there is one.
+    pub(crate) fn entry(self, range: PageRange, object: u64, base: u64) -> Entry {
+        let first = base.wrapping_add((range.start().as_usize() >> PAGE_SHIFT) as u64);
+        let backing = match (self.kind(), self.is_shared()) {
+            (Kind::Anonymous, false) => Backing::Anonymous,
+            (Kind::Anonymous, true) => Backing::AnonymousShared,
+            (Kind::Object, true) => Backing::Object { object, first },
+            (Kind::Object, false) => Backing::ObjectPrivate { object, first },
+            (Kind::Home, _) => Backing::Home { object },
+        };
+        Entry { range, backing, rights: self.rights(), copy_on_write: self.is_cow(), frame: self.frame() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_keeps_each_of_its_parts() {
+        for kind in [Kind::Anonymous, Kind::Object, Kind::Home] {
+            for rights in [Protection::None, Protection::Read, Protection::ReadWrite] {
+                let v = Value::new(kind, true, rights, Some(77)).with_frame(FrameId::new(u32::MAX)).cow(true);
+                assert_eq!((v.kind(), v.rights(), v.region()), (kind, rights, Some(77)));
+                assert_eq!(v.frame(), Some(FrameId::new(u32::MAX)));
+                assert!(v.is_cow() && v.is_shared() && v.is_mapped());
+                assert_eq!(v.with_rights(Protection::None).rights(), Protection::None);
+                assert_eq!(v.with_rights(Protection::None).with_rights(rights), v);
+            }
+        }
+    }
 }

@@ -26,6 +26,28 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout_ns: Option<u64>) {
     }
 }
 
+/// As [`wait`], and whether it was the timeout that ended it.
+#[inline]
+pub fn wait_timed(word: &AtomicU32, expected: u32, timeout_ns: u64) -> bool {
+    let ts = timespec {
+        tv_sec: (timeout_ns / 1_000_000_000) as i64,
+        tv_nsec: (timeout_ns % 1_000_000_000) as i64,
+    };
+    // SAFETY: `word` and `ts` are live for the call; the kernel only reads them.
+    let ended = check(unsafe {
+        syscall6(
+            __NR_futex,
+            word.as_ptr() as usize,
+            FUTEX_WAIT as usize,
+            expected as usize,
+            &raw const ts as usize,
+            0,
+            0,
+        )
+    });
+    ended == Err(Errno::ETIMEDOUT)
+}
+
 /// Wakes up to `n` waiters on `word`; returns how many there were.
 #[inline]
 pub fn wake(word: &AtomicU32, n: u32) -> Result<usize, Errno> {
@@ -38,6 +60,27 @@ pub fn wake(word: &AtomicU32, n: u32) -> Result<usize, Errno> {
             n.min(i32::MAX as u32) as usize,
             0,
             0,
+            0,
+        )
+    })
+}
+
+/// Moves up to `n` waiters from `word` to `other`, without waking them (`FUTEX_REQUEUE`). Any process that maps a shared futex can do
+/// this to the waiters of all others: a waiter on memory that a stranger maps may never be woken.
+///
+/// # Errors
+/// EFAULT: a word that is not mapped.
+pub fn requeue(word: &AtomicU32, other: &AtomicU32, n: u32) -> Result<usize, Errno> {
+    const FUTEX_REQUEUE: usize = 3;
+    // SAFETY: the kernel reads nothing through the pointers but the pages that they name.
+    check(unsafe {
+        syscall6(
+            __NR_futex,
+            word.as_ptr() as usize,
+            FUTEX_REQUEUE,
+            0,
+            n.min(i32::MAX as u32) as usize,
+            other.as_ptr() as usize,
             0,
         )
     })

@@ -3,7 +3,7 @@
 use crate::raw::{self, Errno, syscall6};
 use core::mem::MaybeUninit;
 use linux_raw_sys::general as g;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// `pread(2)`.
 ///
@@ -104,4 +104,33 @@ pub fn yield_now() {
 pub fn complain(text: &[u8]) {
     // SAFETY: the kernel reads the slice.
     unsafe { syscall6(g::__NR_write, 2, text.as_ptr() as usize, text.len(), 0, 0, 0) };
+}
+
+/// Waits until one of `fds` can be read or has hung up, a signal that `mask` lets through is handled, or the time is over. Descriptors
+/// beyond the first 64 are not looked at.
+///
+/// The mask is in force for the length of the call: a signal that was held off until then and came in between ends it at once.
+pub fn wait_for_any(fds: impl Iterator<Item = RawFd>, timeout_ns: u64, mask: u64) {
+    let mut polls = [const { g::pollfd { fd: -1, events: g::POLLIN as i16, revents: 0 } }; 64];
+    let mut count = 0;
+    for (place, fd) in polls.iter_mut().zip(fds) {
+        place.fd = fd;
+        count += 1;
+    }
+    let timeout = g::__kernel_timespec {
+        tv_sec: (timeout_ns / 1_000_000_000) as i64,
+        tv_nsec: (timeout_ns % 1_000_000_000) as i64,
+    };
+    // SAFETY: array, timeout and mask live across the call; its outcome is not needed, for the caller looks again at all of them.
+    unsafe {
+        syscall6(
+            g::__NR_ppoll,
+            polls.as_mut_ptr() as usize,
+            count,
+            (&raw const timeout) as usize,
+            (&raw const mask) as usize,
+            8,
+            0,
+        )
+    };
 }

@@ -16,12 +16,18 @@ pub mod guard;
 pub mod io;
 pub mod mem;
 pub mod memfd;
+pub mod other;
 pub mod pagemap;
+pub mod peer;
 pub mod process;
 pub mod random;
 pub mod raw;
 pub mod signal;
+#[cfg(target_arch = "x86_64")]
+pub mod step;
 pub mod timer;
+#[cfg(target_arch = "x86_64")]
+pub mod trace;
 pub mod uffd;
 
 pub use linux_raw_sys;

@@ -95,6 +95,19 @@ impl ScanArgs {
         }
     }
 
+    /// As [`ScanArgs::take_written`], and the pages that are nowhere in the page table as well: of memory from the huge page
+    /// pool the kernel forgets on `MADV_DONTNEED` that they were written. Those in [`Categories::SWAPPED`] carry a mark that
+    /// they were not; the caller sorts them out.
+    pub const fn take_written_or_absent(range: PageRange) -> Self {
+        Self {
+            all_of: Categories::empty(),
+            any_of: Categories::WRITTEN.union(Categories::PRESENT),
+            inverted: Categories::PRESENT,
+            report: Categories::WRITTEN.union(Categories::PRESENT).union(Categories::SWAPPED),
+            ..Self::take_written(range)
+        }
+    }
+
     /// The pages in all of the states `all_of`, left as they are.
     pub const fn find(range: PageRange, all_of: Categories) -> Self {
         Self {

@@ -49,6 +49,13 @@ pub fn exit_now(code: i32) -> ! {
     }
 }
 
+/// Ends this process at once by SIGKILL, as another one would.
+pub fn kill_self() -> ! {
+    loop {
+        let _ = crate::signal::kill(pid(), crate::signal::number::KILL);
+    }
+}
+
 /// This process's id, asked of the kernel each time.
 pub fn pid() -> i32 {
     // SAFETY: takes nothing.
@@ -274,4 +281,18 @@ pub fn thread_id() -> i32 {
 /// The processor that the calling thread runs on (`getcpu`, through the vDSO): true at some moment of the asking.
 pub fn current_cpu() -> usize {
     crate::rustix::thread::sched_getcpu()
+}
+
+/// Lets this process have `count` descriptors open (`RLIMIT_NOFILE`); the hard limit is raised too where that is permitted.
+///
+/// # Errors
+/// EPERM: beyond the hard limit.
+pub fn raise_descriptor_limit(count: u64) -> Result<(), Errno> {
+    use crate::rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|current| current >= count) {
+        return Ok(());
+    }
+    let maximum = now.maximum.map(|maximum| maximum.max(count));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).map_err(|e| Errno(e.raw_os_error()))
 }

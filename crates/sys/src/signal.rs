@@ -164,3 +164,28 @@ pub fn signalfd(mask: u64) -> Result<i32, Errno> {
     check(unsafe { syscall6(k::__NR_signalfd4, usize::MAX, &raw const mask as usize, 8, flags, 0, 0) })
         .map(|fd| fd as i32)
 }
+
+/// `SIGURG`: ignored by default, and sent by nobody to a process that does not ask for out-of-band data.
+pub const SIGURG: Signo = 23;
+
+/// Makes a system call that the thread `tid` of this process waits in return EINTR, by `SIGURG` with a handler that does
+/// nothing. A handler that the program has installed for it is left alone, and called.
+///
+/// # Errors
+/// ESRCH: no such thread.
+pub fn interrupt_thread(tid: i32) -> Result<(), Errno> {
+    extern "C" fn nothing(_: Signo, _: *mut SigInfo, _: *mut UContext) {}
+    let mut now = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: the kernel writes the struct, which has its layout.
+    check(unsafe { syscall6(k::__NR_rt_sigaction, SIGURG as usize, 0, &raw mut now as usize, 8, 0, 0) })?;
+    if now.handler <= 1 {
+        // Without SA_RESTART: the call is to end.
+        // SAFETY: a handler that does nothing is sound everywhere.
+        unsafe { install(SIGURG, nothing, HandlerFlags::ON_ALTSTACK)? };
+    }
+    // SAFETY: takes numbers only.
+    check(unsafe {
+        syscall6(k::__NR_tgkill, crate::process::pid() as usize, tid as usize, SIGURG as usize, 0, 0, 0)
+    })
+    .map(drop)
+}

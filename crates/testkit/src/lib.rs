@@ -59,8 +59,12 @@ macro_rules! tests {
 const CHILD: &str = "TESTKIT_CHILD";
 /// What a child prints before the reason of a skip.
 pub const SKIP: &str = "testkit-skip:";
-/// A test that takes longer is killed and counts as failed: a trap that is never answered would hang for ever.
-const LIMIT: Duration = Duration::from_secs(60);
+/// A test that takes longer is killed and counts as failed: a trap that is never answered would hang for ever. Long runs set
+/// `TESTKIT_LIMIT`, in seconds.
+fn limit() -> Duration {
+    let seconds = std::env::var("TESTKIT_LIMIT").ok().and_then(|s| s.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(120))
+}
 const HELPER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs the tests whose names contain the first argument, or all; each in a process of its own.
@@ -161,9 +165,9 @@ enum Verdict {
 }
 
 fn run(name: &str) -> (Verdict, String) {
-    let (status, out, output) = run_child(name, LIMIT);
+    let (status, out, output) = run_child(name, limit());
     let verdict = match status {
-        None => Verdict::Failed(format!("killed after {LIMIT:?}")),
+        None => Verdict::Failed(format!("killed after {:?}", limit())),
         Some(s) if !s.success() => Verdict::Failed(s.to_string()),
         Some(_) => match out.lines().find_map(|l| l.strip_prefix(SKIP)) {
             Some(why) => Verdict::Skipped(why.to_owned()),

@@ -49,6 +49,8 @@ pub struct Carrier {
     pub libraries: [(usize, usize); crate::preempt::MOST_LIBRARIES],
     /// How often in a row an interruption inside a library was put off.
     pub put_off: u32,
+    /// Which pages of the window need no look.
+    pub seals: crate::seal::Seals,
     /// Called on the thread's stack when a signal, or the end of a runtime section, finds something pending.
     pub on_preempt: fn(u32),
     /// What interposed libc functions call to reach the scheduler.

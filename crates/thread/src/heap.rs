@@ -14,7 +14,7 @@ use crate::slot::SlotHeader;
 use crate::window::header_at;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
-use peregrine_base::sync::{AtomicU32, Ordering, spin_loop};
+use peregrine_base::sync::{AtomicU32, Ordering, compiler_fence, spin_loop};
 use peregrine_base::{PageCount, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use talc::{DefaultBinning, base::Talc, source::Manual};
@@ -29,7 +29,10 @@ const SMALL_STEP: usize = 2 << 10;
 pub struct SlotHeap {
     talc: Talc<Manual, DefaultBinning>,
     base: usize,
+    /// End of what talc has.
     end: Option<NonNull<u8>>,
+    /// End of what talc has or is about to get: see [`SlotHeap::grow`].
+    water: usize,
     limit: usize,
     /// Least number of bytes that it grows by.
     step: usize,
@@ -38,17 +41,17 @@ pub struct SlotHeap {
 impl SlotHeap {
     /// An empty heap that may grow from `base` up to `limit`.
     pub const fn new(base: usize, limit: usize) -> Self {
-        Self { talc: Talc::new(Manual), base, end: None, limit, step: STEP }
+        Self { talc: Talc::new(Manual), base, end: None, water: base, limit, step: STEP }
     }
 
     /// As [`SlotHeap::new`], for a heap that shall stay small: it grows by little at a time.
     pub const fn new_small(base: usize, limit: usize) -> Self {
-        Self { talc: Talc::new(Manual), base, end: None, limit, step: SMALL_STEP }
+        Self { talc: Talc::new(Manual), base, end: None, water: base, limit, step: SMALL_STEP }
     }
 
     /// First address that the heap never used.
     pub fn high_water(&self) -> usize {
-        self.end.map_or(self.base, |e| e.as_ptr() as usize)
+        self.water
     }
 
     /// [`SlotHeap::high_water`] of a heap that another process may be changing.
@@ -56,11 +59,8 @@ impl SlotHeap {
     /// # Safety
     /// `this` is mapped.
     pub unsafe fn high_water_of_foreign(this: *const Self) -> usize {
-        // SAFETY: mapped words; an optional pointer is a word, and null means none.
-        unsafe {
-            let end = (&raw const (*this).end).cast::<usize>().read_volatile();
-            if end == 0 { (&raw const (*this).base).read_volatile() } else { end }
-        }
+        // SAFETY: a mapped word.
+        unsafe { (&raw const (*this).water).read_volatile() }
     }
 
     #[inline]
@@ -90,12 +90,19 @@ impl SlotHeap {
         if !grant(by) {
             return false;
         }
+        // Before anything is written there: a thread may be suspended in the middle, and its image holds what lies below
+        // the high water and nothing else.
+        self.water = new_end;
+        compiler_fence(Ordering::SeqCst);
         // SAFETY: [now, new_end) is reserved for this heap and unused so far.
         unsafe {
             self.end = match self.end {
                 None => self.talc.claim(now as *mut u8, by),
                 Some(end) => Some(self.talc.extend(end, new_end as *mut u8)),
             };
+        }
+        if self.end.is_none() {
+            self.water = self.base;
         }
         self.end.is_some()
     }

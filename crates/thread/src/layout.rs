@@ -51,8 +51,8 @@ pub const fn slot_index_of(addr: usize) -> Option<u32> {
 #[inline(always)]
 pub const fn colour_bytes(index: u32) -> usize {
     let i = index as usize;
-    // 64 pages, and 8 places of two lines within the page: header and thread control block stay on one page.
-    (i % 64) * 4096 + (i / 64 + i) % 8 * 128
+    // 256 pages, and 8 places of two lines within the page: header and thread control block stay on one page.
+    (i % 256) * 4096 + (i / 256 + i) % 8 * 128
 }
 
 /// First address of slot `index`.

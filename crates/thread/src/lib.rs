@@ -5,7 +5,7 @@
 //! runtime, go on in another process, or be written to disk, and no crate it uses needs to know.
 //!
 //! This crate is the mechanism inside one process: where things lie ([`layout`]), what a new thread starts from
-//! ([`template`]), the slot ([`slot`]), thread-locals ([`tls`]), statics ([`statics`]), heaps ([`heap`]), the switch
+//! ([`template`]), the slot ([`slot`]), thread-locals ([`tls`]), statics ([`statics`], [`seal`]), heaps ([`heap`]), the switch
 //! ([`arch`]), preemption ([`preempt`]) and the functions of libc that must know of threads ([`interpose`]). Who runs when,
 //! and in which process, is decided by `peregrine-world`.
 
@@ -15,6 +15,7 @@ pub mod heap;
 pub mod interpose;
 pub mod layout;
 pub mod preempt;
+pub mod seal;
 pub mod slot;
 pub mod stack_kind;
 pub mod statics;

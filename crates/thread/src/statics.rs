@@ -14,9 +14,8 @@
 //! where the last owner had written and the newcomer had not. A thread that never wrote a static costs a compare, and
 //! nothing when two such follow each other; one that wrote a counter costs a line out and a line in.
 //!
-//! Comparing was chosen over write-protecting the window because a protected page makes system calls that write into
-//! a static fail with EFAULT. Most of a window is zero in the template (`.bss`, and caches that a program seldom
-//! fills): where four granules are, only the window is read, which halves what the compare costs.
+//! Pages that nobody writes are sealed and not compared (`seal`), where the kernel lets us do so without harm. Most of a window is zero in the template (`.bss`, and caches that a program seldom
+//! fills): in the longest run of zeros only the window is read. What is left runs at the speed of the loads.
 //!
 //! All this runs between two threads: it uses no static, no thread-local, and calls nothing.
 
@@ -27,25 +26,25 @@ use peregrine_base::sync::Ordering;
 
 /// Bytes that are compared and copied at once: a cache line.
 const LINE: usize = 64;
-/// Granules that are first looked at together.
-const TOGETHER: usize = 4;
-/// The bits of so many granules.
-const GROUP: u64 = (1 << TOGETHER) - 1;
-/// Every granule.
-const ALL: u64 = u64::MAX;
+/// Lines that are looked at together, without a branch on what is found.
+const TOGETHER: usize = 8;
 
 /// Bytes of a granule of a window of `len_bytes`: at most 64 granules cover it.
 pub const fn granule_bytes(len_bytes: usize) -> usize {
     len_bytes.div_ceil(64).next_multiple_of(LINE)
 }
 
-/// Which granules of `bytes`, cut into granules of `granule` bytes, are zero.
-pub fn zero_granules(bytes: &[u8], granule: usize) -> u64 {
-    bytes
-        .chunks(granule)
-        .enumerate()
-        .filter(|(_, g)| g.iter().all(|b| *b == 0))
-        .fold(0, |m, (i, _)| m | 1 << i)
+/// The longest run of whole lines of `bytes` that are zero, as offsets of its start and end.
+pub fn zero_run(bytes: &[u8]) -> (usize, usize) {
+    let (mut best, mut start) = ((0, 0), 0);
+    for (i, line) in bytes.chunks(LINE).enumerate() {
+        if line.iter().any(|b| *b != 0) {
+            start = (i + 1) * LINE;
+        } else if (i + 1) * LINE - start > best.1 - best.0 {
+            best = (start, (i + 1) * LINE);
+        }
+    }
+    best
 }
 
 /// Saves the window's owner, if any, so that its slot alone holds all its statics. The window stays valid.
@@ -61,7 +60,11 @@ pub unsafe fn save(c: &mut Carrier, t: &TemplateHeader) {
     // SAFETY: the owner is a live thread of this node (S5), and its slot has room for the window's bytes.
     unsafe {
         let slot = SlotHeader::of(owner);
-        let written = differing(c.wide_compare, t);
+        let written = match c.seals.open() {
+            (0, _) => 0,
+            (_, true) => looked_at(c, differing(c.wide_compare, t, (0, t.statics_len))),
+            (open, false) => looked_at(c, differing_in(c, t, open)),
+        };
         c.window_written = written;
         if (*slot).statics_written != written {
             (*slot).statics_written = written;
@@ -85,6 +88,9 @@ pub unsafe fn bring(c: &mut Carrier, t: &TemplateHeader, index: u32) {
         let slot = SlotHeader::of(index);
         let (there, own) = (c.window_written, (*slot).statics_written);
         if there | own != 0 {
+            if (there | own) & c.seals.sealed_granules != 0 {
+                c.seals.open_for(there | own);
+            }
             copy_granules(t, own, (*slot).statics, t.statics_start);
             copy_granules(t, there & !own, t.bytes, t.statics_start);
         }
@@ -107,7 +113,36 @@ pub unsafe fn evict(c: &mut Carrier, t: &TemplateHeader, index: u32) {
 /// Forgets the owner without saving: its thread has ended, or its memory is about to be replaced.
 pub fn forget(c: &mut Carrier) {
     c.window_owner.store(NONE, Ordering::Relaxed);
-    c.window_written = ALL;
+    c.window_written = c.seals.open_granules();
+}
+
+/// Counts a compare, and reviews the seals if that is due.
+///
+/// # Safety
+/// Between two threads; `written` is what was found in all open units.
+#[inline(always)]
+unsafe fn looked_at(c: &mut Carrier, written: u64) -> u64 {
+    if c.seals.count(written) {
+        // SAFETY: the caller's promise.
+        unsafe { c.seals.review() };
+    }
+    written
+}
+
+/// The granules that differ in the open units, neighbours together.
+///
+/// # Safety
+/// As [`differing`].
+unsafe fn differing_in(c: &Carrier, t: &TemplateHeader, mut open: u64) -> u64 {
+    let mut found = 0;
+    while open != 0 {
+        let first = open.trailing_zeros() as usize;
+        let last = first + (open >> first).trailing_ones() as usize - 1;
+        open &= !(u64::MAX >> (63 - last));
+        // SAFETY: the caller's promise.
+        found |= unsafe { differing(c.wide_compare, t, c.seals.units.part(t, first, last)) };
+    }
+    found
 }
 
 /// Copies the granules in `which` from one copy of the window to another.
@@ -128,128 +163,165 @@ unsafe fn copy_granules(t: &TemplateHeader, mut which: u64, from: usize, to: usi
     }
 }
 
-/// The granules of the window that differ from the template.
+/// The granules that differ from the template in `range` (offsets of lines in the window).
 ///
 /// # Safety
 /// Window and template are mapped; `wide` only where the CPU has AVX2.
 #[inline(always)]
-unsafe fn differing(wide: bool, t: &TemplateHeader) -> u64 {
+unsafe fn differing(wide: bool, t: &TemplateHeader, range: (usize, usize)) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { if wide { differing_wide(t) } else { differing_words(t) } }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn differing_wide(t: &TemplateHeader) -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe { differing_words(t) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn differing_wide(t: &TemplateHeader) -> u64 {
-    use core::arch::x86_64::*;
-    // SAFETY: each line read lies in the window or the template.
     unsafe {
-        let load = |p: usize| _mm256_load_si256(p as *const __m256i);
-        find_differing(
-            t,
-            _mm256_setzero_si256(),
-            #[inline(always)]
-            |sum, a| _mm256_or_si256(sum, _mm256_or_si256(load(a), load(a + 32))),
-            #[inline(always)]
-            |sum, a, b| {
-                let (x, y) =
-                    (_mm256_xor_si256(load(a), load(b)), _mm256_xor_si256(load(a + 32), load(b + 32)));
-                _mm256_or_si256(sum, _mm256_or_si256(x, y))
-            },
-            #[inline(always)]
-            |sum| _mm256_testz_si256(sum, sum) == 0,
-        )
+        #[cfg(target_arch = "x86_64")]
+        if wide {
+            return wide::differing(t, range.0, range.1);
+        }
+        let _ = wide;
+        words::differing(t, range.0, range.1)
     }
 }
 
-unsafe fn differing_words(t: &TemplateHeader) -> u64 {
-    // SAFETY: each line read lies in the window or the template.
-    let line = |a: usize| unsafe { (a as *const [u64; 8]).read() };
-    find_differing(
-        t,
-        0u64,
-        |sum, a| line(a).iter().fold(sum, |s, w| s | w),
-        |sum, a, b| line(a).iter().zip(line(b)).fold(sum, |s, (x, y)| s | (x ^ y)),
-        |sum| sum != 0,
-    )
-}
+/// The pass over a range, for one kind of register: `same` compares lines with the template's, `zero` with nothing, where
+/// the template is zero. A macro, because a generic function would not be compiled for the features of its user.
+macro_rules! passes {
+    ($(#[$feature:meta])? $sum:ty, $nothing:expr) => {
+        /// As [`super::differing`].
+        $(#[$feature])?
+        pub unsafe fn differing(t: &TemplateHeader, from: usize, to: usize) -> u64 {
+            let (zero, rest) = (t.zero.0.clamp(from, to), t.zero.1.clamp(from, to));
+            // SAFETY: the caller's range, in three parts.
+            unsafe { same(t, from, zero) | self::zero(t, zero, rest) | same(t, rest, to) }
+        }
 
-/// One pass over the window: several granules together, without a branch on what is found; then one by one those
-/// that differ.
-#[inline(always)]
-fn find_differing<S: Copy>(
-    t: &TemplateHeader,
-    nothing: S,
-    add_line: impl Fn(S, usize) -> S,
-    add_difference: impl Fn(S, usize, usize) -> S,
-    any: impl Fn(S) -> bool,
-) -> u64 {
-    // The usual case is compiled apart, with a constant.
-    if t.granule == LINE {
-        find_by(LINE, t, nothing, add_line, add_difference, any)
-    } else {
-        find_by(t.granule, t, nothing, add_line, add_difference, any)
-    }
-}
+        #[inline]
+        $(#[$feature])?
+        unsafe fn same(t: &TemplateHeader, from: usize, to: usize) -> u64 {
+            let (window, template, mut found, mut at) = (t.statics_start, t.bytes, 0, from);
+            while at < to {
+                let end = (at + TOGETHER * LINE).min(to);
+                let mut sum: $sum = $nothing;
+                for line in (at..end).step_by(LINE) {
+                    // SAFETY: a line of the window and its template's.
+                    sum = unsafe { add_difference(sum, window + line, template + line) };
+                }
+                if any(sum) {
+                    // SAFETY: as above.
+                    found |= unsafe { each(t, at, end) };
+                }
+                at = end;
+            }
+            found
+        }
 
-#[inline(always)]
-fn find_by<S: Copy>(
-    granule: usize,
-    t: &TemplateHeader,
-    nothing: S,
-    add_line: impl Fn(S, usize) -> S,
-    add_difference: impl Fn(S, usize, usize) -> S,
-    any: impl Fn(S) -> bool,
-) -> u64 {
-    let (window, template, step) = (t.statics_start, t.bytes, granule * TOGETHER);
-    let (mut suspects, mut zero, mut at, mut bit) = (0u64, t.zero, 0, 1u64);
-    while at + step <= t.statics_len {
-        let (mut left, mut right) = (nothing, nothing);
-        let mut i = at;
-        // A granule has at least one line, so each turn has four.
-        while i < at + step {
-            if zero & GROUP == GROUP {
-                left = add_line(add_line(left, window + i), window + i + LINE);
-                right = add_line(add_line(right, window + i + 2 * LINE), window + i + 3 * LINE);
-            } else {
-                for line in (i..i + 4 * LINE).step_by(2 * LINE) {
-                    left = add_difference(left, window + line, template + line);
-                    right = add_difference(right, window + line + LINE, template + line + LINE);
+        #[inline]
+        $(#[$feature])?
+        unsafe fn zero(t: &TemplateHeader, from: usize, to: usize) -> u64 {
+            let (window, mut found, mut at) = (t.statics_start, 0, from);
+            while at < to {
+                let mut sum: $sum = $nothing;
+                // A last group that would not be whole takes in lines of the one before it.
+                let group = if at + TOGETHER * LINE <= to || to - from < TOGETHER * LINE { at } else { to - TOGETHER * LINE };
+                if group + TOGETHER * LINE <= to {
+                    for i in 0..TOGETHER {
+                        // SAFETY: a line of the window.
+                        sum = unsafe { add(sum, window + group + i * LINE) };
+                    }
+                } else {
+                    for line in (group..to).step_by(LINE) {
+                        // SAFETY: a line of the window.
+                        sum = unsafe { add(sum, window + line) };
+                    }
+                }
+                at = (group + TOGETHER * LINE).min(to);
+                if any(sum) {
+                    // SAFETY: as above.
+                    found |= unsafe { each(t, group, at) };
                 }
             }
-            i += 4 * LINE;
+            found
         }
-        // Both are asked and neither branched upon.
-        suspects |= bit * u64::from(any(left) | any(right));
-        bit <<= TOGETHER;
-        zero >>= TOGETHER;
-        at += step;
-    }
-    let mut rest = nothing;
-    for line in (at..t.statics_len).step_by(LINE) {
-        rest = add_difference(rest, window + line, template + line);
-    }
-    suspects |= bit * u64::from(at < t.statics_len && any(rest));
-    let mut found = 0;
-    while suspects != 0 {
-        let first = suspects.trailing_zeros();
-        suspects &= suspects - 1;
-        for g in first..(first + TOGETHER as u32).min(64) {
-            let start = g as usize * granule;
-            let mut sum = nothing;
-            for line in (start..(start + granule).min(t.statics_len)).step_by(LINE) {
-                sum = add_difference(sum, window + line, template + line);
+
+        #[cold]
+        #[inline(never)]
+        $(#[$feature])?
+        unsafe fn each(t: &TemplateHeader, from: usize, to: usize) -> u64 {
+            let (window, template, mut found) = (t.statics_start, t.bytes, 0);
+            for line in (from..to).step_by(LINE) {
+                // SAFETY: a line of the window and its template's.
+                found |= u64::from(any(unsafe { add_difference($nothing, window + line, template + line) })) << (line / t.granule);
             }
-            found |= u64::from(any(sum)) << g;
+            found
         }
+    };
+}
+
+/// With 32 bytes at once. Two sums, so that one addition need not wait for the last: the compare then runs at the speed of
+/// the loads, a line a cycle (so 64 bytes at once are no faster).
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::*;
+    use core::arch::x86_64::*;
+
+    type Sum = [__m256i; 2];
+    passes!(
+        #[target_feature(enable = "avx2")]
+        Sum,
+        [_mm256_setzero_si256(); 2]
+    );
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn add(s: Sum, at: usize) -> Sum {
+        let at = at as *const __m256i;
+        // SAFETY: the caller's line, which is aligned.
+        let (x, y) = unsafe { (_mm256_load_si256(at), _mm256_load_si256(at.add(1))) };
+        [_mm256_or_si256(s[0], x), _mm256_or_si256(s[1], y)]
     }
-    found
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn add_difference(s: Sum, a: usize, b: usize) -> Sum {
+        let (a, b) = (a as *const __m256i, b as *const __m256i);
+        // SAFETY: the caller's lines, which are aligned.
+        let (x, y) = unsafe {
+            (
+                _mm256_xor_si256(_mm256_load_si256(a), _mm256_load_si256(b)),
+                _mm256_xor_si256(_mm256_load_si256(a.add(1)), _mm256_load_si256(b.add(1))),
+            )
+        };
+        [_mm256_or_si256(s[0], x), _mm256_or_si256(s[1], y)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn any(s: Sum) -> bool {
+        let all = _mm256_or_si256(s[0], s[1]);
+        _mm256_testz_si256(all, all) == 0
+    }
+}
+
+/// With what every processor has.
+mod words {
+    use super::*;
+
+    passes!(u64, 0);
+
+    #[inline(always)]
+    unsafe fn add(s: u64, at: usize) -> u64 {
+        // SAFETY: the caller's line, which is aligned.
+        unsafe { (at as *const [u64; 8]).read() }.iter().fold(s, |s, w| s | w)
+    }
+
+    #[inline(always)]
+    unsafe fn add_difference(s: u64, a: usize, b: usize) -> u64 {
+        // SAFETY: the caller's lines, which are aligned.
+        let (a, b) = unsafe { ((a as *const [u64; 8]).read(), (b as *const [u64; 8]).read()) };
+        a.iter().zip(b).fold(s, |s, (x, y)| s | (x ^ y))
+    }
+
+    #[inline(always)]
+    fn any(s: u64) -> bool {
+        s != 0
+    }
 }
 
 #[cfg(test)]
@@ -266,7 +338,7 @@ mod tests {
             statics_start: window.0.as_ptr() as usize,
             statics_len: N,
             granule,
-            zero: zero_granules(&template.0, granule),
+            zero: zero_run(&template.0),
             bytes: template.0.as_ptr() as usize,
             ..TemplateHeader::default()
         };
@@ -274,9 +346,10 @@ mod tests {
         let expected = pairs.filter(|(_, (a, b))| a != b).fold(0u64, |m, (i, _)| m | 1 << i);
         // SAFETY: both copies are live, aligned and of this length.
         unsafe {
-            assert_eq!(differing(false, &t), expected, "by words");
+            assert_eq!(differing(false, &t, (0, N)), expected, "by words");
+            #[cfg(target_arch = "x86_64")]
             if std::is_x86_feature_detected!("avx2") {
-                assert_eq!(differing(true, &t), expected, "by AVX2");
+                assert_eq!(differing(true, &t, (0, N)), expected, "by AVX2");
             }
             let mut saved = Copy3([0xeeu8; N]);
             saved.0.copy_from_slice(&template.0);

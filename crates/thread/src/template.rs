@@ -29,8 +29,8 @@ pub struct TemplateHeader {
     pub statics_len: usize,
     /// Bytes of a granule of the window (`statics`).
     pub granule: usize,
-    /// Granules of the window that are zero in the template.
-    pub zero: u64,
+    /// The longest run of lines that are zero in the template: offsets of its start and end.
+    pub zero: (usize, usize),
     /// Bytes of thread-locals below the thread pointer.
     pub tls_len: usize,
     /// Alignment that the program's thread-locals ask for, at least 64.
@@ -166,10 +166,7 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
         core::ptr::copy_nonoverlapping(t.bytes as *const u8, to as *mut u8, t.copy_len());
         t.bytes = to;
         // Words that are patched later (the program's arguments) are not zero here and stay so.
-        t.zero = crate::statics::zero_granules(
-            core::slice::from_raw_parts(to as *const u8, t.statics_len),
-            t.granule,
-        );
+        t.zero = crate::statics::zero_run(core::slice::from_raw_parts(to as *const u8, t.statics_len));
         (TEMPLATE as *mut TemplateHeader).write(t);
     }
     Ok(t)
@@ -332,7 +329,7 @@ fn take() -> Result<TemplateHeader, TemplateError> {
         statics_start: start,
         statics_len: end - start,
         granule: crate::statics::granule_bytes(end - start),
-        zero: 0,
+        zero: (0, 0),
         tls_len,
         tls_align: seen.tls_align.max(64).next_power_of_two(),
         pthread_len,

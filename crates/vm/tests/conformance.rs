@@ -79,12 +79,14 @@ enum Memory {
     Anonymous,
     Huge,
     Pool,
+    PoolMemfd,
     Memfd,
     File,
 }
 
 impl Memory {
-    const ALL: [Self; 5] = [Self::Anonymous, Self::Huge, Self::Pool, Self::Memfd, Self::File];
+    const ALL: [Self; 6] =
+        [Self::Anonymous, Self::Huge, Self::Pool, Self::PoolMemfd, Self::Memfd, Self::File];
 
     fn make(self, pages: PageCount, caps: &Capabilities) -> Result<Arc<Mapping>, String> {
         let lack = |c: Capability| caps.lack(c).map_or(Ok(()), |l| Err(l.to_string()));
@@ -101,6 +103,10 @@ impl Memory {
                 lack(Capability::HugePool)?;
                 Mapping::anonymous_of(PageCount::new(512), PageKind::Huge2M)
             }
+            Self::PoolMemfd => {
+                lack(Capability::HugePool)?;
+                Mapping::memfd_of(PageCount::new(512), PageKind::Huge2M)
+            }
             Self::Memfd => Mapping::memfd(pages),
             Self::File => {
                 let file = tempfile::tempfile().expect("a file");
@@ -112,7 +118,11 @@ impl Memory {
     }
 
     fn is_shared(self) -> bool {
-        matches!(self, Self::Memfd | Self::File)
+        matches!(self, Self::Memfd | Self::PoolMemfd | Self::File)
+    }
+
+    fn is_pool(self) -> bool {
+        matches!(self, Self::Pool | Self::PoolMemfd)
     }
 }
 
@@ -418,9 +428,9 @@ fn indices(memory: &Mapping, set: &peregrine_vm::ViewDirty) -> Vec<usize> {
     set.pages().map(|p| (p.as_usize() - memory.range().start().as_usize()) / PAGE_SIZE).collect()
 }
 
-/// How many pages become dirty together: one of the pool is one.
-fn grain(k: Memory) -> usize {
-    if k == Memory::Pool { 512 } else { 1 }
+/// How many pages become dirty together: one of the pool is one to the kernel, and not to a comparison.
+fn grain(k: Memory, m: DirtyMechanism) -> usize {
+    if k.is_pool() && m != DirtyMechanism::Compare { 512 } else { 1 }
 }
 
 fn exactly_the_written_pages_are_dirty_and_then_clean(
@@ -446,7 +456,8 @@ fn exactly_the_written_pages_are_dirty_and_then_clean(
         wrote.sort_unstable();
         wrote.dedup();
         let set = tracker.take_dirty().unwrap();
-        let expected: Vec<usize> = if grain(k) > 1 && !wrote.is_empty() { (0..512).collect() } else { wrote };
+        let expected: Vec<usize> =
+            if grain(k, m) > 1 && !wrote.is_empty() { (0..512).collect() } else { wrote };
         assert_eq!(indices(&memory, &set), expected, "round {round} over {}", tracker.choice());
         assert_eq!(set.always_dirty().get(), 0);
     }
@@ -563,13 +574,13 @@ type TrackerCheck = fn(DirtyMechanism, Memory, &Capabilities) -> Outcome;
 /// table of `Mechanism`, and refused with what to use instead: `errors.rs`.)
 fn region_applies(name: &str, m: Mechanism, k: Memory) -> bool {
     let userfaultfd = matches!(m, Mechanism::Sigbus | Mechanism::Pager);
-    let huge = matches!(k, Memory::Huge | Memory::Pool);
+    let huge = k == Memory::Huge || k.is_pool();
     if userfaultfd && k == Memory::File {
         return false;
     }
     let as_one = name == "a_huge_page_is_protected_and_opened_as_one";
-    if as_one || k == Memory::Pool {
-        return as_one && k == Memory::Pool && m != Mechanism::Guard;
+    if as_one || k.is_pool() {
+        return as_one && k.is_pool() && m != Mechanism::Guard;
     }
     match name {
         "every_access_to_a_page_without_access_traps_and_contents_stay" => !userfaultfd,
@@ -638,10 +649,12 @@ fn main() -> std::process::ExitCode {
                 for &(name, check) in tracker_checks {
                     let union = name.contains("union");
                     let part = name.contains("part");
-                    if union && kind != Memory::Memfd || part && kind == Memory::Pool {
+                    if union && kind != Memory::Memfd || part && kind.is_pool() {
                         continue;
                     }
-                    if kind == Memory::Pool && m != DirtyMechanism::AsyncWriteProtect {
+                    let by_the_huge_page =
+                        matches!(m, DirtyMechanism::AsyncWriteProtect | DirtyMechanism::Compare);
+                    if kind.is_pool() && !by_the_huge_page {
                         continue;
                     }
                     tests.push(case(name, &m.to_string(), kind, setting, move |caps| check(m, kind, caps)));
@@ -671,9 +684,9 @@ fn case(
                 Err(why) => skip!("{why}"),
             };
             for (needs, which) in
-                [(Memory::Pool, Capability::HugePool), (Memory::Huge, Capability::TransparentHuge)]
+                [(kind.is_pool(), Capability::HugePool), (kind == Memory::Huge, Capability::TransparentHuge)]
             {
-                if let (true, Some(lack)) = (kind == needs, caps.lack(which)) {
+                if let (true, Some(lack)) = (needs, caps.lack(which)) {
                     skip!("{lack}");
                 }
             }

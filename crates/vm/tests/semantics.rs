@@ -260,6 +260,87 @@ fn a_page_dropped_by_dontneed_keeps_its_dirtiness() -> Outcome {
     Outcome::Passed
 }
 
+/// Out of the page table; what has no other place is lost.
+fn drop_all(memory: &Mapping) {
+    match memory.backing().is_shared() {
+        true => memory.evict(memory.range()).unwrap(),
+        false => memory.discard(memory.range()).unwrap(),
+    }
+}
+
+fn contents_given_back_are_reported_and_what_is_written_after_too() -> Outcome {
+    let caps = Capabilities::probe();
+    for mechanism in DirtyMechanism::ALL {
+        for shared in [true, false] {
+            let memory = if shared { memfd(16) } else { anonymous(16) };
+            memory.bytes().store_u8(3 * PAGE_SIZE, 1).unwrap();
+            memory.bytes().store_u8(9 * PAGE_SIZE, 1).unwrap();
+            let Ok(mut tracker) = Tracker::of(memory.clone()).force(mechanism).start(&caps) else { continue };
+            // Nobody writes; zeros take the place of what was there.
+            memory.discard(memory.pages(3, 1).unwrap()).unwrap();
+            let third = memory.pages(3, 1).unwrap().start();
+            assert!(tracker.take_dirty().unwrap().contains(third), "{mechanism}, shared: {shared}");
+            assert!(tracker.take_dirty().unwrap().is_empty(), "{mechanism}, shared: {shared}: once");
+            memory.discard(memory.pages(9, 1).unwrap()).unwrap();
+            memory.bytes().store_u8(9 * PAGE_SIZE, 2).unwrap();
+            let ninth = memory.pages(9, 1).unwrap().start();
+            assert!(tracker.take_dirty().unwrap().contains(ninth), "{mechanism}, shared: {shared}");
+            memory.bytes().store_u8(9 * PAGE_SIZE, 3).unwrap();
+            assert_eq!(indices(&memory, &tracker.take_dirty().unwrap()), [9], "{mechanism}: tracked on");
+        }
+    }
+    Outcome::Passed
+}
+
+fn whole_page_tables_dropped_by_dontneed_keep_their_dirtiness() -> Outcome {
+    // The kernel frees a page table that such a call leaves empty, and with it whatever it kept there by the page.
+    let caps = Capabilities::probe();
+    for mechanism in DirtyMechanism::ALL {
+        for shared in [true, false] {
+            let memory = if shared { memfd(2048) } else { anonymous(2048) };
+            let Ok(mut tracker) = Tracker::of(memory.clone()).force(mechanism).start(&caps) else { continue };
+            for page in [0, 700, 1500, 2047] {
+                memory.bytes().store_u8(page * PAGE_SIZE, 1).unwrap();
+            }
+            drop_all(&memory);
+            let set = tracker.take_dirty().unwrap();
+            for page in [0, 700, 1500, 2047] {
+                // Private pages that are dropped are zeros again, which to a comparison is as if nothing had happened.
+                let seen = set.contains(memory.pages(page, 1).unwrap().start());
+                let undone = mechanism == DirtyMechanism::Compare && !shared;
+                assert_eq!(seen, !undone, "{mechanism}, shared: {shared}, page {page}");
+            }
+            // Dropped while clean, written after.
+            tracker.take_dirty().unwrap();
+            drop_all(&memory);
+            memory.bytes().store_u8(1000 * PAGE_SIZE, 2).unwrap();
+            let set = tracker.take_dirty().unwrap();
+            assert!(set.contains(memory.pages(1000, 1).unwrap().start()), "{mechanism}, shared: {shared}");
+        }
+    }
+    Outcome::Passed
+}
+
+fn a_page_of_the_pool_dropped_by_dontneed_keeps_its_dirtiness() -> Outcome {
+    let caps = Capabilities::probe();
+    need!(caps, HugePool);
+    for mechanism in [DirtyMechanism::AsyncWriteProtect, DirtyMechanism::Compare] {
+        let memory = Arc::new(Mapping::memfd_of(PageCount::new(1024), PageKind::Huge2M).unwrap());
+        let Ok(mut tracker) = Tracker::of(memory.clone()).force(mechanism).start(&caps) else { continue };
+        memory.bytes().store_u8(600 * PAGE_SIZE, 1).unwrap();
+        memory.evict(memory.range()).unwrap();
+        assert!(tracker.take_dirty().unwrap().contains(memory.pages(600, 1).unwrap().start()), "{mechanism}");
+        // Present and clean, it is reported no more.
+        memory.bytes().load_u8(600 * PAGE_SIZE).unwrap();
+        tracker.take_dirty().unwrap();
+        assert!(tracker.take_dirty().unwrap().is_empty(), "{mechanism}");
+        memory.evict(memory.range()).unwrap();
+        memory.bytes().store_u8(PAGE_SIZE, 2).unwrap();
+        assert!(tracker.take_dirty().unwrap().contains(memory.pages(1, 1).unwrap().start()), "{mechanism}");
+    }
+    Outcome::Passed
+}
+
 fn a_protected_page_that_is_evicted_comes_back_with_the_protection_that_the_fill_says() -> Outcome {
     let caps = Capabilities::probe();
     need!(caps, Userfaultfd, UserfaultfdSigbus, MinorShared, WriteProtectShared);
@@ -557,6 +638,9 @@ fn main() -> std::process::ExitCode {
         a_view_sees_its_own_writes_only_and_a_union_all,
         a_range_moved_by_mremap_is_tracked_no_more_and_the_next_take_says_so,
         a_page_dropped_by_dontneed_keeps_its_dirtiness,
+        contents_given_back_are_reported_and_what_is_written_after_too,
+        whole_page_tables_dropped_by_dontneed_keep_their_dirtiness,
+        a_page_of_the_pool_dropped_by_dontneed_keeps_its_dirtiness,
         a_protected_page_that_is_evicted_comes_back_with_the_protection_that_the_fill_says,
         huge_pages_split_and_collapsed_lose_no_dirtiness,
         a_swapped_page_keeps_its_dirtiness,

@@ -8,6 +8,7 @@
 //! queue; the bytes are copied to the reader's own heap before anything is made of them (S4).
 
 use crate::control::{Arena, imaged, world};
+use crate::killpoint::{Point, at};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use peregrine_base::sync::Ordering;
@@ -49,8 +50,10 @@ pub struct OutOfMemory {
 pub fn charge(by: usize) -> Result<(), OutOfMemory> {
     let (used, limit) = (&imaged().memory_used, world().memory_limit.load(Ordering::Relaxed));
     let before = used.fetch_add(by as u64, Ordering::Relaxed);
+    at(Point::ChargeAdded);
     if before + by as u64 > limit {
         used.fetch_sub(by as u64, Ordering::Relaxed);
+        at(Point::ChargeRefused);
         return Err(OutOfMemory { asked: by, used: before, limit });
     }
     Ok(())
@@ -59,7 +62,9 @@ pub fn charge(by: usize) -> Result<(), OutOfMemory> {
 impl Arena {
     unsafe fn grow(&mut self, layout: Layout, always: bool) -> Result<(), OutOfMemory> {
         let now = if self.end == 0 { ARENA } else { self.end };
-        let by = (layout.size() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
+        // Room for the alignment of a region, too.
+        let by =
+            (layout.size() + layout.align() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
         let most = world().arena_bytes.load(Ordering::Relaxed);
         if now + by > ARENA + most {
             let used = (now - ARENA) as u64;
@@ -70,17 +75,59 @@ impl Arena {
         } else {
             charge(by)?;
         }
+        at(Point::ArenaCharged);
         // SAFETY: [now, now + by) is reserved for the arena and unused.
         unsafe {
             let end = match NonNull::new(self.end as *mut u8) {
                 None => self.talc.claim(now as *mut u8, by),
                 Some(end) => Some(self.talc.extend(end, (now + by) as *mut u8)),
             };
+            at(Point::ArenaExtended);
             self.end = end.map_or(self.end, |e| e.as_ptr() as usize);
             imaged().arena_end.store(self.end, Ordering::Release);
+            at(Point::ArenaGrown);
         }
         Ok(())
     }
+}
+
+/// Memory of the arena for blobs and shared regions; what it holds is whatever was there.
+pub fn allocate(layout: Layout) -> Result<usize, OutOfMemory> {
+    reserve(layout, false)
+}
+
+/// The same, beyond the limit on World memory if need be: for what must not fail, because it makes room elsewhere. `None` if the
+/// arena's addresses are used up.
+pub fn allocate_always(layout: Layout) -> Option<usize> {
+    reserve(layout, true).ok()
+}
+
+fn reserve(layout: Layout, always: bool) -> Result<usize, OutOfMemory> {
+    imaged().arena.with(|arena| {
+        // SAFETY: the size is not zero; the arena is ours while locked.
+        unsafe {
+            if let Some(p) = arena.talc.try_allocate(layout) {
+                at(Point::ArenaAllocated);
+                return Ok(p.as_ptr() as usize);
+            }
+            arena.grow(layout, always)?;
+            let again = arena.talc.try_allocate(layout);
+            again.map(|p| p.as_ptr() as usize).ok_or(OutOfMemory {
+                asked: layout.size(),
+                used: (arena.end - ARENA) as u64,
+                limit: world().arena_bytes.load(Ordering::Relaxed) as u64,
+            })
+        }
+    })
+}
+
+/// Gives memory back that [`allocate`] or [`allocate_always`] gave.
+///
+/// # Safety
+/// It was allocated with this layout, and nobody uses it any more.
+pub unsafe fn give_back(at: usize, layout: Layout) {
+    // SAFETY: the caller's promise.
+    imaged().arena.with(|arena| unsafe { arena.talc.deallocate(at as *mut u8, layout) });
 }
 
 /// Writes a blob.
@@ -88,74 +135,46 @@ pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
     let Some(layout) = layout(bytes.len(), ends.len()) else {
         return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
     };
-    let at = imaged().arena.with(|arena| {
-        // SAFETY: the size is not zero; the arena is ours while locked.
-        unsafe {
-            if let Some(p) = arena.talc.try_allocate(layout) {
-                return Ok(p.as_ptr() as usize);
-            }
-            arena.grow(layout, false)?;
-            let again = arena.talc.try_allocate(layout);
-            again.map(|p| p.as_ptr() as usize).ok_or(OutOfMemory {
-                asked: layout.size(),
-                used: (arena.end - ARENA) as u64,
-                limit: ARENA_BYTES as u64,
-            })
-        }
-    })?;
+    let blob = allocate(layout)?;
     // SAFETY: just allocated with this layout; unknown to anybody else.
     unsafe {
-        (at as *mut Blob).write(Blob { next: 0, len: bytes.len(), ends: ends.len() });
-        let ids = (at + size_of::<Blob>()) as *mut u32;
+        (blob as *mut Blob).write(Blob { next: 0, len: bytes.len(), ends: ends.len() });
+        let ids = (blob + size_of::<Blob>()) as *mut u32;
         core::ptr::copy_nonoverlapping(ends.as_ptr(), ids, ends.len());
         core::ptr::copy_nonoverlapping(bytes.as_ptr(), ids.add(ends.len()).cast(), bytes.len());
+        at(Point::ArenaFilled);
     }
-    Ok(at)
-}
-
-/// Takes `len` bytes at a multiple of 16, beyond the limit on World memory if need be: for what must not fail, because it makes
-/// room elsewhere. `None` if the arena's addresses are used up.
-pub fn allocate(len: usize) -> Option<usize> {
-    let layout = Layout::from_size_align(len, 16).ok()?;
-    imaged().arena.with(|arena| {
-        // SAFETY: the size is not zero; the arena is ours while locked.
-        unsafe {
-            if let Some(p) = arena.talc.try_allocate(layout) {
-                return Some(p.as_ptr() as usize);
-            }
-            arena.grow(layout, true).ok()?;
-            arena.talc.try_allocate(layout).map(|p| p.as_ptr() as usize)
-        }
-    })
-}
-
-/// Gives back what [`allocate`] gave.
-///
-/// # Safety
-/// `at` came from there with this length, and nobody uses it.
-pub unsafe fn deallocate(at: usize, len: usize) {
-    // SAFETY: the layout was valid when the block was made.
-    unsafe {
-        let layout = Layout::from_size_align_unchecked(len, 16);
-        imaged().arena.with(|arena| arena.talc.deallocate(at as *mut u8, layout));
-    }
+    Ok(blob)
 }
 
 /// Copies a blob out and frees it: its bytes and its channel ends.
 ///
 /// # Safety
-/// `at` came from [`write`], and the caller took it off its queue.
-pub unsafe fn take(at: usize) -> (Vec<u8>, Vec<u32>) {
+/// `blob` came from [`write`], and the caller took it off its queue.
+pub unsafe fn take(blob: usize) -> (Vec<u8>, Vec<u32>) {
     // SAFETY: the caller owns the blob.
     unsafe {
-        let Blob { len, ends, .. } = (at as *const Blob).read();
-        let ids = (at + size_of::<Blob>()) as *const u32;
+        let copy = read(blob);
+        at(Point::BlobCopied);
+        free(blob);
+        copy
+    }
+}
+
+/// Copies a blob out.
+///
+/// # Safety
+/// As [`take`].
+pub unsafe fn read(blob: usize) -> (Vec<u8>, Vec<u32>) {
+    // SAFETY: the caller owns the blob.
+    unsafe {
+        let Blob { len, ends, .. } = (blob as *const Blob).read();
+        let ids = (blob + size_of::<Blob>()) as *const u32;
         let (mut bytes, mut list) = (Vec::with_capacity(len), Vec::with_capacity(ends));
         core::ptr::copy_nonoverlapping(ids, list.as_mut_ptr(), ends);
         list.set_len(ends);
         core::ptr::copy_nonoverlapping(ids.add(ends).cast::<u8>(), bytes.as_mut_ptr(), len);
         bytes.set_len(len);
-        free(at);
         (bytes, list)
     }
 }
@@ -164,12 +183,15 @@ pub unsafe fn take(at: usize) -> (Vec<u8>, Vec<u32>) {
 ///
 /// # Safety
 /// As [`take`].
-pub unsafe fn free(at: usize) {
+pub unsafe fn free(blob: usize) {
     // SAFETY: the caller owns the blob, whose head is intact.
     unsafe {
-        let Blob { len, ends, .. } = (at as *const Blob).read();
+        let Blob { len, ends, .. } = (blob as *const Blob).read();
         let Some(layout) = layout(len, ends) else { return };
-        imaged().arena.with(|arena| arena.talc.deallocate(at as *mut u8, layout));
+        imaged().arena.with(|arena| {
+            arena.talc.deallocate(blob as *mut u8, layout);
+            at(Point::ArenaFreed);
+        });
     }
 }
 
@@ -177,11 +199,11 @@ pub unsafe fn free(at: usize) {
 ///
 /// # Safety
 /// As [`take`]; no allocation happens.
-pub unsafe fn ends_of(at: usize) -> &'static [u32] {
+pub unsafe fn ends_of(blob: usize) -> &'static [u32] {
     // SAFETY: the caller owns the blob and keeps it while it uses the slice.
     unsafe {
-        let n = (*(at as *const Blob)).ends;
-        core::slice::from_raw_parts((at + size_of::<Blob>()) as *const u32, n)
+        let n = (*(blob as *const Blob)).ends;
+        core::slice::from_raw_parts((blob + size_of::<Blob>()) as *const u32, n)
     }
 }
 

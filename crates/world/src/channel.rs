@@ -7,6 +7,7 @@
 use crate::arena::OutOfMemory;
 use crate::control::end;
 use crate::ends::{self, Kind, Pop, PushError};
+use crate::killpoint::{Point, at};
 use crate::sched::in_thread;
 use crate::transit;
 use peregrine_base::sync::Ordering;
@@ -200,7 +201,10 @@ impl<T> Serialize for Receiver<T> {
             .flatten()
             .ok_or_else(|| S::Error::custom(OUTSIDE))?;
         self.end.set(u32::MAX);
-        in_thread(|_| end(e).holder.store(u32::MAX, Ordering::Relaxed));
+        in_thread(|_| {
+            end(e).holder.store(u32::MAX, Ordering::Relaxed);
+            at(Point::EndTravels);
+        });
         s.serialize_u32(place)
     }
 }

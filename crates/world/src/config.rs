@@ -53,6 +53,9 @@ pub struct Config {
     pub slots: usize,
     /// Use the kernel's write tracking if there is any; off: compare. `PEREGRINE_TRACK=0`.
     pub track: bool,
+    /// Compares of the statics window, on one node, after which pages of it that nobody wrote may be sealed, so that they
+    /// are not compared any more; 0: never. `PEREGRINE_SEAL_EVERY`; default 4096.
+    pub seal_every: u32,
 }
 
 /// An environment variable that can't be understood.
@@ -92,6 +95,7 @@ impl Default for Config {
             pack_after: Some(Duration::from_millis(100)),
             slots: SLOT_COUNT,
             track: true,
+            seal_every: 4096,
         }
     }
 }
@@ -132,6 +136,9 @@ impl Config {
         }
         if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
             c.track = t == 1;
+        }
+        if let Some(n) = number("PEREGRINE_SEAL_EVERY", "a number of compares, 0 for never", 0, 1 << 30)? {
+            c.seal_every = n as u32;
         }
         if let Some(value) = std::env::var_os("PEREGRINE_STACK_KIND") {
             let value = value.to_string_lossy().into_owned();

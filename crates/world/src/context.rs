@@ -1,6 +1,7 @@
 //! What a thread can ask of the runtime about itself.
 
 use crate::control::{NONE, imaged, is_domain, record, request, wait, world};
+use crate::killpoint::{Point, at};
 use crate::local::Action;
 use crate::sched::{self, in_thread};
 use crate::thread::{self, ThreadId};
@@ -99,6 +100,7 @@ pub(crate) unsafe fn go_to(node: u32) {
     // SAFETY: as promised.
     unsafe {
         if carrier().node != node {
+            at(Point::MoveAsked);
             let words = peregrine_thread::arch::ControlWords::aside();
             sched::reschedule(Action::Move(node));
             drop(words);
@@ -113,6 +115,7 @@ pub fn checkpoint() -> u64 {
         // The first image after this one holds this very wait; `committed` says when it is safe.
         let from = imaged().sequence.load(Ordering::Acquire);
         imaged().checkpoints_asked.fetch_add(1, Ordering::Relaxed);
+        at(Point::CheckpointAsked);
         loop {
             let done = world().committed.load(Ordering::Acquire);
             if done > from {

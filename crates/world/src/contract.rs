@@ -94,7 +94,7 @@ impl Contract {
                 t.windows.stack_bytes,
             ],
             template: [t.statics_start, t.statics_len, t.tls_len, t.pthread_len, t.dtv_words, t.tid_offset],
-            cpu: peregrine_sys::cpu::feature_words(),
+            cpu: cpu_words(),
             modules: modules(),
             vdso,
             libc: libc.to_string_lossy().into_owned(),
@@ -153,6 +153,16 @@ impl Contract {
     pub fn vdso(&self) -> [usize; 2] {
         self.vdso
     }
+}
+
+/// What the processor can do; a test may have it say more.
+fn cpu_words() -> [u32; 12] {
+    let mut words = peregrine_sys::cpu::feature_words();
+    if cfg!(feature = "killpoints") && std::env::var_os("PEREGRINE_PRETEND_CPU").is_some() {
+        words[0] |= 1 << 31;
+        words[0] ^= 1 << 30;
+    }
+    words
 }
 
 /// Path and load address of each module, as `/proc/self/maps` shows them.

@@ -15,6 +15,7 @@
 //! imaged goes back to the last image, what is not is either a node's own (its replacement starts anew) or
 //! derived from the records.
 
+use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_thread::layout::CONTROL;
@@ -120,6 +121,8 @@ pub struct World {
     pub track: AtomicBool,
     /// Which nodes look for work: one bit each.
     pub hungry: AtomicU64,
+    /// Compares of the statics window between two reviews of its seals; 0: nothing is sealed.
+    pub seal_every: AtomicU32,
     /// What the processor allows, found by the supervisor: bits as in `node::cpu_flags`.
     pub cpu: AtomicU64,
     /// Range of the vDSO.
@@ -130,6 +133,11 @@ pub struct World {
     pub kills: [AtomicU64; 2],
     /// Rollbacks so far.
     pub rollbacks: AtomicU64,
+    /// Whether this life began with an image from disk.
+    pub resumed: AtomicBool,
+    /// What tests count and kill at.
+    #[cfg(feature = "killpoints")]
+    pub kill_points: crate::killpoint::Table,
     /// The nodes.
     pub nodes: [NodeShared; MAX_NODES],
 }
@@ -169,8 +177,17 @@ pub struct NodeShared {
     pub setups: AtomicU32,
     /// Runnable threads waiting here.
     pub queued: AtomicU32,
-    /// Descriptors of this node in the shared table: userfaultfd, pagemap (plus one; 0 for none).
-    pub fds: [AtomicU32; 2],
+    /// Units of the statics window that may differ from the template (`peregrine_thread::seal`).
+    pub window_open: AtomicU64,
+    /// Whether the supervisor answers writes to the others.
+    pub seals_answered: AtomicU64,
+    /// Writes to sealed units so far.
+    pub seal_faults: AtomicU64,
+    /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
+    /// for none).
+    pub fds: [AtomicU32; 3],
+    /// Descriptors of its connections to domains (plus one; 0 for none).
+    pub call_fds: [AtomicU32; 64],
     /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
     pub dirty: AtomicUsize,
     /// Switches so far.
@@ -248,6 +265,8 @@ pub struct Imaged {
     pub main: AtomicU32,
     /// Exit code of `main`, plus one; 0 while it runs.
     pub main_exit: AtomicU32,
+    /// Shared regions by name.
+    pub regions: Lock<crate::region::Table>,
 }
 
 /// The domains that threads have opened, in the order of their nodes.
@@ -325,6 +344,14 @@ pub mod state {
     pub const SLEEPING: u32 = 4;
     /// Has ended; its result waits to be joined.
     pub const ENDED: u32 = 5;
+    /// Its slot is being filled for a new thread, or emptied after the last: what lies there means nothing. Never at a safe
+    /// point; a node that dies or is reset in the middle leaves it so, and a rollback then takes nothing there for granted.
+    pub const IN_TRANSIT: u32 = 6;
+
+    /// Whether a thread lives in a slot of this state.
+    pub const fn is_alive(state: u32) -> bool {
+        !matches!(state, FREE | ENDED | IN_TRANSIT)
+    }
 }
 
 /// Bits of [`ThreadRecord::mail`].
@@ -363,6 +390,8 @@ pub mod wait {
     pub const OUTPUT: u32 = 5;
     /// A domain's process.
     pub const DOMAIN: u32 = 6;
+    /// The reply to a fresh call.
+    pub const CALL: u32 = 7;
 }
 
 /// One thread.
@@ -396,6 +425,8 @@ pub struct ThreadRecord {
     pub moves: AtomicU64,
     /// When it left its last node (monotonic ns); 0 once it was taken up.
     pub sent_at: AtomicU64,
+    /// The outcome of its fresh call, a blob's address; 0: none has come.
+    pub reply: AtomicUsize,
     /// Stack bytes.
     pub stack_bytes: AtomicU64,
     /// Bytes granted to the thread's stack and heap.
@@ -588,10 +619,12 @@ impl FreeList {
             let i = self.head;
             // SAFETY: a free entry's link is guarded by the list's lock, which the caller holds.
             self.head = unsafe { *link(i) };
+            at(Point::ListPopped);
             return Some(i);
         }
         if (self.used as usize) < capacity {
             self.used += 1;
+            at(Point::ListRaised);
             return Some(self.used - 1);
         }
         None
@@ -601,7 +634,9 @@ impl FreeList {
     pub fn give(&mut self, i: u32, link: impl Fn(u32) -> *mut u32) {
         // SAFETY: as above.
         unsafe { *link(i) = self.head };
+        at(Point::ListLinked);
         self.head = i;
+        at(Point::ListGiven);
     }
 }
 
@@ -627,7 +662,8 @@ pub fn name_of(i: u32) -> *mut [u8; 48] {
 ///
 /// # Safety
 /// The memory is mapped and nobody else uses it yet.
-pub unsafe fn initialise(node_count: u32) {
+pub unsafe fn initialise(node_count: u32, seed: u64) {
+    let _ = seed;
     let free = || Lock::new(FreeList { head: NONE, used: 0 });
     // SAFETY: fresh memory of the right size and alignment.
     unsafe {
@@ -645,11 +681,14 @@ pub unsafe fn initialise(node_count: u32) {
             checkpoints_asked: AtomicU64::new(0),
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),
+            regions: Lock::new(crate::region::Table::EMPTY),
         });
     }
     let w = world();
     w.node_count.store(node_count, Ordering::Relaxed);
     w.life.store(1, Ordering::Relaxed);
+    #[cfg(feature = "killpoints")]
+    crate::killpoint::prepare(seed);
     for n in &w.nodes {
         n.inbox.store(NONE, Ordering::Relaxed);
         n.current.store(NONE, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 
 use crate::arena;
 use crate::control::{DIRTY_CAPACITY, PauseKind, dirty_list, node, record, state, world};
+use crate::killpoint::{Point, at};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::signal;
@@ -51,13 +52,17 @@ fn tracker(index: u32) -> Option<RawTrackerRef<'static>> {
 ///
 /// The supervisor empties the list when it has read it, so a report for an image that was given up is not lost to the next.
 /// A reset must not come between the scan, which forgets, and the count that makes it known: it is held off meanwhile.
-pub fn report(index: u32) {
+///
+/// A scan leaves pages write-protected, even those that are not there yet: `scanned` gets a bit for each slot looked at.
+pub fn report(index: u32, scanned: &mut [u64]) {
     let mask = signal::set_mask(signal::bit(SIG_RESET));
-    add_to_report(index);
+    at(Point::ReportBegins);
+    add_to_report(index, scanned);
+    at(Point::ReportCounted);
     signal::set_mask(mask);
 }
 
-fn add_to_report(index: u32) {
+fn add_to_report(index: u32, scanned: &mut [u64]) {
     let me = node(index);
     if me.dirty.load(Ordering::Relaxed) == UNKNOWN {
         return;
@@ -75,10 +80,11 @@ fn add_to_report(index: u32) {
         while bits != 0 {
             let slot = (w * 64) as u32 + bits.trailing_zeros();
             bits &= bits - 1;
-            if matches!(record(slot).state.load(Ordering::Relaxed), state::FREE | state::ENDED) {
+            if !state::is_alive(record(slot).state.load(Ordering::Relaxed)) {
                 // Its pages have been punched out, its header with them.
                 continue;
             }
+            scanned[w] |= 1 << (slot % 64);
             // Its thread may be on another node that has not paused yet, and may be ending there: then there is nothing to tell.
             for (start, end) in SlotHeader::extents_of_foreign(slot, live_only).into_iter().flatten() {
                 complete &= take(tracker, index, &mut found, start, end);
@@ -99,6 +105,7 @@ fn take(tracker: RawTrackerRef<'_>, index: u32, found: &mut usize, start: usize,
         };
         let Ok(taken) = tracker.take_into(rest, into) else { return false };
         *found += taken.runs;
+        at(Point::ReportScanned);
         rest = taken.rest;
     }
     rest.is_empty()

@@ -6,6 +6,7 @@
 
 use crate::arena::{self, Blob, OutOfMemory};
 use crate::control::{ChannelState, End, MAX_CHANNELS, MAX_ENDS, NONE, channel, end, end_link, imaged, wait};
+use crate::killpoint::{Point, at};
 use crate::sched;
 use peregrine_base::sync::Ordering;
 
@@ -44,6 +45,7 @@ impl crate::control::Channel {
 /// Makes a channel and its two ends, held by the thread in `holder`.
 pub fn make_channel(holder: u32) -> Option<(u32, u32)> {
     let ch = imaged().channels.with(|l| l.take(MAX_CHANNELS, channel_link))?;
+    at(Point::ChannelTaken);
     channel(ch).state.with(|s| {
         *s = ChannelState {
             head: 0,
@@ -55,8 +57,10 @@ pub fn make_channel(holder: u32) -> Option<(u32, u32)> {
             next_free: NONE,
         };
     });
+    at(Point::ChannelReset);
     let tx = make_end(ch, Kind::Sender, holder);
     let rx = make_end(ch, Kind::Receiver, holder);
+    at(Point::ChannelMade);
     match (tx, rx) {
         (Some(tx), Some(rx)) => Some((tx, rx)),
         (Some(e), None) | (None, Some(e)) => {
@@ -70,14 +74,17 @@ pub fn make_channel(holder: u32) -> Option<(u32, u32)> {
 /// One more end of channel `ch`.
 pub fn make_end(ch: u32, kind: Kind, holder: u32) -> Option<u32> {
     let e = imaged().ends.with(|l| l.take(MAX_ENDS, end_link))?;
+    at(Point::EndTaken);
     let entry = end(e);
     entry.channel.store(ch, Ordering::Relaxed);
     entry.holder.store(holder, Ordering::Relaxed);
     entry.kind.store(kind as u32, Ordering::Release);
+    at(Point::EndSet);
     channel(ch).state.with(|s| match kind {
         Kind::Sender => s.senders += 1,
         Kind::Receiver => s.receivers += 1,
     });
+    at(Point::EndCounted);
     Some(e)
 }
 
@@ -88,45 +95,52 @@ pub fn release(e: u32) {
     if kind == 0 {
         return;
     }
+    at(Point::EndUnset);
     imaged().ends.with(|l| l.give(e, end_link));
+    at(Point::EndGiven);
     let (mut queue, waiter, last) = channel(ch).state.with(|s| {
         if kind == Kind::Sender as u32 {
             s.senders -= 1
         } else {
             s.receivers -= 1
         }
+        at(Point::CloseCounted);
         let queue = if s.receivers == 0 { core::mem::replace(&mut s.head, 0) } else { 0 };
         if queue != 0 {
+            at(Point::CloseUnqueued);
             (s.tail, s.len) = (0, 0);
         }
         let waiter = if s.senders == 0 { core::mem::replace(&mut s.waiter, NONE) } else { NONE };
         (queue, waiter, s.senders == 0 && s.receivers == 0)
     });
     if waiter != NONE {
+        at(Point::CloseWakes);
         // SAFETY: in a section, or in the supervisor.
         unsafe { sched::wake(waiter) };
     }
     if last {
         imaged().channels.with(|l| l.give(ch, channel_link));
+        at(Point::CloseFreed);
     }
     while queue != 0 {
         // SAFETY: taken off its queue above.
         let next = unsafe { (*(queue as *const Blob)).next };
         release_blob(queue);
+        at(Point::CloseQueue);
         queue = next;
     }
 }
 
 /// Drops a blob that nobody will read.
-pub fn release_blob(at: usize) {
+pub fn release_blob(blob: usize) {
     // SAFETY: the caller took it off its queue. The list is copied before the blob goes.
     unsafe {
         let mut i = 0;
-        while let Some(e) = arena::ends_of(at).get(i).copied() {
+        while let Some(e) = arena::ends_of(blob).get(i).copied() {
             release(e);
             i += 1;
         }
-        arena::free(at);
+        arena::free(blob);
     }
 }
 
@@ -134,6 +148,7 @@ pub fn release_blob(at: usize) {
 pub fn adopt(list: &[u32], holder: u32) {
     for e in list {
         end(*e).holder.store(holder, Ordering::Relaxed);
+        at(Point::EndAdopted);
     }
 }
 
@@ -141,6 +156,7 @@ pub fn adopt(list: &[u32], holder: u32) {
 pub fn push(e: u32, bytes: &[u8], list: &[u32]) -> Result<(), PushError> {
     let ch = end(e).channel.load(Ordering::Relaxed);
     let blob = arena::write(bytes, list)?;
+    at(Point::PushWritten);
     let waiter = channel(ch).state.with(|s| {
         if s.receivers == 0 {
             return Err(PushError::Closed);
@@ -151,13 +167,16 @@ pub fn push(e: u32, bytes: &[u8], list: &[u32]) -> Result<(), PushError> {
             // SAFETY: the tail is queued in this channel, whose lock is held.
             unsafe { (*(s.tail as *mut Blob)).next = blob };
         }
+        at(Point::PushLinked);
         s.tail = blob;
         s.len += 1;
+        at(Point::PushCounted);
         Ok(core::mem::replace(&mut s.waiter, NONE))
     });
     match waiter {
         Ok(NONE) => Ok(()),
         Ok(w) => {
+            at(Point::PushUnlocked);
             // SAFETY: in a section.
             unsafe { sched::wake(w) };
             Ok(())
@@ -194,22 +213,26 @@ pub fn pop(e: u32, me: u32, deadline: u64) -> Pop {
                 }
                 if wait_at_all {
                     s.waiter = me;
+                    at(Point::PopWaits);
                 }
                 return Err(Pop::Empty);
             }
             let blob = s.head;
             // SAFETY: queued in this channel, whose lock is held.
             s.head = unsafe { (*(blob as *const Blob)).next };
+            at(Point::PopUnlinked);
             if s.head == 0 {
                 s.tail = 0;
             }
             s.len -= 1;
+            at(Point::PopCounted);
             Ok(blob)
         });
         match taken {
             Ok(blob) => {
                 // SAFETY: just taken off its queue.
                 let (bytes, list) = unsafe { arena::take(blob) };
+                at(Point::PopTaken);
                 adopt(&list, me);
                 return Pop::Message(bytes, list);
             }

@@ -58,6 +58,8 @@ pub struct Tally {
     pub moves: u64,
     /// Times that all threads went back to the last image.
     pub rollbacks: u64,
+    /// Whether the World was resumed from disk: then these are the counts since.
+    pub resumed: bool,
 }
 
 /// How often threads of the calling thread's World were packed, and unpacked again, so far.
@@ -82,5 +84,6 @@ pub fn tally() -> Tally {
         kills_hit: w.kills[1].load(Ordering::Relaxed),
         moves: w.nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum(),
         rollbacks: w.rollbacks.load(Ordering::Relaxed),
+        resumed: w.resumed.load(Ordering::Relaxed),
     }
 }

@@ -15,12 +15,18 @@ mod ends;
 mod entry;
 mod error;
 mod frames;
+mod fresh;
+#[cfg(feature = "killpoints")]
+pub mod killpoint;
+#[cfg(not(feature = "killpoints"))]
+mod killpoint;
 mod local;
 mod lock;
 mod memory;
 mod node;
 mod output;
 mod packed;
+pub mod region;
 mod rendezvous;
 mod sched;
 mod shadow;
@@ -40,6 +46,7 @@ pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_i
 pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
 pub use entry::{Tally, packing, run_with, tally};
 pub use error::{JoinError, SpawnError};
+pub use fresh::{FreshCallError, Portal};
 pub use memory::MemoryError;
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use peregrine_thread::stack_kind::StackKind;

@@ -50,6 +50,8 @@ pub enum Action {
     Parked,
     /// Send it to this node.
     Move(u32),
+    /// It parked itself for a fresh call, and this is where its request lies.
+    Call(usize),
     /// It has ended.
     Ended,
 }
@@ -75,12 +77,18 @@ pub struct Local {
     pub ticking: bool,
     /// The life of the World that queue and timers belong to; 0: none.
     pub life: u32,
+    /// Connections and calls under way, in the process's heap; null before the first. See `fresh`.
+    pub flights: *mut crate::fresh::Flights,
+    /// How many calls are under way.
+    pub in_flight: u32,
     queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,
     timers: usize,
     /// Who is in the windows of this node.
     pub windows: Owners,
     /// Guard geometry installed per slot: stack pages, 0 for none.
     guards: [u32; SLOT_COUNT],
+    /// Slots whose pages this process's table may hold write-protected, one bit each: see `sched::raise_guards`.
+    pub scanned: [u64; SLOT_COUNT / 64],
     heap: [Timer; MOST_THREADS + SLOT_COUNT],
 }
 
@@ -260,6 +268,14 @@ impl Local {
     #[inline(always)]
     pub fn guards_of(&mut self, slot: u32) -> &mut u32 {
         &mut self.guards[slot as usize]
+    }
+
+    /// Whether `slot` was scanned since this was last asked.
+    pub fn take_scanned(&mut self, slot: u32) -> bool {
+        let (word, bit) = (&mut self.scanned[slot as usize / 64], 1 << (slot % 64));
+        let was = *word & bit != 0;
+        *word &= !bit;
+        was
     }
 
     /// Notes that `slot`, in its wait number `wait`, wakes at `at`.

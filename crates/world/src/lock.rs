@@ -4,6 +4,7 @@
 //! of the runtime encloses each use, so a holder is never preempted by its own node; if its process is killed the whole
 //! World is rolled back to an image, in which every lock is free, for images are taken with every node at a safe point.
 
+use crate::killpoint::{Point, at};
 use core::cell::UnsafeCell;
 use peregrine_base::sync::{AtomicU32, Ordering, spin_loop};
 use peregrine_sys::futex;
@@ -33,16 +34,27 @@ impl<T> Lock<T> {
     /// Runs `f` with the value to itself.
     #[inline]
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        debug_assert!(Self::may_wait(), "a lock is taken inside a runtime section only");
         // Acquire pairs with the release in the swap below: the holder sees what the last one did.
         if self.word.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.wait();
         }
+        at(Point::LockTaken);
         // SAFETY: the lock is held.
         let r = f(unsafe { &mut *self.value.get() });
+        at(Point::LockChanged);
         if self.word.swap(0, Ordering::Release) == 2 {
+            at(Point::LockFreed);
             let _ = futex::wake(&self.word, 1);
         }
         r
+    }
+
+    /// Whether the caller can't be preempted: in a runtime section, or no thread at all.
+    fn may_wait() -> bool {
+        // SAFETY: where a thread runs there is a carrier.
+        peregrine_thread::carrier::current_slot().is_none()
+            || unsafe { peregrine_thread::carrier::carrier() }.depth.load(Ordering::Relaxed) != 0
     }
 
     #[cold]

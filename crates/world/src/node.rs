@@ -1,6 +1,7 @@
 //! A node: one single-threaded process, forked from the zygote, that runs threads until it is killed.
 
 use crate::control::{NONE, PauseKind, node, record, world};
+use crate::killpoint::{Point, at};
 use crate::local::{ALTSTACK_BYTES, altstack_base, local, stack_top};
 use crate::{context, dirty, output, sched};
 use peregrine_base::sync::{AtomicU32, Ordering};
@@ -10,6 +11,7 @@ use peregrine_sys::{cpu, futex, process, timer};
 use peregrine_thread::carrier::{Carrier, Hooks, carrier};
 use peregrine_thread::layout::{CARRIER, slot_index_of};
 use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
+use peregrine_thread::seal::Seals;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;
@@ -24,6 +26,7 @@ pub unsafe fn become_node(index: u32) -> ! {
     if process::parent_pid() as u32 != world().supervisor.load(Ordering::Relaxed) {
         process::exit_now(0);
     }
+    at(Point::NodeBorn);
     let fast_fs = cpu_flag(0);
     // SAFETY: the carrier's page is this process's own copy; nothing runs here yet.
     unsafe {
@@ -41,6 +44,12 @@ pub unsafe fn become_node(index: u32) -> ! {
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
             libraries: preempt::libraries(),
             put_off: 0,
+            seals: Seals::new(
+                template(),
+                &node(index).window_open,
+                &node(index).seals_answered,
+                world().seal_every.load(Ordering::Relaxed),
+            ),
             on_preempt: sched::on_preempt,
             hooks: Hooks {
                 sleep_until: context::sleep_until,
@@ -52,7 +61,11 @@ pub unsafe fn become_node(index: u32) -> ! {
             },
             user: [0; 8],
         });
+        if let Some(fd) = carrier().seals.prepare() {
+            node(index).fds[2].store(fd as u32 + 1, Ordering::Relaxed);
+        }
         statics::forget(carrier());
+        at(Point::NodeCarried);
         local().clear();
         let l = local();
         l.tick = timer::Timer::new(preempt::SIG_TICK).ok();
@@ -66,11 +79,13 @@ pub unsafe fn become_node(index: u32) -> ! {
     if world().track.load(Ordering::Relaxed) && !dirty::start(index) {
         world().track.store(false, Ordering::Relaxed);
     }
+    at(Point::NodeTracks);
     let me = node(index);
     me.pid.store(process::pid() as u32, Ordering::Relaxed);
     crate::carried::set_up(index);
     // Release: the supervisor sees the descriptors and the pid.
     me.ready.store(1, Ordering::Release);
+    at(Point::NodeReady);
     world().acks.fetch_add(1, Ordering::Release);
     let _ = futex::wake(&world().acks, 1);
     // SAFETY: the zygote's stack frames are not needed any more.
@@ -127,6 +142,7 @@ extern "C" fn on_reset(_: Signo, _: *mut SigInfo, _: *mut UContext) {
     if !rolling_back {
         return;
     }
+    at(Point::ResetHeard);
     // SAFETY: the alternate stack is left for good; no frame below is returned to.
     unsafe { arch::jump_to(stack_top(), sched::scheduler) }
 }

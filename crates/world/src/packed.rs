@@ -15,7 +15,7 @@
 use crate::arena;
 use crate::control::{imaged, record, world};
 use crate::local::{SCRATCH_BYTES, scratch};
-use crate::windows::{Block, IN_FRAMES, UNBORN, new_block, punch_frames};
+use crate::windows::{Block, IN_FRAMES, UNBORN, block_layout, new_block, punch_frames};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::memfd;
 use peregrine_thread::slot::SlotHeader;
@@ -68,7 +68,7 @@ pub unsafe fn pack(number: u32) {
         core::ptr::copy_nonoverlapping(to as *const u8, bytes.add(head.statics_len), len);
         r.stored.store(block as usize, Ordering::Relaxed);
         if at > UNBORN {
-            arena::deallocate(at, (*(at as *const Block)).capacity);
+            arena::give_back(at, block_layout((*(at as *const Block)).capacity));
         } else {
             punch_frames(number);
         }

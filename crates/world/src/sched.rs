@@ -18,7 +18,8 @@
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
-use crate::control::{NONE, NodeShared, PauseKind, World, is_domain, mail, node, record, state, world};
+use crate::control::{NONE, NodeShared, PauseKind, World, is_domain, mail, node, record, state, wait, world};
+use crate::killpoint::{Point, at};
 use crate::local::{Action, Local, local};
 use crate::windows;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
@@ -27,13 +28,19 @@ use peregrine_thread::carrier::{Carrier, Pending, RuntimeSection, carrier};
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;
-use peregrine_thread::{arch, statics};
+use peregrine_thread::{arch, preempt, statics};
+
+/// `NodeShared::idle` of a node that sleeps on its futex.
+const ASLEEP: u32 = 1;
+/// And of one that sleeps in a poll.
+const POLLS: u32 = 2;
 
 /// Posts `bits` to the thread in `slot`.
 pub fn post(slot: u32, bits: u32) {
     let r = record(slot);
     // AcqRel: pairs with the swap in `take_mail`; who drains sees what we did before we posted.
     let before = r.mail.fetch_or(bits | mail::POSTED, Ordering::AcqRel);
+    at(Point::PostMarked);
     if before & mail::POSTED == 0 {
         push_inbox(r.node.load(Ordering::Acquire), slot);
     }
@@ -45,12 +52,14 @@ fn push_inbox(to: u32, slot: u32) {
     let mut head = n.inbox.load(Ordering::Relaxed);
     loop {
         r.inbox_next.store(head, Ordering::Relaxed);
+        at(Point::PostLinked);
         // Release: pairs with the acquire swap in `drain`.
         match n.inbox.compare_exchange_weak(head, slot, Ordering::Release, Ordering::Relaxed) {
             Ok(_) => break,
             Err(now) => head = now,
         }
     }
+    at(Point::PostPushed);
     nudge(to);
 }
 
@@ -59,9 +68,17 @@ pub fn nudge(to: u32) {
     let n = node(to);
     // Pairs with the fence in `idle`: either we see `idle`, or it sees what we posted.
     fence(Ordering::SeqCst);
-    if n.idle.load(Ordering::Relaxed) != 0 {
-        n.wake.fetch_add(1, Ordering::Relaxed);
-        let _ = futex::wake(&n.wake, 1);
+    match n.idle.load(Ordering::Relaxed) {
+        0 => {}
+        POLLS => {
+            let pid = n.pid.load(Ordering::Relaxed) as i32;
+            let _ = peregrine_sys::signal::kill(pid, preempt::SIG_TICK);
+        }
+        _ => {
+            n.wake.fetch_add(1, Ordering::Relaxed);
+            at(Point::NudgeBumped);
+            let _ = futex::wake(&n.wake, 1);
+        }
     }
 }
 
@@ -72,12 +89,14 @@ fn drain(c: &mut Carrier, l: &mut Local) {
         return;
     }
     let mut stack = me.inbox.swap(NONE, Ordering::Acquire);
+    at(Point::DrainTaken);
     let mut ordered = NONE;
     while stack != NONE {
         let next = record(stack).inbox_next.load(Ordering::Relaxed);
         record(stack).inbox_next.store(ordered, Ordering::Relaxed);
         ordered = stack;
         stack = next;
+        at(Point::DrainTurned);
     }
     while ordered != NONE {
         let slot = ordered;
@@ -89,12 +108,15 @@ fn drain(c: &mut Carrier, l: &mut Local) {
 fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
     let r = record(slot);
     let bits = r.mail.swap(0, Ordering::AcqRel);
+    at(Point::MailTaken);
     if r.node.load(Ordering::Acquire) != c.node {
+        at(Point::MailForwarded);
         return post(slot, bits & !mail::POSTED);
     }
     let mut now = r.state.load(Ordering::Relaxed);
     if bits & mail::ARRIVE != 0 {
         count_arrival(c, r.sent_at.swap(0, Ordering::Relaxed));
+        at(Point::ArriveCounted);
         match now {
             state::RUNNABLE => l.push(slot),
             state::SLEEPING => {
@@ -109,15 +131,18 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
     if bits & mail::WAKE != 0 {
         if now == state::PARKED || now == state::SLEEPING {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            at(Point::Woken);
             l.push(slot);
             now = state::RUNNABLE;
         } else {
             // It is awake: the wake-up is kept for its next wait.
             r.mail.fetch_or(mail::WAKE, Ordering::AcqRel);
+            at(Point::MailKept);
         }
     }
     if bits & mail::MOVE != 0 && !is_domain(c.node) {
         let to = r.move_to.load(Ordering::Acquire);
+        at(Point::MailMoves);
         if to == NONE || to == c.node {
             r.move_to.store(NONE, Ordering::Release);
         } else if now == state::PARKED || now == state::SLEEPING || (now == state::RUNNABLE && l.remove(slot))
@@ -148,15 +173,19 @@ fn send(c: &mut Carrier, l: &mut Local, slot: u32, to: u32) {
             statics::evict(c, template(), slot);
         }
     }
+    at(Point::SendEvicted);
     if !is_domain(to) && !is_domain(c.node) {
         r.move_to.store(NONE, Ordering::Relaxed);
     }
     r.moves.fetch_add(1, Ordering::Relaxed);
     r.sent_at.store(monotonic_ns(), Ordering::Relaxed);
+    at(Point::SendCounted);
     // Before the node: whoever sees that the thread is its own sees too that it has not been taken up yet (`wake`).
     r.mail.fetch_or(mail::ARRIVE, Ordering::AcqRel);
+    at(Point::SendMarked);
     // Release: the new owner, which acquires through the inbox, sees context and statics.
     r.node.store(to, Ordering::Release);
+    at(Point::SendHanded);
     post(slot, mail::ARRIVE);
 }
 
@@ -168,8 +197,10 @@ fn service(c: &mut Carrier, l: &mut Local, own: usize) {
         let now = monotonic_ns();
         if first <= now {
             while let Some(due) = l.due(now) {
+                at(Point::TimerDue);
                 if let Some(slot) = due {
                     record(slot).state.store(state::RUNNABLE, Ordering::Relaxed);
+                    at(Point::TimerQueued);
                     l.push(slot);
                 }
             }
@@ -190,6 +221,7 @@ fn donate(c: &mut Carrier, l: &mut Local, to: u32) {
         && let Some(slot) = l.pop_last()
         && may_run(c, slot)
     {
+        at(Point::DonateTaken);
         send(c, l, slot, to);
     }
 }
@@ -205,13 +237,14 @@ pub unsafe fn reschedule(action: Action) {
         let (c, l) = (carrier(), local());
         let me = c.current.load(Ordering::Relaxed);
         let shared = node(c.node);
-        if matches!(action, Action::Requeue | Action::Parked) && quiet(c, shared) {
+        if matches!(action, Action::Requeue | Action::Parked) && quiet(c, shared) && l.in_flight == 0 {
             match l.first() {
                 None if action == Action::Requeue => return,
                 Some(next) if ready_here(c, l, next) => {
                     l.pop();
                     if action == Action::Requeue {
                         record(me).state.store(state::RUNNABLE, Ordering::Relaxed);
+                        at(Point::Requeued);
                         l.push(me);
                     }
                     if next == me {
@@ -288,10 +321,12 @@ unsafe fn enter(c: &mut Carrier, slot: u32) {
     record(slot).state.store(state::RUNNING, Ordering::Relaxed);
     shared.current.store(slot, Ordering::Relaxed);
     c.current.store(slot, Ordering::Relaxed);
+    at(Point::SwitchEntered);
     shared.switches.store(shared.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     // SAFETY: on this node, between two threads.
     unsafe {
         statics::bring(c, template(), slot);
+        at(Point::WindowBrought);
         peregrine_sys::cpu::set_fs_base((*SlotHeader::of(slot)).fs_base, c.fast_fs);
     }
 }
@@ -323,6 +358,9 @@ pub fn on_preempt(why: u32) {
             let n = node(c.node);
             n.preemptions.store(n.preemptions.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             reschedule(Action::Requeue);
+        } else if l.in_flight != 0 {
+            // Outcomes are taken up by the scheduler, on its own stack.
+            reschedule(Action::RequeueFront);
         }
     }
 }
@@ -340,6 +378,8 @@ pub extern "C" fn scheduler() -> ! {
         node(c.node).current.store(NONE, Ordering::Relaxed);
         peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs);
         local().clear();
+        crate::fresh::drop_all(local());
+        at(Point::ResetCleared);
         loop {
             step(carrier(), local());
         }
@@ -350,8 +390,12 @@ pub extern "C" fn scheduler() -> ! {
 /// meanwhile and be queued twice.
 fn rebuild(c: &mut Carrier, l: &mut Local) {
     l.clear();
-    for slot in crate::control::numbers() {
+    at(Point::RebuildBegins);
+    for (i, slot) in crate::control::numbers().enumerate() {
         let r = record(slot);
+        if i == 3 {
+            at(Point::RebuildHalf);
+        }
         if r.node.load(Ordering::Relaxed) != c.node {
             continue;
         }
@@ -359,6 +403,11 @@ fn rebuild(c: &mut Carrier, l: &mut Local) {
             state::RUNNABLE => l.push(slot),
             state::SLEEPING => {
                 l.add_timer(r.wake_at.load(Ordering::Relaxed), slot, r.waits.load(Ordering::Relaxed));
+            }
+            state::PARKED if r.waiting.load(Ordering::Relaxed) == wait::CALL => {
+                // Its call was another life's: it is to see that.
+                r.state.store(state::RUNNABLE, Ordering::Relaxed);
+                l.push(slot);
             }
             _ => {}
         }
@@ -377,13 +426,16 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         // SAFETY: no thread runs here.
         return unsafe { pause(c, l, w, word) };
     }
+    crate::fresh::finish(l, c.node);
     service(c, l, 1);
     // SAFETY: on the scheduler's stack.
     unsafe { windows::pack_idle(c, l) };
     let Some(next) = l.pop() else { return idle(c, l, w) };
     if !may_run(c, next) {
+        at(Point::QueueStale);
         return;
     }
+    at(Point::Stepped);
     if let Some(to) = wanted_elsewhere(c, next) {
         return send(c, l, next, to);
     }
@@ -412,24 +464,25 @@ unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
     // SAFETY: a prepared slot's header is intact.
     let header = unsafe { &*SlotHeader::of(slot) };
     let pages = header.stack_pages();
-    let known = l.guards_of(slot);
-    if *known == pages {
+    let known = *l.guards_of(slot);
+    if known == pages {
         return true;
     }
-    // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection
-    // with them: a guard over a write-protected page would hang in the kernel.
+    // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection before: a guard
+    // over a write-protected page, be it one that is not there, would hang in the kernel. This node may have looked at the
+    // slot's pages without ever running its threads: it makes threads for others.
     unsafe {
-        if *known != 0 {
+        if known != 0 || l.take_scanned(slot) {
             crate::dirty::unprotect_slot(slot);
-            if header.remove_guards().is_err() {
-                return false;
-            }
+        }
+        if known != 0 && header.remove_guards().is_err() {
+            return false;
         }
         if header.install_guards().is_err() {
             return false;
         }
     }
-    *known = pages;
+    *l.guards_of(slot) = pages;
     true
 }
 
@@ -446,16 +499,19 @@ fn settle(c: &mut Carrier, l: &mut Local) {
     c.current.store(NONE, Ordering::Relaxed);
     node(c.node).current.store(NONE, Ordering::Relaxed);
     let r = record(slot);
+    at(Point::SettleLeft);
     match action {
         Action::None | Action::Parked => {}
         Action::Requeue | Action::RequeueFront => {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            at(Point::SettleRequeued);
             if action == Action::Requeue { l.push(slot) } else { l.push_front(slot) }
         }
         Action::Move(to) => {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
             send(c, l, slot, to);
         }
+        Action::Call(at) => crate::fresh::begin(l, c.node, slot, at),
         Action::Ended => {
             statics::forget(c);
             if is_windowed(slot) {
@@ -471,7 +527,9 @@ fn start_ticking(_: &mut Carrier, l: &mut Local) {
         && let Some(t) = l.tick
     {
         let slice = world().slice_ns.load(Ordering::Relaxed);
-        t.arm(slice, slice);
+        // The first slice is twice as long: a deadline beyond the kernel's own next tick need not be told to the
+        // processor, and telling it takes 8 us in a virtual machine, which a thread that has just arrived would wait.
+        t.arm(2 * slice, slice);
         l.ticking = true;
     }
 }
@@ -479,14 +537,18 @@ fn start_ticking(_: &mut Carrier, l: &mut Local) {
 fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
     let me = node(c.node);
     let seen = me.wake.load(Ordering::Relaxed);
+    let flights = l.flights;
     let something = || {
         me.inbox.load(Ordering::Relaxed) != NONE
             || w.pause.load(Ordering::Relaxed) & 1 != 0
             || c.pending.load(Ordering::Relaxed) != 0
+            // SAFETY: null, or made for the life of the process; the scheduler alone uses it.
+            || unsafe { flights.as_ref() }.is_some_and(crate::fresh::Flights::any_ready)
     };
     if !is_domain(c.node) {
         w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
     }
+    at(Point::IdleBegins);
     wait_for_work(c, l, w, me, seen, something);
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
 }
@@ -507,7 +569,6 @@ fn wait_for_work(
     seen: u32,
     something: impl Fn() -> bool,
 ) {
-    let _ = c;
     let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
     loop {
         for _ in 0..50 {
@@ -524,13 +585,18 @@ fn wait_for_work(
             break;
         }
     }
-    if l.ticking
-        && let Some(t) = l.tick
-    {
-        t.arm(0, 0);
-        l.ticking = false;
+    if l.in_flight != 0 {
+        // Each tick would end the poll.
+        if l.ticking
+            && let Some(t) = l.tick
+        {
+            l.ticking = false;
+            t.arm(0, 0);
+        }
+        return sleep_with_calls(l, me, something);
     }
-    me.idle.store(1, Ordering::Relaxed);
+    me.idle.store(ASLEEP, Ordering::Relaxed);
+    at(Point::IdleSleeps);
     // Pairs with the fence in `nudge`.
     fence(Ordering::SeqCst);
     if !something() {
@@ -538,6 +604,39 @@ fn wait_for_work(
         futex::wait(&me.wake, seen, timeout);
     }
     me.idle.store(0, Ordering::Relaxed);
+    stop_ticking(c, l);
+}
+
+/// Stops the tick of a node that has slept until one came. Not before: whoever sleeps for less than a slice is woken
+/// without having to start it again.
+fn stop_ticking(c: &Carrier, l: &mut Local) {
+    if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0
+        && l.ticking
+        && let Some(t) = l.tick
+    {
+        // In this order: a reset in between must not leave a node that believes it ticks.
+        l.ticking = false;
+        t.arm(0, 0);
+    }
+}
+
+/// Sleeps until a call has an outcome, or somebody nudges: by a signal, for a poll can't wait on a futex.
+fn sleep_with_calls(l: &mut Local, me: &NodeShared, something: impl Fn() -> bool) {
+    let tick = peregrine_sys::signal::bit(preempt::SIG_TICK);
+    let mask = peregrine_sys::signal::set_mask(tick);
+    me.idle.store(POLLS, Ordering::Relaxed);
+    // Pairs with the fence in `nudge`.
+    fence(Ordering::SeqCst);
+    if !something() {
+        let now = monotonic_ns();
+        // SAFETY: calls are under way, so it was made.
+        let flights = unsafe { &*l.flights };
+        let until = [next_due(l), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
+        // A signal that came since it is held off ends the poll at once.
+        peregrine_sys::io::wait_for_any(flights.descriptors(), until.saturating_sub(now), mask & !tick);
+    }
+    me.idle.store(0, Ordering::Relaxed);
+    peregrine_sys::signal::set_mask(mask);
 }
 
 /// Obeys a pause: saves the window, reports what was written, and waits.
@@ -546,6 +645,7 @@ fn wait_for_work(
 /// No thread runs on this node.
 unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
     let me = node(c.node);
+    at(Point::PauseSeen);
     let rolling_back = w.pause_kind.load(Ordering::Acquire) == PauseKind::Rollback as u32;
     // SAFETY: as promised.
     unsafe {
@@ -554,24 +654,30 @@ unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32) {
             windows::store_all(c, l);
         }
     }
+    at(Point::PauseSaved);
     let life = w.life.load(Ordering::Acquire);
     if l.life != life && !rolling_back {
         statics::forget(c);
         rebuild(c, l);
+        at(Point::RebuildDone);
         l.life = life;
     }
     // Whoever holds anything of the life that ends waits for its reset (which empties `life`) before it answers.
     let answer = !rolling_back || l.life == 0;
     if answer && me.paused.load(Ordering::Relaxed) != word {
-        crate::dirty::report(c.node);
+        crate::dirty::report(c.node, &mut l.scanned);
+        at(Point::PauseReported);
         // Release: the supervisor, which acquires, sees statics and the report.
         me.paused.store(word, Ordering::Release);
+        at(Point::PauseAnswered);
         w.acks.fetch_add(1, Ordering::Release);
         let _ = futex::wake(&w.acks, 1);
+        at(Point::PauseAcked);
     }
     while w.pause.load(Ordering::Acquire) == word {
         futex::wait(&w.pause, word, None);
     }
+    at(Point::PauseOver);
 }
 
 /// Parks the running thread until it is woken, or until `deadline` (ns; 0: none). A wake-up that came before counts.
@@ -595,6 +701,7 @@ pub unsafe fn park(deadline: u64, reason: u32, on: u32) -> bool {
         if deadline != 0 {
             r.wake_at.store(deadline, Ordering::Relaxed);
             r.state.store(state::SLEEPING, Ordering::Relaxed);
+            at(Point::TimerSet);
             local().add_timer(deadline, me, wait);
         } else {
             r.state.store(state::PARKED, Ordering::Relaxed);
@@ -605,6 +712,21 @@ pub unsafe fn park(deadline: u64, reason: u32, on: u32) -> bool {
         drop(words);
         r.waiting.store(0, Ordering::Relaxed);
         deadline == 0 || monotonic_ns() < deadline
+    }
+}
+
+/// Parks the running thread for the fresh call whose request lies at `at`, and has this node make it.
+///
+/// # Safety
+/// As [`park`]; the request stays where it is until it is answered.
+pub unsafe fn call(at: usize) {
+    // SAFETY: as promised.
+    unsafe {
+        let me = carrier().current.load(Ordering::Relaxed);
+        let words = arch::ControlWords::aside();
+        reschedule(crate::fresh::parked(me, at));
+        drop(words);
+        record(me).waiting.store(0, Ordering::Relaxed);
     }
 }
 
@@ -630,6 +752,7 @@ pub unsafe fn wake(slot: u32) {
             let now = r.state.load(Ordering::Relaxed);
             if now == state::PARKED || now == state::SLEEPING {
                 r.state.store(state::RUNNABLE, Ordering::Relaxed);
+                at(Point::WokenQueued);
                 l.push(slot);
                 return;
             }
@@ -650,6 +773,7 @@ pub unsafe fn launch(slot: u32, on: u32) {
         l.push(slot);
     } else {
         record(slot).node.store(on, Ordering::Release);
+        at(Point::LaunchedElsewhere);
         post(slot, mail::ARRIVE);
     }
 }

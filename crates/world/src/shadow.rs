@@ -153,7 +153,7 @@ impl Shadow {
         let mut moved = Moved::default();
         let live_now = |slot: u32| {
             let r = record(slot);
-            let alive = !matches!(r.state.load(Ordering::Relaxed), state::FREE | state::ENDED);
+            let alive = state::is_alive(r.state.load(Ordering::Relaxed));
             alive.then(|| r.generation.load(Ordering::Relaxed))
         };
         // Threads that ended, and slots that another thread has now: their old pages go.
@@ -212,6 +212,7 @@ impl Shadow {
             }
         }
         self.output_tail = imaged().output_tail.with(|t| *t);
+        self.check("after an image");
         moved
     }
 
@@ -222,6 +223,7 @@ impl Shadow {
     pub unsafe fn roll_back(&mut self, changes: &Changes) -> Moved {
         let mut moved = Moved::default();
         // The tables may be torn by the node that died: they are read with suspicion (S4).
+        let arena_used_now = crate::arena::used_bytes().min(arena_bytes());
         let (now, then) = (used_now(), self.used());
         let either = core::array::from_fn(|i| now[i].max(then[i]));
         let now: Vec<(u32, u32, u32)> = numbers_of(either)
@@ -235,7 +237,7 @@ impl Shadow {
         unsafe {
             for (slot, state_now, generation_now) in &now {
                 let slot = *slot;
-                let alive_now = !matches!(*state_now, state::FREE | state::ENDED);
+                let alive_now = state::is_alive(*state_now);
                 match self.live.get(&slot) {
                     Some(g) if alive_now && g == generation_now && !changes.whole.contains(&slot) => {}
                     Some(_) if is_windowed(slot) => framed.push(slot),
@@ -248,13 +250,14 @@ impl Shadow {
                             punch(slot_base(slot));
                         }
                         // The copy's own header tells its extents; the World's may be torn.
-                        for (start, end) in
-                            (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true)
-                        {
+                        let extents = self.extents_of(slot);
+                        discard(extents[2].1, slot_base(slot) + SLOT_BYTES);
+                        for (start, end) in extents {
                             compare_and_copy(twin(start), start, end - start, &mut moved, None);
                         }
                     }
-                    None if alive_now || *state_now == state::ENDED => punch(slot_base(slot)),
+                    // Its frames go back zeroed (S2), half-made threads' too.
+                    None if *state_now != state::FREE => punch(slot_base(slot)),
                     None => {}
                 }
             }
@@ -262,9 +265,9 @@ impl Shadow {
                 match slot_index_of(start) {
                     Some(slot) => {
                         let Some(_) = self.live.get(&slot) else { continue };
-                        for (low, high) in
-                            (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true)
-                        {
+                        let extents = self.extents_of(slot);
+                        discard(start.max(extents[2].1), end);
+                        for (low, high) in extents {
                             let (from, to) = (start.max(low), end.min(high));
                             if from < to {
                                 moved.pages += copy(twin(from), from, to - from);
@@ -272,7 +275,9 @@ impl Shadow {
                         }
                     }
                     None => {
-                        let to = end.min(ARENA + self.arena_used);
+                        let used = ARENA + self.arena_used;
+                        discard(start.max(used), end);
+                        let to = end.min(used);
                         if start < to {
                             moved.pages += copy(twin(start), start, to - start);
                         }
@@ -280,6 +285,7 @@ impl Shadow {
                 }
             }
             if changes.whole_arena {
+                discard(ARENA + self.arena_used, ARENA + arena_used_now);
                 compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
             }
             // Entries that were first used after the image hold what they did before: nothing. (Locks that the dead held, too.)
@@ -295,9 +301,54 @@ impl Shadow {
         for slot in framed {
             self.frames.roll_back(slot, &mut moved);
         }
+        self.check("after a rollback");
         settle_mail();
         moved
     }
+
+    /// The naive oracle of tracking: every page of the image is what the World has, whoever reported what.
+    #[cfg(feature = "killpoints")]
+    fn check(&self, when: &str) {
+        let slots = self
+            .live
+            .iter()
+            .filter(|(slot, _)| !is_windowed(**slot))
+            .map(|(slot, generation)| (Some((*slot, *generation)), self.extents_of(*slot).to_vec()));
+        let arena = [(None, vec![self.arena_extent()])];
+        for (of, extents) in slots.chain(arena) {
+            for (start, end) in extents {
+                for page in (start..end).step_by(PAGE) {
+                    // SAFETY: World and shadow are mapped here, and every node is paused.
+                    let (a, b) =
+                        unsafe { (&*(page as *const [u8; PAGE]), &*(twin(page) as *const [u8; PAGE])) };
+                    // Below the stack pointer nothing means anything.
+                    // SAFETY: the copy of a live slot begins with an intact header.
+                    let dead = of.map_or(0, |(slot, _)| unsafe {
+                        let sp = (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).saved_sp;
+                        if sp & !(PAGE - 1) == page || (sp - 128) & !(PAGE - 1) == page {
+                            (sp - 128).saturating_sub(page)
+                        } else {
+                            0
+                        }
+                    });
+                    let (a, b) = (&a[dead..], &b[dead..]);
+                    if a != b {
+                        let first = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
+                        eprintln!(
+                            "peregrine: {when} page {page:#x} of {of:?} differs from byte {first:#x}: {:x?} in the World, {:x?} in the image; extents {:x?}",
+                            &a[first..(first + 8).min(a.len())],
+                            &b[first..(first + 8).min(a.len())],
+                            of.map(|o| self.extents_of(o.0))
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[cfg(not(feature = "killpoints"))]
+    #[inline(always)]
+    fn check(&self, _: &str) {}
 
     /// From now on, notes what is copied for somebody who writes it elsewhere.
     pub fn note_unsaved(&mut self) {
@@ -453,9 +504,16 @@ pub fn settle_mail() {
 }
 
 fn punch(slot_start: usize) {
-    // SAFETY: the slot's thread, if any, is dead or about to be replaced as a whole.
-    let _ =
-        unsafe { mem::advise(PageRange::covering(VirtAddr::new(slot_start), SLOT_BYTES), Advice::Remove) };
+    discard(slot_start, slot_start + SLOT_BYTES);
+}
+
+/// Gives the frames of `[start, end)` back: what grew after the image reads as zero when it grows again (S2).
+fn discard(start: usize, end: usize) {
+    if start < end {
+        // SAFETY: the range belongs to no thread, or to one that is about to be replaced there.
+        let _ =
+            unsafe { mem::advise(PageRange::covering(VirtAddr::new(start), end - start), Advice::Remove) };
+    }
 }
 
 unsafe fn copy(from: usize, to: usize, len: usize) -> u64 {

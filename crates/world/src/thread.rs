@@ -6,6 +6,7 @@ use crate::control::{
 };
 use crate::ends;
 use crate::error::{JoinError, SpawnError};
+use crate::killpoint::{Point, at};
 use crate::local::Action;
 use crate::lock::Lock;
 use crate::sched;
@@ -78,6 +79,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
         return Err(SpawnError::Window { asked: stack_bytes, most: t.windows.stack_bytes });
     }
     arena::charge(fixed)?;
+    at(Point::CreateCharged);
     let give_back = || imaged().memory_used.fetch_sub(fixed as u64, Ordering::Relaxed);
     let argument = arena::write(start.argument, start.ends).inspect_err(|_| {
         give_back();
@@ -94,8 +96,11 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
         unsafe { arena::free(argument) };
         return Err(SpawnError::TooMany { most });
     };
+    at(Point::CreateTaken);
     let slot = first_number + slot;
     let r = record(slot);
+    // From here until it is whole, and in `bury` from the end on, nobody may take the slot's contents for a thread's.
+    r.state.store(state::IN_TRANSIT, Ordering::Release);
     // SAFETY: the slot is ours: it was just taken off the free list. Its pages are zero (punched at burial).
     unsafe {
         if peregrine_thread::carrier::current_slot().is_some() {
@@ -107,6 +112,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
         } else {
             SlotHeader::prepare(slot, t, stack_bytes, first);
         }
+        at(Point::CreatePrepared);
         for (word, value) in r.entry.iter().zip([start.body as usize, start.function, argument]) {
             word.store(value, Ordering::Relaxed);
         }
@@ -117,11 +123,14 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
         }
         name[..n].copy_from_slice(&start.name.as_bytes()[..n]);
         *name_of(slot) = name;
+        at(Point::CreateNamed);
     }
     let generation = r.generation.load(Ordering::Relaxed) + 1;
     r.generation.store(generation, Ordering::Relaxed);
+    at(Point::CreateNumbered);
     r.join.with(|j| *j = JoinCell { how: 0, joiner: NONE, detached: 0, result: 0 });
     r.move_to.store(NONE, Ordering::Relaxed);
+    r.reply.store(0, Ordering::Relaxed);
     r.stack_bytes.store(stack_bytes as u64, Ordering::Relaxed);
     r.granted.store(fixed as u64, Ordering::Relaxed);
     for zero in [&r.moves, &r.wake_at, &r.sent_at] {
@@ -134,6 +143,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     r.mail.fetch_and(mail::POSTED, Ordering::AcqRel);
     r.node.store(on, Ordering::Relaxed);
     r.state.store(state::RUNNABLE, Ordering::Release);
+    at(Point::CreateReady);
     Ok(ThreadId { slot, generation })
 }
 
@@ -250,14 +260,17 @@ fn end((how, bytes, ends): (u32, Vec<u8>, Vec<u32>)) -> ! {
 pub unsafe fn finish(slot: u32, how: u32, result: usize) {
     let joiner = record(slot).join.with(|j| {
         (j.how, j.result) = (how, result);
+        at(Point::FinishSet);
         j.joiner
     });
     if imaged().main.load(Ordering::Relaxed) == slot {
         let code = exit_code(how, result);
         imaged().main_exit.store(code + 1, Ordering::Release);
+        at(Point::MainEnded);
         notify(crate::control::request::MAIN_ENDED);
     }
     if joiner != NONE {
+        at(Point::FinishBeforeWake);
         // SAFETY: as promised.
         unsafe { sched::wake(joiner) };
     }
@@ -286,8 +299,9 @@ pub fn result_of_main() -> Vec<u8> {
     if cell.how != ending::RETURNED || cell.result == 0 {
         return Vec::new();
     }
-    // SAFETY: nobody joins `main`, so its result is the supervisor's to take; no node runs that could allocate.
-    unsafe { arena::take(cell.result).0 }
+    // SAFETY: nobody joins `main`, so its result is the supervisor's to read. It is not freed: a node may have been killed with
+    // the arena's lock, and the World is over.
+    unsafe { arena::read(cell.result).0 }
 }
 
 /// Tells the supervisor to look at `bits`.
@@ -301,17 +315,22 @@ pub fn notify(bits: u32) {
 /// Frees the slot of an ended thread; its record stays until it is joined.
 pub fn bury(slot: u32) {
     let r = record(slot);
+    r.state.store(state::IN_TRANSIT, Ordering::Release);
+    at(Point::BuryBegins);
     if is_windowed(slot) {
         crate::windows::bury(slot);
     } else {
         // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
         unsafe { free_slot(slot) };
     }
+    at(Point::BuryPunched);
     imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    at(Point::BuryGivenBack);
     let gone = r.join.with(|j| {
         r.state.store(state::ENDED, Ordering::Release);
         j.detached != 0
     });
+    at(Point::BuryEnded);
     if gone {
         drop_result(slot);
         release(slot);
@@ -341,6 +360,7 @@ unsafe fn free_slot(slot: u32) {
 
 fn drop_result(slot: u32) {
     let result = record(slot).join.with(|j| core::mem::replace(&mut j.result, 0));
+    at(Point::ResultDropped);
     if result != 0 {
         ends::release_blob(result);
     }
@@ -349,6 +369,7 @@ fn drop_result(slot: u32) {
 /// Gives record and slot back.
 fn release(slot: u32) {
     record(slot).state.store(state::FREE, Ordering::Release);
+    at(Point::ReleaseFree);
     let kind = StackKind::of(slot);
     imaged().threads[kind as usize].with(|l| l.give(slot - kind.first(), |i| thread_link(kind.first() + i)));
 }
@@ -363,6 +384,7 @@ pub fn join(id: ThreadId) -> Result<(Vec<u8>, Vec<u32>), JoinError> {
                     return Some(*j);
                 }
                 j.joiner = me;
+                at(Point::JoinWaits);
                 None
             });
             if let Some(j) = ended {
@@ -372,8 +394,10 @@ pub fn join(id: ThreadId) -> Result<(Vec<u8>, Vec<u32>), JoinError> {
                     // SAFETY: the result is ours: the record is freed here and only here.
                     unsafe { arena::take(j.result) }
                 };
+                at(Point::JoinTaken);
                 ends::adopt(&blob.1, me);
                 let name = name(id.slot);
+                at(Point::JoinAdopted);
                 release(id.slot);
                 return (j.how, blob, name);
             }
@@ -396,9 +420,11 @@ pub fn detach(id: ThreadId) {
         let r = record(id.slot);
         let ended = r.join.with(|j| {
             j.detached = 1;
+            at(Point::Detached);
             r.state.load(Ordering::Acquire) == state::ENDED
         });
         if ended {
+            at(Point::DetachedEnded);
             drop_result(id.slot);
             release(id.slot);
         }
@@ -407,7 +433,7 @@ pub fn detach(id: ThreadId) {
 
 /// Whether the thread has ended.
 pub fn is_finished(id: ThreadId) -> bool {
-    record(id.slot).join.with(|j| j.how != 0)
+    sched::in_thread(|_| record(id.slot).join.with(|j| j.how != 0)).unwrap_or(false)
 }
 
 /// Name of the thread in `slot`.

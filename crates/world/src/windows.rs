@@ -204,7 +204,7 @@ unsafe fn enter(number: u32) {
                 if block.compressed_len != 0 {
                     packed::unpack(number, t, block);
                     world().packed[1].fetch_add(1, Ordering::Relaxed);
-                    arena::deallocate(at, block.capacity);
+                    arena::give_back(at, block_layout(block.capacity));
                     r.stored.store(IN_FRAMES, Ordering::Relaxed);
                     let granted = r.granted.load(Ordering::Relaxed);
                     imaged().memory_used.fetch_add(granted, Ordering::Relaxed);
@@ -274,7 +274,7 @@ unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
         let fits = at > UNBORN && (needed..=needed * 4 + 4096).contains(&(*block).capacity);
         if !fits {
             if at > UNBORN {
-                arena::deallocate(at, (*block).capacity);
+                arena::give_back(at, block_layout((*block).capacity));
             }
             // A little more than now: live stacks differ from switch to switch.
             let capacity = (needed + needed / 8).next_multiple_of(256);
@@ -290,9 +290,15 @@ unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
     }
 }
 
+/// What the arena is asked for a block of `capacity` bytes.
+pub fn block_layout(capacity: usize) -> core::alloc::Layout {
+    core::alloc::Layout::from_size_align(capacity, 16)
+        .expect("a suspended thread is smaller than half the addresses")
+}
+
 /// A block of `capacity` bytes.
 pub unsafe fn new_block(capacity: usize) -> *mut Block {
-    let Some(at) = arena::allocate(capacity) else {
+    let Some(at) = arena::allocate_always(block_layout(capacity)) else {
         fail(b"peregrine: no room in the arena for a suspended thread\n");
     };
     let block = at as *mut Block;
@@ -346,7 +352,7 @@ pub fn bury(number: u32) {
                 // Taken back when it was packed; the caller takes it back once more.
                 imaged().memory_used.fetch_add(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
             }
-            arena::deallocate(at, block.capacity);
+            arena::give_back(at, block_layout(block.capacity));
         }
     }
     if StackKind::of(number) == StackKind::Alias && at != UNBORN {

@@ -22,7 +22,7 @@ use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::net::RecvFlags;
 use peregrine_sys::rustix::time::Timespec;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,6 +33,8 @@ pub(crate) struct Connection {
     pub domain: Credentials,
     pub argument_bytes: u64,
     socket: OwnedFd,
+    /// Readable when the domain's process has ended; a socket that a child of it inherited would not hang up.
+    process: Option<OwnedFd>,
     /// Held from a question to its answer.
     asking: Mutex<Mail>,
     lines: Mutex<Lines>,
@@ -58,7 +60,9 @@ struct Lines {
 
 impl Connection {
     /// Says hello on a fresh connection.
-    pub fn greet(socket: OwnedFd, at: &Path) -> Result<Arc<Self>, CallError> {
+    ///
+    /// `listened`: the peer was found by a path, so the kernel knows its process. Of a pair it knows only who made it.
+    pub fn greet(socket: OwnedFd, at: &Path, listened: bool) -> Result<Arc<Self>, CallError> {
         let unreachable = |reason: String| CallError::Unreachable { at: at.to_owned(), reason };
         let domain = Credentials::of_peer(&socket).map_err(|e| unreachable(e.to_string()))?;
         // An error here is told by the answer, if the domain had time to say why it hung up.
@@ -71,6 +75,7 @@ impl Connection {
                     name,
                     domain,
                     argument_bytes,
+                    process: if listened { peregrine_sys::peer::process_of(&socket).ok() } else { None },
                     socket,
                     asking: Mutex::default(),
                     lines: Mutex::default(),
@@ -89,29 +94,38 @@ impl Connection {
         }
     }
 
-    pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
     /// Whether the domain's end is still open. Once it is not, it never is again.
     pub fn is_alive(&self) -> bool {
         if self.dead.load(Ordering::Relaxed) {
             return false;
         }
-        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let mut fds = self.signs_of_death();
         let hung_up = loop {
             match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => break true,
-                Ok(_) => {
-                    break fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR);
-                }
+                Ok(_) => break fds.iter().any(|fd| !fd.revents().is_empty()),
             }
         };
         if hung_up {
             self.give_up();
         }
         !hung_up
+    }
+
+    /// What to poll for the end of the domain; each is ready only then.
+    pub fn signs_of_death(&self) -> [PollFd<'_>; 2] {
+        let socket = PollFd::new(&self.socket, PollFlags::RDHUP);
+        let process = self.process.as_ref().map(|process| PollFd::new(process, PollFlags::IN));
+        [socket, process.unwrap_or_else(|| PollFd::new(&self.socket, PollFlags::RDHUP))]
+    }
+
+    /// Socket, and pipes of free lines.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let lines = self.lock_lines();
+        let pipes = lines.free.iter().chain(&lines.abandoned).filter_map(|line| line.pipe.as_ref());
+        let process = self.process.iter().map(AsRawFd::as_raw_fd);
+        [self.socket.as_raw_fd()].into_iter().chain(process).chain(pipes.map(AsRawFd::as_raw_fd)).collect()
     }
 
     fn give_up(&self) {
@@ -188,8 +202,16 @@ impl Connection {
                 None => Duration::from_secs(3600),
             };
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN | PollFlags::RDHUP)];
+            let [_, process] = self.signs_of_death();
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN | PollFlags::RDHUP), process];
             match poll(&mut fds, Some(&timeout)) {
+                // Dead, with nothing to read a moment ago: what it had sent before it died is there now.
+                Ok(_) if fds[0].revents().is_empty() && !fds[1].revents().is_empty() => {
+                    return socket::receive(&self.socket, RecvFlags::DONTWAIT).map_err(|_| {
+                        self.give_up();
+                        CallError::DomainDied
+                    });
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(system("poll")(e)),
             }
@@ -316,7 +338,7 @@ impl Connection {
     }
 
     /// New memory of this client and this domain alone; with `results`, the domain writes results into it.
-    pub fn buffer(self: &Arc<Self>, len_bytes: usize, results: bool) -> Result<Buffer, CallError> {
+    pub fn register_buffer(&self, len_bytes: usize, results: bool) -> Result<(Shared, u32), CallError> {
         let system = |what: &'static str| move |errno: Errno| CallError::System { what, errno };
         let fd = sealed_memfd(c"peregrine-buffer", len_bytes).map_err(system("memfd"))?;
         let shared = Shared::map(&fd, len_bytes, Protection::ReadWrite).map_err(system("mmap"))?;
@@ -324,9 +346,15 @@ impl Connection {
         let sent = for_reading.as_ref().unwrap_or(&fd).as_fd();
         let question = FromClient::AddBuffer { len_bytes: len_bytes as u64, results };
         match self.question(&question, Some(sent), None)? {
-            (FromDomain::Buffer { id }, _) => Ok(Buffer { shared, id, len_bytes, home: self.clone() }),
+            (FromDomain::Buffer { id }, _) => Ok((shared, id)),
             _ => Err(CallError::BadReply("another answer than was asked for")),
         }
+    }
+
+    /// Memory to lend.
+    pub fn buffer(self: &Arc<Self>, len_bytes: usize) -> Result<Buffer, CallError> {
+        let (shared, id) = self.register_buffer(len_bytes, false)?;
+        Ok(Buffer { shared, id, len_bytes, home: self.clone() })
     }
 
     /// Hands a gift over; it is unmapped here first.

@@ -2,12 +2,18 @@
 
 use super::connection::Connection;
 use crate::line::Words;
-use crate::memory::Buffer;
 use crate::shared::Shared;
 use peregrine_base::sync::Ordering;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// A buffer of the library's own, for what is too large for the line. Not a [`Buffer`](crate::Buffer), which keeps its connection alive: the
+/// connection keeps this.
+pub(crate) struct Spill {
+    pub shared: Shared,
+    pub id: u32,
+}
 
 /// One open line.
 pub(crate) struct Line {
@@ -16,7 +22,7 @@ pub(crate) struct Line {
     /// The number of the last call made on it; the shared words are not asked what we did ourselves.
     pub call: u32,
     /// Where arguments and results go that are too large for the line.
-    pub spill: Option<Buffer>,
+    pub spill: Option<Spill>,
     /// Read end of the pipe by which the domain tells of a reply, once one was asked for.
     pub pipe: Option<OwnedFd>,
 }

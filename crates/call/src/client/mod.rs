@@ -9,7 +9,7 @@ mod wait;
 pub use pending::Pending;
 
 use crate::args::Call;
-use crate::chain::{self, Deadline};
+use crate::chain::{Caller, Deadline};
 use crate::credentials::Credentials;
 use crate::error::CallError;
 use crate::memory::Buffer;
@@ -17,7 +17,7 @@ use crate::portal::PortalId;
 use crate::usage::{DomainId, Usage};
 use connection::Connection;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ impl Client {
     /// [`CallError::Unreachable`]: nobody serves it. [`CallError::Refused`]: not for this user, or full, or another protocol.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, CallError> {
         let socket = crate::socket::connect(path.as_ref())?;
-        Connection::greet(socket, path.as_ref()).map(Self)
+        Connection::greet(socket, path.as_ref(), true).map(Self)
     }
 
     /// Takes a connected socket: one end of a [`socket_pair`](crate::socket_pair), or an inherited descriptor.
@@ -42,7 +42,7 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn over(socket: OwnedFd) -> Result<Self, CallError> {
-        Connection::greet(socket, Path::new("descriptor")).map(Self)
+        Connection::greet(socket, Path::new("descriptor"), false).map(Self)
     }
 
     /// Who serves, by the kernel's word: whoever listens at the path, or made the pair of sockets.
@@ -75,9 +75,10 @@ impl Client {
     /// # Errors
     /// See [`CallError`], which says for each kind whether anything was executed. Results are replaced on success only.
     pub fn call(&self, portal: PortalId, mut call: Call<'_>) -> Result<(), CallError> {
-        let deadline = self.deadline_of(&call);
+        let caller = Caller::current();
+        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         let mut line = self.0.acquire(deadline)?;
-        let sent = line.send(&self.0, portal, &mut call, deadline)?;
+        let sent = line.send(&self.0, portal, &mut call, caller, false)?;
         wait::for_reply(&self.0, &mut line, &sent)?;
         let outcome = line.take_results(&self.0, &sent, &mut call);
         line.release();
@@ -89,7 +90,27 @@ impl Client {
     /// # Errors
     /// As [`Client::call`], for what can be said before the callee runs.
     pub fn start<'a>(&self, portal: PortalId, call: Call<'a>) -> Result<Pending<'a>, CallError> {
-        Pending::start(self.0.clone(), portal, call, |call| self.deadline_of(call))
+        Pending::start(self.0.clone(), portal, call, Caller::current())
+    }
+
+    /// As [`start`](Self::start), on behalf of a thread that is not the running OS thread: for runtimes whose threads are
+    /// their own. Touches no thread-local, unless the call is charged.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_for<'a>(
+        &self,
+        caller: Caller,
+        portal: PortalId,
+        call: Call<'a>,
+    ) -> Result<Pending<'a>, CallError> {
+        Pending::start(self.0.clone(), portal, call, caller)
+    }
+
+    /// The descriptors of this connection: its socket, and the pipes of lines that nobody uses right now. For a process that shares its
+    /// descriptor table with others and must close what one that was killed had open.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        self.0.descriptors()
     }
 
     /// Memory to lend, `len_bytes` of zeros, shared with this domain and nobody else.
@@ -97,7 +118,7 @@ impl Client {
     /// # Errors
     /// [`CallError::TooLarge`]: beyond the domain's limits. [`CallError::DomainDied`], [`CallError::System`].
     pub fn buffer(&self, len_bytes: usize) -> Result<Buffer, CallError> {
-        self.0.buffer(len_bytes, false)
+        self.0.buffer(len_bytes)
     }
 
     /// What this connection has used of the domain, as the domain counts it.
@@ -106,10 +127,6 @@ impl Client {
     /// [`CallError::DomainDied`].
     pub fn usage(&self) -> Result<Usage, CallError> {
         self.0.usage()
-    }
-
-    fn deadline_of(&self, call: &Call<'_>) -> Option<Deadline> {
-        Deadline::earlier(call.attributes.deadline, chain::current().deadline)
     }
 }
 

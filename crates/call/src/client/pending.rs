@@ -8,7 +8,7 @@ use super::line::Line;
 use super::transfer::Sent;
 use super::wait::drain;
 use crate::args::Call;
-use crate::chain::Deadline;
+use crate::chain::{Caller, Deadline};
 use crate::error::CallError;
 use crate::portal::PortalId;
 use peregrine_sys::rustix;
@@ -35,14 +35,14 @@ impl<'a> Pending<'a> {
         connection: Arc<Connection>,
         portal: PortalId,
         mut call: Call<'a>,
-        deadline_of: impl FnOnce(&Call<'_>) -> Option<Deadline>,
+        caller: Caller,
     ) -> Result<Self, CallError> {
-        let deadline = deadline_of(&call);
+        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         let mut line = connection.acquire(deadline)?;
         if line.pipe.is_none() {
             line.pipe = Some(connection.open_pipe(line.index, deadline)?);
         }
-        let sent = line.send_with(&connection, portal, &mut call, deadline, true)?;
+        let sent = line.send(&connection, portal, &mut call, caller, true)?;
         let line = Some(line.detach());
         Ok(Self { connection, line, sent, call })
     }
@@ -50,6 +50,11 @@ impl<'a> Pending<'a> {
     /// When the call gives up by itself.
     pub const fn deadline(&self) -> Option<Deadline> {
         self.sent.deadline
+    }
+
+    /// Whether the reply is there: one load, no system call. False says nothing about deadline and death.
+    pub fn is_ready(&self) -> bool {
+        self.line.as_ref().is_none_or(Line::is_over)
     }
 
     fn line(&self) -> &Line {
@@ -103,9 +108,8 @@ impl<'a> Pending<'a> {
             let left = self.sent.deadline.map(|d| d.left().unwrap_or_default());
             let timeout =
                 left.map(|l| Timespec { tv_sec: l.as_secs() as i64, tv_nsec: i64::from(l.subsec_nanos()) });
-            let socket = self.connection.socket();
-            let mut fds =
-                [PollFd::new(&self, PollFlags::IN), PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+            let [socket, process] = self.connection.signs_of_death();
+            let mut fds = [PollFd::new(&self, PollFlags::IN), socket, process];
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(crate::error::system("poll")(e)),

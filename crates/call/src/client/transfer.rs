@@ -4,16 +4,17 @@
 //! result that is longer than its bound, or lies outside the memory, makes the whole reply invalid.
 
 use super::connection::Connection;
-use super::line::Line;
+use super::line::{Line, Spill};
 use crate::args::{Arg, Call};
-use crate::attributes::{Affinity, Attributes};
-use crate::chain::{self, Deadline};
+use crate::attributes::Attributes;
+use crate::chain::{Caller, Deadline};
 use crate::domain::execute::about;
 use crate::error::{CallError, Failure, Refusal};
 use crate::line::{
     self, AWAKE, Descriptor, Header, Kind, MAX_ARGS, MAX_CHARGES, NOTIFY, PARKED, PAYLOAD_AT, ReplyHead,
     Status, Words, align_argument, read_charge, results_at,
 };
+use crate::memory::Forget;
 use crate::portal::PortalId;
 use crate::shared::{Shared, map_from_peer};
 use crate::socket::FromClient;
@@ -35,30 +36,21 @@ pub(crate) struct Sent {
     results_at: usize,
     spilled: bool,
     count: usize,
+    charge: bool,
+    depth: u32,
 }
 
 impl Line {
-    /// Fills the line and rings.
+    /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
     pub fn send(
         &mut self,
         connection: &Arc<Connection>,
         portal: PortalId,
         call: &mut Call<'_>,
-        deadline: Option<Deadline>,
-    ) -> Result<Sent, CallError> {
-        let notify = false;
-        self.send_with(connection, portal, call, deadline, notify)
-    }
-
-    /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
-    pub fn send_with(
-        &mut self,
-        connection: &Arc<Connection>,
-        portal: PortalId,
-        call: &mut Call<'_>,
-        deadline: Option<Deadline>,
+        caller: Caller,
         notify: bool,
     ) -> Result<Sent, CallError> {
+        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         if deadline.is_some_and(|d| d.left().is_none()) {
             return Err(CallError::Deadline);
         }
@@ -78,17 +70,18 @@ impl Line {
         let payload_at = if spilled { 0 } else { PAYLOAD_AT };
         self.fill(connection, call, deadline, payload_at, spilled)?;
         reach("client: arguments written");
-        let link = chain::current();
+        let link = caller.link;
         let attributes = call.attributes;
+        let charge = attributes.charge || caller.charge;
         let header = Header {
             portal: portal.0,
             args: call.count as u8,
-            charge: attributes.charge || usage::inherited(),
+            charge,
             priority: attributes.priority,
             affinity: attributes.affinity,
             deadline,
             chain: link.chain,
-            depth: link.depth + 1,
+            depth: link.depth.saturating_add(1),
             cpu: process::current_cpu() as u16,
             nice: if attributes.priority { process::nice_of(0).unwrap_or(0) as i8 } else { 0 },
             payload_bytes: payload_bytes as u32,
@@ -104,12 +97,11 @@ impl Line {
             results_at: results_at(payload_at, payload_bytes),
             spilled,
             count: call.count,
+            charge,
+            depth: header.depth,
         };
-        let wait = match (notify, attributes.affinity) {
-            (true, _) => NOTIFY,
-            (false, Affinity::Apart) => AWAKE,
-            (false, _) => PARKED,
-        };
+        // Not asleep yet: an activation that takes the core at once and replies before we sleep saves its wake-up.
+        let wait = if notify { NOTIFY } else { AWAKE };
         self.ring(connection, wait)?;
         Ok(sent)
     }
@@ -195,11 +187,14 @@ impl Line {
     ) -> Result<(), CallError> {
         let limit = connection.argument_bytes as usize;
         let wanted = results_at(0, payload_bytes) + result_bytes.min(limit);
-        if self.spill.as_ref().is_some_and(|spill| spill.len_bytes >= wanted) {
+        if self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= wanted) {
             return Ok(());
         }
-        self.spill = None;
-        self.spill = Some(connection.buffer(wanted.next_power_of_two().max(1 << 20), true)?);
+        if let Some(old) = self.spill.take() {
+            connection.forget(old.id);
+        }
+        let (shared, id) = connection.register_buffer(wanted.next_power_of_two().max(1 << 20), true)?;
+        self.spill = Some(Spill { shared, id });
         Ok(())
     }
 
@@ -213,7 +208,7 @@ impl Line {
         let words = self.words();
         let head = ReplyHead::read(words, sent.count.max(2));
         let status = head.status.ok_or(CallError::BadReply("a status that stands for nothing"))?;
-        if head.charge_rows > 0 || sent.attributes.charge || usage::inherited() {
+        if sent.charge {
             take_charges(words, connection.id, &head);
         }
         match status {
@@ -250,10 +245,7 @@ impl Line {
                 asked_bytes: u64::from(head.lengths[0]),
                 limit_bytes: u64::from(head.lengths[1]),
             }),
-            Status::Depth => {
-                let depth = chain::current().depth + 1;
-                Err(Refusal::Depth { depth, limit: head.code }.into())
-            }
+            Status::Depth => Err(Refusal::Depth { depth: sent.depth, limit: head.code }.into()),
             Status::NoBuffer => Err(Refusal::NoBuffer(head.code).into()),
             Status::GiftInUse => Err(Refusal::GiftInUse.into()),
             Status::Terminated => Err(CallError::Terminated),

@@ -5,15 +5,13 @@
 //! how late that is noticed, and makes a wake-up that a hostile domain stole a delay and nothing more.
 //!
 //! A caller whose activation runs on another core spins first, as long as that activation says that it is awake.
-//! A thread of a runtime blocks its OS thread only as long as a switch would take, then parks by way of the line's pipe.
 
 use super::connection::Connection;
 use super::line::{Guard, Line};
 use super::transfer::Sent;
 use crate::attributes::Affinity;
 use crate::error::CallError;
-use crate::line::{AWAKE, NOTIFY, PARKED};
-use crate::runtime::{self, CallerRuntime};
+use crate::line::{AWAKE, PARKED};
 use crate::step::reach;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
 use peregrine_sys::futex;
@@ -31,15 +29,13 @@ pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Se
     if sent.attributes.affinity == Affinity::Apart && spin(line) {
         return Ok(());
     }
-    if let Some(runtime) = runtime::of_caller() {
-        return park(connection, line, sent, runtime);
-    }
     let words = line.words();
-    if sent.attributes.affinity == Affinity::Apart {
-        words.wait().store(PARKED, Ordering::Relaxed);
-        // Pairs with the fence in `execute::answer`, between its store of `reply` and its load of `wait`.
-        fence(Ordering::SeqCst);
+    if line.is_over() {
+        return Ok(());
     }
+    words.wait().store(PARKED, Ordering::Relaxed);
+    // Pairs with the fence in `execute::answer`, between its store of `reply` and its load of `wait`.
+    fence(Ordering::SeqCst);
     let mut slice = FIRST_SLICE;
     loop {
         // Acquire pairs with the domain's Release store of `reply`.
@@ -47,10 +43,11 @@ pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Se
         if reply == sent.call {
             return Ok(());
         }
-        let (nap, last) = nap(sent, slice)?;
-        let begun = last.then(Instant::now);
+        let nap = match sent.deadline {
+            None => slice,
+            Some(deadline) => deadline.left().ok_or(CallError::Deadline)?.min(slice),
+        };
         futex::wait(words.reply(), reply, Some(nap.as_nanos() as u64));
-        let _ = begun;
         if line.is_over() {
             return Ok(());
         }
@@ -59,17 +56,6 @@ pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Se
             return if line.is_over() { Ok(()) } else { Err(CallError::DomainDied) };
         }
         slice = (slice * 2).min(LONGEST_SLICE);
-    }
-}
-
-/// How long to sleep, and whether the deadline is what ends it.
-fn nap(sent: &Sent, slice: Duration) -> Result<(Duration, bool), CallError> {
-    match sent.deadline {
-        None => Ok((slice, false)),
-        Some(deadline) => {
-            let left = deadline.left().ok_or(CallError::Deadline)?;
-            Ok((left.min(slice), left <= slice))
-        }
     }
 }
 
@@ -86,51 +72,6 @@ fn spin(line: &Line) -> bool {
         }
         if words.mode().load(Ordering::Relaxed) != AWAKE || begun.elapsed() >= SPIN {
             return line.is_over();
-        }
-    }
-}
-
-/// Waits as a thread of a runtime.
-fn park(
-    connection: &Connection,
-    line: &mut Guard<'_>,
-    sent: &Sent,
-    runtime: &dyn CallerRuntime,
-) -> Result<(), CallError> {
-    let short = Duration::from_micros(u64::from(runtime.worth_us()));
-    let words = line.words();
-    words.wait().store(PARKED, Ordering::Relaxed);
-    fence(Ordering::SeqCst);
-    let reply = words.reply().load(Ordering::Acquire);
-    if reply == sent.call {
-        return Ok(());
-    }
-    futex::wait(words.reply(), reply, Some(nap(sent, short)?.0.as_nanos() as u64));
-    if line.is_over() {
-        return Ok(());
-    }
-    if line.pipe.is_none() {
-        let pipe = connection.open_pipe(line.index, sent.deadline)?;
-        line.pipe = Some(pipe);
-    }
-    line.words().wait().store(NOTIFY, Ordering::Relaxed);
-    // Pairs with the fence in `execute::answer`: either it sees NOTIFY and writes a byte, or we see the reply.
-    fence(Ordering::SeqCst);
-    loop {
-        if line.is_over() {
-            if let Some(pipe) = &line.pipe {
-                drain(pipe);
-            }
-            return Ok(());
-        }
-        if sent.deadline.is_some_and(|d| d.left().is_none()) {
-            return Err(CallError::Deadline);
-        }
-        if !connection.is_alive() {
-            return if line.is_over() { Ok(()) } else { Err(CallError::DomainDied) };
-        }
-        if let Some(pipe) = &line.pipe {
-            runtime.wait(pipe.as_fd(), sent.deadline);
         }
     }
 }

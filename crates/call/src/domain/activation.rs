@@ -3,11 +3,13 @@
 //! ```text
 //! pool ──▶ bound to a line ──▶ serve ──▶ served; wanted elsewhere? ──yes──▶ leave ──▶ pool
 //!                                ▲                  │ no
-//!                                └── call ◀── spin or sleep ── linger over, recalled, client gone ──▶ leave
+//!                                └── call ◀── spin or sleep ── recalled, client gone ──▶ leave
 //! ```
 //!
 //! It sleeps by a shared futex, the line's `call` word: of the mechanisms measured the one that costs no more than an eventfd,
-//! never makes the ringer wait whatever its peer does, takes a timeout, and needs no descriptor (benchmark suite `call`).
+//! never makes the ringer wait whatever its peer does, and needs no descriptor (benchmark suite `call`). Without a timeout, which
+//! would add a twentieth to a call: it stays with its line until it is recalled; only one that holds on to much memory, from large
+//! arguments, leaves after a while.
 //! It spins, for the domain's `spin` limit at most, only after a call that was made from another core on purpose
 //! ([`Affinity::Apart`]): then the caller that calls again within that time pays no wake-up.
 
@@ -23,8 +25,7 @@ use peregrine_sys::{futex, process, timer};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long an activation stays with a line that has no calls. Then the next call costs a ring over the socket, a few
-/// microseconds more.
+/// How long an activation with much memory stays with a line that has no calls.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// The body of an activation's thread.
@@ -64,7 +65,7 @@ fn attend(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &A
         if executor.caller_is_apart() && spin(line, domain.limits.spin) {
             continue;
         }
-        if !sleep(domain, me, line) {
+        if !sleep(domain, me, line, executor.is_heavy()) {
             return;
         }
     }
@@ -103,7 +104,7 @@ fn spin(line: &Line, most: Duration) -> bool {
 }
 
 /// Sleeps until there may be a call; false when the activation is to leave.
-fn sleep(domain: &Inner, me: &Activation, line: &Line) -> bool {
+fn sleep(domain: &Inner, me: &Activation, line: &Line, is_heavy: bool) -> bool {
     let words = line.words();
     me.state.store(PARKED, Ordering::Relaxed);
     words.mode().store(LINE_PARKED, Ordering::Relaxed);
@@ -118,10 +119,12 @@ fn sleep(domain: &Inner, me: &Activation, line: &Line) -> bool {
         if domain.pool.is_wanted_from(line) || must_leave(domain, me, line) {
             stay = false;
         } else {
-            let begun = Instant::now();
-            futex::wait(words.call(), served, Some(LINGER.as_nanos() as u64));
-            let waited_in_vain = line.pending().is_none();
-            stay = !(waited_in_vain && begun.elapsed() >= LINGER);
+            if is_heavy {
+                let in_vain = futex::wait_timed(words.call(), served, LINGER.as_nanos() as u64);
+                stay = !in_vain || line.pending().is_some();
+            } else {
+                futex::wait(words.call(), served, None);
+            }
         }
     }
     me.state.store(BUSY, Ordering::Relaxed);

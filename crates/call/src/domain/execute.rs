@@ -36,6 +36,7 @@ pub(crate) struct Executor<'a> {
     arguments: Arguments,
     place: Place,
     apart: bool,
+    heavy: bool,
 }
 
 /// How a call goes wrong before its handler: what the caller is told.
@@ -96,7 +97,13 @@ impl Home {
 
 impl<'a> Executor<'a> {
     pub fn new(domain: &'a Inner) -> Self {
-        Self { domain, arguments: Arguments::default(), place: Place::new(domain.cpus), apart: false }
+        Self {
+            domain,
+            arguments: Arguments::default(),
+            place: Place::new(domain.cpus),
+            apart: false,
+            heavy: false,
+        }
     }
 
     /// Whether the last caller runs on another core on purpose.
@@ -104,8 +111,14 @@ impl<'a> Executor<'a> {
         self.apart
     }
 
+    /// Whether it holds memory that should not be kept for a client that is idle.
+    pub const fn is_heavy(&self) -> bool {
+        self.heavy
+    }
+
     /// Lets go of what large arguments needed.
     pub fn shrink(&mut self) {
+        self.heavy = false;
         self.arguments.scratch.clear();
         self.arguments.scratch.shrink_to(KEEP_BYTES);
         for slot in &mut self.arguments.slots {
@@ -120,6 +133,7 @@ impl<'a> Executor<'a> {
         let header = Header::read(words);
         self.apart = header.affinity == Affinity::Apart;
         self.place.follow(header.affinity, usize::from(header.cpu));
+        self.heavy |= header.spill != 0;
         let results = match self.prepare(line, &header, call) {
             Err(Wrong(head)) => return head.write(words, 2),
             Ok(home) => {

@@ -28,6 +28,8 @@ use std::sync::{Arc, Mutex};
 const LISTENER: u64 = 0;
 const BELL: u64 = 1;
 const FIRST_CLIENT: u64 = 2;
+/// Marks the token of a client whose process has ended.
+const ENDED: u64 = 1 << 63;
 
 /// Rings without a call that a client may send, beyond one for each call that it made.
 const RINGS_IN_VAIN: u64 = 1000;
@@ -69,7 +71,7 @@ impl Keeper {
                 epoll::add(&keeper.epoll, &socket, EventData::new_u64(LISTENER), EventFlags::IN)?;
                 keeper.door = Some(socket);
             }
-            Door::Pair(socket) => keeper.admit(socket)?,
+            Door::Pair(socket) => keeper.admit(socket, None)?,
         }
         Ok(keeper)
     }
@@ -90,15 +92,17 @@ impl Keeper {
                 match event.data.u64() {
                     LISTENER => self.accept(),
                     BELL => self.hear_bell(),
+                    token if token & ENDED != 0 => self.dismiss(token & !ENDED),
                     token => self.hear(token, event.flags),
                 }
             }
             let more = self.domain.pool.asked_for();
-            if more > 0
-                && let Err(e) = self.domain.add_activations(more)
-            {
-                // The domain asked and the system can't: callers wait on, bounded by their deadlines.
-                eprintln!("{}: {more} activations asked for: {e}", self.domain.name);
+            if more > 0 {
+                if let Err(e) = self.domain.add_activations(more) {
+                    // The domain asked and the system can't: callers wait on, bounded by their deadlines.
+                    eprintln!("{}: {more} activations asked for: {e}", self.domain.name);
+                }
+                self.domain.pool.have_started(more);
             }
             recalling = self.domain.pool.repeat_recalls();
         }
@@ -118,7 +122,9 @@ impl Keeper {
             Ok(socket) => {
                 reach("domain: accepted");
                 // A client that can't be looked after is closed, which tells it.
-                let _ = self.admit(socket);
+                // Without a descriptor of the process (before Linux 6.5) the hang-up has to do.
+                let process = peregrine_sys::peer::process_of(&socket).ok();
+                let _ = self.admit(socket, process);
             }
             Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
                 // No descriptor to accept it with: let others leave first, rather than spin on a readable socket.
@@ -128,7 +134,7 @@ impl Keeper {
         }
     }
 
-    fn admit(&mut self, socket: OwnedFd) -> rustix::io::Result<()> {
+    fn admit(&mut self, socket: OwnedFd, process: Option<OwnedFd>) -> rustix::io::Result<()> {
         let credentials = Credentials::of_peer(&socket)?;
         let domain = &self.domain;
         if !domain.access.admits(&credentials, domain.uid) {
@@ -144,10 +150,14 @@ impl Keeper {
         self.next += 1;
         let may_call = domain.portals.iter().map(|p| p.access.admits(&credentials, domain.uid)).collect();
         epoll::add(&self.epoll, &socket, EventData::new_u64(token), EventFlags::IN | EventFlags::RDHUP)?;
+        if let Some(process) = &process {
+            epoll::add(&self.epoll, process, EventData::new_u64(token | ENDED), EventFlags::IN)?;
+        }
         let peer = Arc::new(Peer {
             token,
             credentials,
             socket,
+            process,
             may_call,
             gone: AtomicBool::new(false),
             aside: AtomicUsize::new(0),
@@ -179,6 +189,9 @@ impl Keeper {
     fn dismiss(&mut self, token: u64) {
         let Some((peer, _)) = self.peers.remove(&token) else { return };
         let _ = epoll::delete(&self.epoll, &peer.socket);
+        if let Some(process) = &peer.process {
+            let _ = epoll::delete(&self.epoll, process);
+        }
         // What a client that broke the protocol waits for is not coming: hanging up tells it, even while calls of its still run.
         let _ = rustix::net::shutdown(&peer.socket, rustix::net::Shutdown::Both);
         let lines = peer.leave();

@@ -12,9 +12,9 @@ pub use invocation::Invocation;
 use crate::error::{DomainError, setup};
 use crate::limits::Limits;
 use crate::portal::{Access, Handler, Portal};
-use crate::runtime::Wire;
 use crate::socket;
 use crate::usage::DomainId;
+use crate::wire::Wire;
 use keeper::{Door, Keeper};
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::process::CpuSet;
@@ -25,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What is called when the last activation is taken.
 type OnLast = Box<dyn Fn(&Activations<'_>) + Send + Sync>;
@@ -64,9 +65,9 @@ impl Inner {
 pub struct Activations<'a>(&'a Inner);
 
 impl Activations<'_> {
-    /// How many there are.
+    /// How many there are, with those that were asked for already.
     pub fn total(&self) -> usize {
-        self.0.pool.total.load(Ordering::Relaxed)
+        self.0.pool.total.load(Ordering::Relaxed) + self.0.pool.asked.load(Ordering::Relaxed)
     }
 
     /// Asks for `count` more. They are started by the domain's keeper, so that the call that took the last one goes on at once.
@@ -297,6 +298,10 @@ impl Inner {
     pub(crate) fn join_activations(&self) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
+            while !thread.is_finished() {
+                self.pool.repeat_recalls();
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let _ = thread.join();
         }
     }

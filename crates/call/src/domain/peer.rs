@@ -15,6 +15,8 @@ pub(crate) struct Peer {
     pub token: u64,
     pub credentials: Credentials,
     pub socket: OwnedFd,
+    /// Readable when its process has ended, for a client that connected to us; its socket may live on in another process.
+    pub process: Option<OwnedFd>,
     /// For each portal, whether this client may call it: the rules are asked once, for credentials don't change.
     pub may_call: Vec<bool>,
     /// It hung up, died, or broke the protocol.

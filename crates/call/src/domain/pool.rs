@@ -18,8 +18,9 @@
 //!
 //! **Lost wake-ups.** An activation going to sleep says so in `state`, then looks at `wanted` and its own `recalled`; who wants
 //! one raises `wanted`, then looks at the states; a full fence lies between on both sides. Between the look and the sleep itself a
-//! recall's wake-up can still come too early: the keeper repeats it every millisecond until it is obeyed, and a sleep ends
-//! by itself after the linger time.
+//! recall's wake-up can still come too early: the keeper repeats it every millisecond until it is obeyed. A hostile client can
+//! move a sleeper to another futex, where no wake-up finds it (`FUTEX_CMP_REQUEUE`): an activation that does not obey for a while is
+//! interrupted by a signal.
 
 use super::peer::{Line, Peer};
 use crate::line::UNBOUND;
@@ -42,6 +43,9 @@ pub(crate) const PARKED: u32 = 1;
 /// `Activation::state`: executes, or spins.
 pub(crate) const BUSY: u32 = 2;
 
+/// Recalls in vain, one a millisecond, after which a sleeping activation is interrupted by a signal.
+const PATIENCE: u32 = 20;
+
 /// One activation: an OS thread with a stack of its own.
 pub(crate) struct Activation {
     pub index: usize,
@@ -50,6 +54,8 @@ pub(crate) struct Activation {
     pub state: AtomicU32,
     /// Asked to leave its line.
     pub recalled: AtomicBool,
+    /// How often the recall was repeated.
+    pub repeats: AtomicU32,
     /// Processor time before it was bound to its line, for live accounts.
     pub bound_at_ns: AtomicU64,
     /// The line that it was given; taken out when it leaves.
@@ -64,6 +70,7 @@ impl Activation {
             tid: AtomicI32::new(0),
             state: AtomicU32::new(IDLE),
             recalled: AtomicBool::new(false),
+            repeats: AtomicU32::new(0),
             bound_at_ns: AtomicU64::new(0),
             line: Mutex::new(None),
             given: Condvar::new(),
@@ -101,7 +108,7 @@ pub(crate) struct Pool {
     pub total: AtomicUsize,
     closing: AtomicBool,
     /// Activations that the domain asked for and the keeper has yet to start.
-    asked: AtomicUsize,
+    pub asked: AtomicUsize,
     per_peer: usize,
 }
 
@@ -139,9 +146,14 @@ impl Pool {
         self.asked.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// How many were asked for since the last time.
+    /// How many were asked for, and have not been started.
     pub fn asked_for(&self) -> usize {
-        self.asked.swap(0, Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// `count` of those asked for were started, or can't be.
+    pub fn have_started(&self, count: usize) {
+        self.asked.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// The client rang for `line`. False: there was nothing to do, which an honest client rarely causes.
@@ -207,6 +219,10 @@ impl Pool {
                 if let Some(line) = activation.lock_line().as_ref() {
                     let _ = peregrine_sys::futex::wake(line.words().call(), u32::MAX);
                 }
+                let repeats = activation.repeats.fetch_add(1, Ordering::Relaxed);
+                if repeats >= PATIENCE && activation.state.load(Ordering::Relaxed) == PARKED {
+                    let _ = peregrine_sys::signal::interrupt_thread(activation.tid.load(Ordering::Relaxed));
+                }
             }
         }
         any
@@ -265,6 +281,7 @@ impl Pool {
         let mut state = self.lock();
         *me.lock_line() = None;
         me.recalled.store(false, Ordering::Relaxed);
+        me.repeats.store(0, Ordering::Relaxed);
         line.words().mode().store(UNBOUND, Ordering::Relaxed);
         // Pairs with the caller's fence between its store of `call` and its load of `mode`.
         fence(Ordering::SeqCst);

@@ -2,24 +2,19 @@
 
 #![allow(dead_code)]
 
-use peregrine_call::{Client, Domain, DomainBuilder};
+use peregrine_base::sync::{AtomicBool, Ordering};
+use peregrine_call::{CallError, Client, Domain, DomainBuilder};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::rustix;
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Tests that start their domain as another program say so here.
-pub fn child() -> Option<std::process::ExitCode> {
-    None
-}
 
 /// A domain's process, killed at the end.
 pub struct Served {
     pub pid: i32,
     dir: tempfile::TempDir,
-    reaped: Cell<bool>,
+    reaped: AtomicBool,
 }
 
 /// Forks a process that serves what `build` makes. The caller has one thread yet.
@@ -27,8 +22,24 @@ pub fn serve(build: impl FnOnce(DomainBuilder) -> DomainBuilder) -> Served {
     serve_with(build, |_| {})
 }
 
+/// As [`serve`], with the path that it will be served at.
+pub fn serve_at(build: impl FnOnce(DomainBuilder, &Path) -> DomainBuilder) -> Served {
+    start(build, |_| {})
+}
+
 /// As [`serve`]; `before` runs in the new process first.
 pub fn serve_with(build: impl FnOnce(DomainBuilder) -> DomainBuilder, before: impl FnOnce(&Path)) -> Served {
+    start(|d, _| build(d), before)
+}
+
+/// Kills a process, and reaps it if it is ours.
+pub fn kill(pid: i32) {
+    let pid = Pid::from_raw(pid).unwrap();
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+}
+
+fn start(build: impl FnOnce(DomainBuilder, &Path) -> DomainBuilder, before: impl FnOnce(&Path)) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("domain");
     // SAFETY: a test's process has one thread until it makes another, which it does after its domains.
@@ -36,7 +47,7 @@ pub fn serve_with(build: impl FnOnce(DomainBuilder) -> DomainBuilder, before: im
         Forked::Child => {
             process::die_with_parent();
             before(&path);
-            let domain = build(Domain::builder()).serve(&path);
+            let domain = build(Domain::builder(), &path).serve(&path);
             match domain {
                 Ok(_domain) => loop {
                     std::thread::park();
@@ -48,11 +59,14 @@ pub fn serve_with(build: impl FnOnce(DomainBuilder) -> DomainBuilder, before: im
             }
         }
         Forked::Parent(pid) => {
-            let served = Served { pid, dir, reaped: Cell::new(false) };
+            let served = Served { pid, dir, reaped: AtomicBool::new(false) };
             let begun = Instant::now();
-            while Client::connect(served.path())
-                .is_err_and(|e| matches!(e, peregrine_call::CallError::Unreachable { .. }))
+            while !served.path().exists()
+                || Client::connect(served.path()).is_err_and(|e| matches!(e, CallError::Unreachable { .. }))
             {
+                if served.has_ended() {
+                    break;
+                }
                 assert!(begun.elapsed() < Duration::from_secs(10), "the domain did not come up");
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -71,16 +85,26 @@ impl Served {
     }
 
     pub fn kill(&self) {
-        if !self.reaped.replace(true) {
+        if !self.reaped.swap(true, Ordering::Relaxed) {
             let pid = Pid::from_raw(self.pid).unwrap();
             let _ = rustix::process::kill_process(pid, Signal::KILL);
             let _ = waitpid(Some(pid), WaitOptions::empty());
         }
     }
 
+    /// Whether it ended by itself, or was killed by itself.
+    pub fn has_ended(&self) -> bool {
+        if !self.reaped.load(Ordering::Relaxed)
+            && waitpid(Pid::from_raw(self.pid), WaitOptions::NOHANG).unwrap().is_some()
+        {
+            self.reaped.store(true, Ordering::Relaxed);
+        }
+        self.reaped.load(Ordering::Relaxed)
+    }
+
     /// How it ended, if it did so by itself.
     pub fn wait(&self) -> Option<rustix::process::WaitStatus> {
-        if self.reaped.replace(true) {
+        if self.reaped.swap(true, Ordering::Relaxed) {
             return None;
         }
         waitpid(Some(Pid::from_raw(self.pid).unwrap()), WaitOptions::empty())
@@ -97,6 +121,12 @@ impl Served {
             .sum()
     }
 
+    /// Resident memory of the process.
+    pub fn resident_bytes(&self) -> usize {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
     /// Descriptors, mappings and threads of the process.
     pub fn holdings(&self) -> (usize, usize, usize) {
         let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", self.pid)).unwrap().count();
@@ -110,4 +140,10 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Waits for a child; its exit code, or `None` if a signal ended it.
+pub fn reap(pid: i32) -> Option<i32> {
+    let status = waitpid(Some(Pid::from_raw(pid).unwrap()), WaitOptions::empty()).unwrap().unwrap().1;
+    status.exit_status()
 }

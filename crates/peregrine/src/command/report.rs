@@ -21,6 +21,10 @@ pub(super) struct Demand {
 impl Demand {
     /// What is missing, in words.
     pub(super) fn missing(self, t: Tally) -> Option<String> {
+        if t.resumed {
+            // Nobody troubles a resumed World on purpose, and what happened before it is not known to it.
+            return None;
+        }
         let lacks: Vec<String> = [
             (t.kills, self.kills, "kills"),
             (t.kills_hit, self.hits, "kills of a node that ran a thread"),
@@ -86,7 +90,13 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
     let runs = solved.as_ref().map_or(&[][..], |v| &v.runs);
     let demand = solved.as_ref().map(|v| v.demand).unwrap_or_default();
     let verified = !runs.is_empty() && runs.iter().all(|r| r.verified);
-    let happened = Tally { kills: s.kills, kills_hit: s.kills_hit, moves: s.moves, rollbacks: s.rollbacks };
+    let happened = Tally {
+        kills: s.kills,
+        kills_hit: s.kills_hit,
+        moves: s.moves,
+        rollbacks: s.rollbacks,
+        resumed: ended.resumed.is_some(),
+    };
     let trouble = match &solved {
         _ if ended.stopped_by.is_some() => Some("stopped by a signal before the end".to_owned()),
         None => Some("the main thread ended without a result".to_owned()),
@@ -169,7 +179,7 @@ fn as_report<'a>(
         },
         pages: Pages {
             image_median: median(&s.image_pages),
-            image_total: s.image_pages.iter().sum(),
+            image_total: s.copied_pages,
             restored_total: s.restored_pages,
         },
     }

@@ -239,6 +239,7 @@ impl Builder {
             let fallback = DirtyMechanism::ALL.into_iter().find(|m| self.objection(*m, caps).is_none());
             return Err(TrackError::NoMechanism { tried: passed_over, fallback });
         };
+        let discards_seen = self.mapping.discards().finished();
         let mut claim = None;
         let inner = match chosen {
             DirtyMechanism::AsyncWriteProtect => {
@@ -259,6 +260,7 @@ impl Builder {
             mapping: self.mapping,
             generation: process::current(),
             choice: Choice { chosen, passed_over },
+            discards_seen,
         })
     }
 }
@@ -293,6 +295,8 @@ pub struct Tracker {
     mapping: Arc<Mapping>,
     generation: Generation,
     choice: Choice<DirtyMechanism>,
+    /// Discards of the mapping that have been reported.
+    discards_seen: u64,
 }
 
 impl Tracker {
@@ -371,6 +375,14 @@ impl Tracker {
             return Err(TrackError::Outside { asked: part, tracked: self.part });
         }
         Forked::check(self.generation, self.part)?;
+        if self.mapping.discards().since(&mut self.discards_seen) {
+            match &mut self.inner {
+                Inner::Scan(scan) => scan.mark_all()?,
+                Inner::Trapping(trapping) => trapping.mark_all(),
+                // It sees that the contents have changed, if they have.
+                Inner::Compare(_) => {}
+            }
+        }
         match &mut self.inner {
             Inner::Scan(scan) => scan.take(part, &mut found).map(|()| PageCount::new(0)),
             Inner::Trapping(trapping) => Ok(trapping.take(part, &mut found)),

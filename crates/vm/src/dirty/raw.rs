@@ -13,7 +13,7 @@
 
 use super::TrackError;
 use peregrine_base::{PageCount, PageRange};
-use peregrine_sys::pagemap::{PageRegion, Pagemap, PagemapRef, ScanArgs};
+use peregrine_sys::pagemap::{Categories, PageRegion, Pagemap, PagemapRef, ScanArgs};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -103,7 +103,7 @@ impl RawTracker {
 
     /// A copyable view that makes the calls.
     pub fn by_ref(&self) -> RawTrackerRef<'_> {
-        RawTrackerRef { uffd: self.uffd.by_ref(), pagemap: self.pagemap.by_ref() }
+        RawTrackerRef { uffd: self.uffd.by_ref(), pagemap: self.pagemap.by_ref(), pool: false }
     }
 
     /// The userfaultfd and the pagemap, for a runtime that keeps them by number; [`RawTrackerRef::new`] makes them useful
@@ -119,12 +119,20 @@ impl RawTracker {
 pub struct RawTrackerRef<'a> {
     uffd: UffdRef<'a>,
     pagemap: PagemapRef<'a>,
+    pool: bool,
 }
 
 impl<'a> RawTrackerRef<'a> {
     /// Of the descriptors that [`RawTracker::into_fds`] gave. With any others the calls fail.
     pub const fn new(uffd: BorrowedFd<'a>, pagemap: BorrowedFd<'a>) -> Self {
-        Self { uffd: UffdRef::new(uffd), pagemap: PagemapRef::new(pagemap) }
+        Self { uffd: UffdRef::new(uffd), pagemap: PagemapRef::new(pagemap), pool: false }
+    }
+
+    /// For memory from the huge page pool: pages that are not in the page table count as written, for when one is evicted
+    /// (`MADV_DONTNEED`) Linux 6.18 forgets that it was.
+    #[must_use]
+    pub const fn of_pool(self, pool: bool) -> Self {
+        Self { pool, ..self }
     }
 
     /// Every page of `part` counts as clean from now on (about 40 ns a page the first time).
@@ -155,16 +163,35 @@ impl<'a> RawTrackerRef<'a> {
         if part.is_empty() || into.is_empty() {
             return Ok(Taken { runs: 0, rest: part });
         }
+        let args = match self.pool {
+            false => ScanArgs::take_written(part),
+            true => ScanArgs::take_written_or_absent(part),
+        };
         loop {
-            match self.pagemap.scan(ScanArgs::take_written(part), into) {
+            match self.pagemap.scan(args, into) {
                 Ok(scanned) => {
                     let left = part.end().as_usize() - scanned.walk_end.as_usize();
                     let rest = PageRange::new(scanned.walk_end, PageCount::for_bytes(left));
-                    return Ok(Taken { runs: scanned.regions, rest });
+                    let runs = if self.pool { keep_written(into, scanned.regions) } else { scanned.regions };
+                    return Ok(Taken { runs, rest });
                 }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
     }
+}
+
+/// Moves those of the first `count` runs that were written, or are nowhere, to the front; returns how many.
+fn keep_written(runs: &mut [DirtyRun], count: usize) -> usize {
+    let mut kept = 0;
+    for i in 0..count.min(runs.len()) {
+        let states = runs[i].categories();
+        let known = Categories::PRESENT.union(Categories::SWAPPED);
+        if states.contains(Categories::WRITTEN) || states.intersection(known).is_empty() {
+            runs[kept] = runs[i];
+            kept += 1;
+        }
+    }
+    kept
 }

@@ -16,6 +16,8 @@ pub(super) struct Scan {
     raw: RawTracker,
     range: PageRange,
     generation: Generation,
+    /// Of the huge page pool.
+    pool: bool,
     found: Box<[DirtyRun; BATCH]>,
 }
 
@@ -43,7 +45,8 @@ impl Scan {
             remedy: "use DirtyMechanism::Mprotect",
         })?;
         let found = Box::new([DirtyRun::default(); BATCH]);
-        Ok(Self { raw, range, generation: process::current(), found })
+        let pool = mapping.grain().get() > 1;
+        Ok(Self { raw, range, generation: process::current(), pool, found })
     }
 
     pub(super) fn take(
@@ -53,7 +56,8 @@ impl Scan {
     ) -> Result<(), TrackError> {
         let mut rest = part;
         while !rest.is_empty() {
-            let taken = self.raw.by_ref().take_into(rest, self.found.as_mut_slice()).map_err(|errno| {
+            let raw = self.raw.by_ref().of_pool(self.pool);
+            let taken = raw.take_into(rest, self.found.as_mut_slice()).map_err(|errno| {
                 let remedy = "EPERM: the range was mapped anew behind the tracker's back (mremap, mmap over it): \
                               take its dirty set before, and track the new mapping";
                 TrackError::Kernel { operation: "PAGEMAP_SCAN", range: rest, errno, remedy }
@@ -64,6 +68,16 @@ impl Scan {
             rest = taken.rest;
         }
         Ok(())
+    }
+
+    /// Every page counts as written.
+    pub(super) fn mark_all(&mut self) -> Result<(), TrackError> {
+        self.raw.by_ref().mark_written(self.range).map_err(|errno| TrackError::Kernel {
+            operation: "marking discarded pages",
+            range: self.range,
+            errno,
+            remedy: "the range was unmapped behind the tracker's back: track the new mapping",
+        })
     }
 
     pub(super) fn give_back(&mut self, set: &ViewDirty) {

@@ -65,6 +65,11 @@ impl Trapping {
         ))
     }
 
+    /// Every page counts as written.
+    pub(super) fn mark_all(&mut self) {
+        (0..self.region.range().pages().get()).for_each(|page| self.words.mark(page));
+    }
+
     pub(super) fn give_back(&mut self, set: &ViewDirty) {
         let base = self.region.range().start().as_usize();
         for page in set.pages() {

@@ -190,7 +190,9 @@ fn write(
         let mine = &log[writer * PAGES + page];
         let value = mine.load(Ordering::Relaxed) + 1;
         if evictions && rng.below(64) == 0 {
-            let part = view.pages(rng.below(PAGES), 1).expect("in bounds");
+            // A page of the pool goes as a whole.
+            let one = view.pages(rng.below(PAGES), 1).expect("in bounds");
+            let part = if view.grain().get() > 1 { view.range() } else { one };
             view.evict(part).expect("evict");
         }
         if rng.below(3) == 0 {

@@ -361,8 +361,7 @@ fn id_of(slot: u32) -> ThreadId {
 }
 
 fn is_alive(id: ThreadId) -> bool {
-    id_of(id.slot) == id
-        && !matches!(record(id.slot).state.load(Ordering::Relaxed), state::FREE | state::ENDED)
+    id_of(id.slot) == id && state::is_alive(record(id.slot).state.load(Ordering::Relaxed))
 }
 
 /// Every thread that is not free, by slot.
@@ -407,6 +406,7 @@ fn thread_status(id: ThreadId, image_age_ms: Option<f64>) -> ThreadStatus {
         wait::JOIN => Some(format!("the end of thread {}", id_of(on))),
         wait::CHECKPOINT => Some("an image".to_owned()),
         wait::OUTPUT => Some("room for output".to_owned()),
+        wait::CALL => Some("the reply to a call".to_owned()),
         wait::DOMAIN => Some("the process of a domain".to_owned()),
         wait::SLEEP => {
             let left = r.wake_at.load(Ordering::Relaxed).saturating_sub(monotonic_ns());

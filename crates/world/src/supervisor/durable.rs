@@ -11,6 +11,7 @@
 use super::outlet::{Outlet, Sink};
 use crate::contract::{Contract, ContractError, build_id};
 use crate::control::{self, MAX_NODES, imaged, record, world};
+use crate::killpoint::supervisor_at;
 use crate::memory::STRINGS;
 use crate::output;
 use crate::shadow::{Changes, Shadow, TableImage};
@@ -98,6 +99,7 @@ pub struct Resumed {
 impl Durable {
     /// Makes a new store in `dir`.
     pub(super) fn create(dir: &Path, contract: Contract, strings_len: usize) -> Result<Self, DurableError> {
+        watch_disk();
         let build = build_id()?;
         let exe = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         let world = WorldId::random().map_err(DurableError::Random)?;
@@ -114,6 +116,7 @@ impl Durable {
         outlet: &mut Outlet,
     ) -> Result<(Self, Resumed, u64), DurableError> {
         let begun = monotonic_ns();
+        watch_disk();
         let build = build_id()?;
         let mut store = Store::open(dir)?;
         let image = store.latest(build)?;
@@ -144,9 +147,11 @@ impl Durable {
         for number in shadow.live().keys() {
             mend.thread(shadow, *number);
         }
+        supervisor_at("image read");
         let repeated_bytes = release_again(&store, &image, control.sink, outlet)?;
+        supervisor_at("old output cut");
+        // What is released again counts as released when it is out, not before: this life too may be killed.
         let generation = store.claim_generation(Some(&image))?;
-        store.mark_released(image.output_end())?;
         let resumed = Resumed {
             sequence: image.sequence().get(),
             generation: generation.get(),
@@ -257,6 +262,15 @@ impl Durable {
     pub(super) fn sequence(&self) -> u64 {
         self.store.next_sequence().map_or(0, |s| s.get())
     }
+}
+
+/// Shows each step that touches the disk to who counts them.
+fn watch_disk() {
+    #[cfg(feature = "killpoints")]
+    core::mem::forget(peregrine_store::step::watch(|step| {
+        supervisor_at(step.name);
+        Ok(())
+    }));
 }
 
 /// Writes all that an alias thread has: a few pages, always in full, for what it gave back must not come again.

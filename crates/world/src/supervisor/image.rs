@@ -9,6 +9,7 @@
 
 use super::{Supervisor, WorldError};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, world};
+use crate::killpoint::supervisor_at;
 use crate::shadow::Changes;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::timer::monotonic_ns;
@@ -138,14 +139,14 @@ impl Supervisor {
         }
     }
 
-    /// Takes an image; with `save` it goes to the store at once.
-    pub(super) fn image(&mut self, save: bool) -> Result<(), WorldError> {
+    /// Takes an image; with `save` it goes to the store at once. Whether it is complete, there too.
+    pub(super) fn image(&mut self, save: bool) -> Result<bool, WorldError> {
         let begun = monotonic_ns();
         if !self.pause(PauseKind::Image, Duration::from_millis(500)) {
             if (0..self.nodes.len()).any(|i| self.is_dead(i)) {
                 // The pause goes on as a rollback; what the others have reported must not be lost.
                 self.collect_from_paused();
-                return Ok(());
+                return Ok(false);
             }
             self.stats.images_given_up += 1;
             self.stats.blocked_nodes = self.unpaused();
@@ -154,19 +155,26 @@ impl Supervisor {
             self.resume();
             // The others must not stand still for it each time.
             self.image_due = Some(monotonic_ns() + GIVEN_UP_FOR_NS);
-            return Ok(());
+            return Ok(false);
         }
+        supervisor_at("paused");
         self.collect_reports();
+        supervisor_at("reports united");
         self.commit();
+        supervisor_at("image in memory");
         self.resume();
-        self.stats.pause_ns.push(monotonic_ns() - begun);
+        supervisor_at("nodes run on");
+        self.stats.paused(monotonic_ns() - begun);
         if save || monotonic_ns() >= self.store_due {
             self.save()?;
         }
         self.stats.blocked_nodes.clear();
+        supervisor_at("before output");
         self.show_output();
+        supervisor_at("output out");
         self.note_released();
-        Ok(())
+        supervisor_at("output noted");
+        Ok(!self.save_failing)
     }
 
     /// Writes the image to the store, if there is one, while the nodes run.
@@ -176,10 +184,13 @@ impl Supervisor {
         let begun = monotonic_ns();
         match durable.commit(&mut self.shadow, &self.outlet) {
             Ok(bytes) => {
+                supervisor_at("image on disk");
                 self.stats.saved(bytes, monotonic_ns() - begun);
                 let sequence = imaged().sequence.load(Ordering::Relaxed);
                 world().committed.store(sequence, Ordering::Release);
+                supervisor_at("image known");
                 self.outlet.commit(self.shadow.output_tail);
+                supervisor_at("output may go");
                 self.wake_checkpointers();
                 self.save_failing = false;
             }

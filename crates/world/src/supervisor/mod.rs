@@ -11,7 +11,7 @@
 //!            └──────────────────────────────────┴──────────────┘
 //! ```
 //!
-//! It is single-threaded and sleeps in one `poll`. It never executes a thread's code, and touches the World only while all
+//! It sleeps in one `poll`; a second OS thread does nothing but answer writes to sealed pages (`seals`). It never executes a thread's code, and touches the World only while all
 //! nodes are paused or dead, but for posting moves.
 
 mod control_socket;
@@ -20,12 +20,14 @@ mod durable;
 mod image;
 mod outlet;
 mod recover;
+mod seals;
 mod stats;
 mod strings;
 
 use crate::config::Config;
 use crate::contract::{Contract, ContractError, fix_addresses};
 use crate::control::{self, NONE, PauseKind, imaged, node, record, request, state, world};
+use crate::killpoint::{hold_fire, supervisor_at};
 use crate::memory::{self, MemoryError, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
@@ -150,6 +152,7 @@ struct Supervisor {
     failed_starts: u32,
     strings_len: usize,
     control: control_socket::ControlSocket,
+    seals: seals::Answers,
 }
 
 /// Runs `main` in a World of its own until it ends.
@@ -171,7 +174,7 @@ pub fn run(
     if config.store.is_some() {
         fix_addresses()?;
     }
-    let mut s = Supervisor::new(config)?;
+    let mut s = Supervisor::new(config, true)?;
     if let Some(dir) = s.config.store.clone() {
         s.durable = Some(durable::Durable::create(&dir, s.contract(), s.strings_len)?);
         s.shadow.note_unsaved();
@@ -204,10 +207,11 @@ pub fn run(
 pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, WorldError> {
     fix_addresses()?;
     let dir = config.store.clone().unwrap_or_default();
-    let mut s = Supervisor::new(config)?;
+    let mut s = Supervisor::new(config, false)?;
     let (contract, shadow, outlet) = (s.contract(), &mut s.shadow, &mut s.outlet);
     let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
     announce(&resumed);
+    world().resumed.store(true, Ordering::Relaxed);
     s.durable = Some(durable);
     s.resumed = Some(resumed);
     let all = durable::all_of(&s.shadow);
@@ -227,13 +231,13 @@ impl Supervisor {
         Contract::of_this_process(unsafe { template::template() }, vdso)
     }
 
-    fn new(mut config: Config) -> Result<Self, WorldError> {
+    fn new(mut config: Config, is_new: bool) -> Result<Self, WorldError> {
         if config.store.is_some() {
             // Output leaves with images; without any it would never leave.
             config.image_interval.get_or_insert(config.store_interval);
         }
         assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
-        let outlet = outlet::Outlet::new(config.output.as_deref())?;
+        let outlet = outlet::Outlet::new(config.output.as_deref(), is_new)?;
         let memory = WorldMemory::new(config.slots.clamp(1, SLOT_COUNT), config.nodes)?;
         // SAFETY: just mapped; no node exists.
         let strings_len = unsafe {
@@ -244,7 +248,7 @@ impl Supervisor {
                 config.window_stack_bytes,
                 &t,
             )?);
-            control::initialise(config.nodes);
+            control::initialise(config.nodes, config.seed);
             strings::move_to_world()
         };
         let frames = memory::frames(c"peregrine-frames", config.window_bytes)?;
@@ -261,6 +265,7 @@ impl Supervisor {
         w.spin_ns.store(if alone { 0 } else { config.spin.as_nanos() as u64 }, Ordering::Relaxed);
         w.track.store(config.track, Ordering::Relaxed);
         w.hold_output.store(config.image_interval.is_some(), Ordering::Relaxed);
+        w.seal_every.store(config.seal_every, Ordering::Relaxed);
         w.cpu.store(crate::node::cpu_flags(), Ordering::Relaxed);
         for (i, addr) in vdso_range().into_iter().enumerate() {
             w.vdso[i].store(addr, Ordering::Relaxed);
@@ -269,8 +274,10 @@ impl Supervisor {
         w.pause_kind.store(PauseKind::Image as u32, Ordering::Relaxed);
         w.pause.store(1, Ordering::Release);
         peregrine_thread::interpose::warm_up();
+        supervisor_at("memory made");
         // SAFETY: one thread, checked above.
         let zygote = unsafe { Zygote::fork() }?;
+        supervisor_at("zygote forked");
         let shadow = Shadow::new(config.window_bytes)?;
         let signals = take_signals()?;
         let nodes = (0..config.nodes).map(|_| None).collect();
@@ -301,6 +308,7 @@ impl Supervisor {
             failed_starts: 0,
             // After the zygote was forked: nodes do not inherit it.
             control: control_socket::ControlSocket::open(),
+            seals: seals::Answers::none(),
         })
     }
 
@@ -313,8 +321,10 @@ impl Supervisor {
             }
             self.bury_dead()?;
         }
+        self.answer_seals();
         self.collect_reports();
         self.commit();
+        supervisor_at("first image in memory");
         self.resume();
         // From here on there is something to resume.
         self.save()?;
@@ -323,6 +333,13 @@ impl Supervisor {
         self.move_due = self.config.move_every.map(|d| now + d.as_nanos() as u64);
         self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
         self.status_due = self.config.progress.then_some(now);
+        if self.config.track && !world().track.load(Ordering::Relaxed) {
+            eprintln!(
+                "peregrine: this system does not track writes, so all memory is compared for each image, which is slower; `peregrine doctor` says what to change"
+            );
+        }
+        supervisor_at("started");
+        hold_fire(false);
         Ok(())
     }
 
@@ -433,7 +450,7 @@ impl Supervisor {
         for _ in 0..8 {
             let Some(slot) = numbers.clone().nth((self.next_random() % used as u64) as usize) else { return };
             let r = record(slot);
-            if matches!(r.state.load(Ordering::Relaxed), state::FREE | state::ENDED) {
+            if !state::is_alive(r.state.load(Ordering::Relaxed)) {
                 continue;
             }
             let at = r.node.load(Ordering::Relaxed);
@@ -487,16 +504,11 @@ impl Supervisor {
 
     /// `main` has ended: one last image makes that certain.
     fn try_finish(&mut self) -> Result<Option<i32>, WorldError> {
-        self.image(true)?;
+        supervisor_at("main has ended");
         let code = imaged().main_exit.load(Ordering::Acquire);
-        if code != 0
-            && !(0..self.nodes.len()).any(|i| self.is_dead(i))
-            && self.changes.ranges.is_empty()
-            && !self.save_failing
-        {
-            return Ok(Some(code as i32 - 1));
-        }
-        Ok(None)
+        // Nothing is taken back between here and the image: if it is complete, the end and all output are in it.
+        let complete = self.image(true)?;
+        Ok((code != 0 && complete).then(|| code as i32 - 1))
     }
 
     fn stop(mut self, signo: i32) -> Ended {
@@ -512,9 +524,13 @@ impl Supervisor {
     }
 
     fn finish(mut self, code: i32) -> Ended {
+        supervisor_at("last image taken");
         self.kill_all();
+        supervisor_at("nodes killed");
         self.outlet.flush_all();
+        supervisor_at("last output out");
         self.note_released();
+        supervisor_at("last output noted");
         self.collect_stats();
         Ended {
             code,

@@ -67,12 +67,15 @@ fn standard(fd: i32) -> BorrowedFd<'static> {
 }
 
 impl Outlet {
-    /// Output of a new World; to `path`, if there is one, which is emptied.
-    pub(super) fn new(path: Option<&Path>) -> Result<Self, OutputError> {
+    /// Output of a World; to `path`, if there is one. A new World empties the file, one that goes on appends to it, or does
+    /// as [`Outlet::continue_from`] says.
+    pub(super) fn new(path: Option<&Path>, is_new: bool) -> Result<Self, OutputError> {
         let mut me = Self::default();
         if let Some(path) = path {
             let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-            me.named = Some(open(&absolute, true)?);
+            let file = open(&absolute, is_new)?;
+            let _ = seek(&file, SeekFrom::End(0));
+            me.named = Some(file);
             me.sink.path = Some(absolute);
         }
         me.sink.file = me.first_offset();
@@ -220,7 +223,8 @@ fn open(path: &Path, empty: bool) -> Result<OwnedFd, OutputError> {
     options.open(path).map(OwnedFd::from).map_err(|source| OutputError { path: path.to_path_buf(), source })
 }
 
-fn takes_bytes(fd: BorrowedFd<'_>) -> bool {
+/// Whether a write would not wait.
+pub(super) fn takes_bytes(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)

@@ -1,8 +1,9 @@
 //! Recovery: a node died, so every thread, channel and join cell goes back to the last image.
 
 use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
-use crate::control::{NONE, PauseKind, ending, imaged, node, record, state, world};
-use crate::{arena, ends, thread};
+use crate::control::{NONE, PauseKind, ending, node, record, state, world};
+use crate::killpoint::{hold_fire, supervisor_at};
+use crate::{arena, ends, output, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
@@ -20,6 +21,8 @@ impl Supervisor {
             if self.nodes[i].is_none() || !self.is_dead(i) {
                 continue;
             }
+            hold_fire(true);
+            supervisor_at("a node has died");
             let dead = self.nodes[i].take().expect("checked above");
             let status = reap(dead.pid);
             let n = node(i as u32);
@@ -29,8 +32,7 @@ impl Supervisor {
                 && current != NONE
             {
                 // std::process::exit: the program's end. What it wrote goes out with it.
-                let tail = imaged().output_tail.with(|t| *t);
-                self.outlet.commit(tail);
+                self.outlet.commit(output::tail_now());
                 return Ok(Some(code));
             }
             let signo = status.and_then(WaitStatus::terminating_signal).unwrap_or(0);
@@ -45,7 +47,7 @@ impl Supervisor {
             if current != NONE && is_crash(signo) {
                 self.blame(current, signo);
             }
-            for fd in &n.fds {
+            for fd in n.fds.iter().chain(&n.call_fds) {
                 let fd = fd.swap(0, Ordering::Relaxed);
                 if fd != 0 {
                     self.zygote.close(fd as i32 - 1)?;
@@ -60,10 +62,12 @@ impl Supervisor {
         let id = (slot, r.generation.load(Ordering::Relaxed));
         let count = self.crashes.entry(id).or_default();
         *count += 1;
+        let count = *count;
         let name = thread::name(slot);
         let what = signal_name(signo);
         self.stats.crashes += 1;
-        if *count >= MOST_CRASHES {
+        self.last_words(slot, &name);
+        if count >= MOST_CRASHES {
             let why = format!("it crashed {count} nodes, the last with {what}");
             eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}");
             self.quarantine.push((id.0, id.1, thread::identity(slot), why));
@@ -71,6 +75,20 @@ impl Supervisor {
             eprintln!(
                 "peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image"
             );
+        }
+    }
+
+    /// Shows what the thread wrote to standard error since the last image: the rollback takes it back, and with it the reason.
+    fn last_words(&mut self, slot: u32, name: &str) {
+        let raw = output::raw(self.shadow.output_tail, output::tail_now().max(self.shadow.output_tail));
+        let words: Vec<u8> = output::records(&raw)
+            .filter(|(fd, s, _)| *fd == 2 && *s == slot)
+            .flat_map(|r| r.2.to_vec())
+            .collect();
+        if !words.is_empty() {
+            self.stats.hide_status();
+            eprintln!("peregrine: thread {slot} '{name}' wrote before it crashed:");
+            eprintln!("{}", String::from_utf8_lossy(&words).trim_end());
         }
     }
 
@@ -89,6 +107,7 @@ impl Supervisor {
             n.paused.store(0, Ordering::Relaxed);
             n.dirty.store(0, Ordering::Relaxed);
             n.crash_signal.store(0, Ordering::Relaxed);
+            n.seals_answered.store(0, Ordering::Relaxed);
             let pid = self.zygote.fork_node(i as u32)?;
             let pidfd = Pid::from_raw(pid)
                 .ok_or(rustix::io::Errno::SRCH)
@@ -103,6 +122,16 @@ impl Supervisor {
     pub(super) fn recover(&mut self) -> Result<(), WorldError> {
         let begun = monotonic_ns();
         let lost_since = self.last_image_ns;
+        if self.config.image_interval.is_none() {
+            let to = match self.stats.images {
+                1 => "to its start".to_owned(),
+                n => format!("to image {n}, which it asked for"),
+            };
+            self.stats.hide_status();
+            eprintln!(
+                "peregrine: a node died, and no images are taken (PEREGRINE_IMAGE_INTERVAL=0): the program goes back {to}"
+            );
+        }
         loop {
             // Whoever does not come is stuck in the kernel or stopped: it is killed and replaced like the dead.
             if !self.pause(PauseKind::Rollback, Duration::from_millis(1000)) {
@@ -122,6 +151,7 @@ impl Supervisor {
             }
             break;
         }
+        supervisor_at("survivors reset");
         self.collect_reports();
         // SAFETY: every living node is paused and has dropped what it ran.
         let moved = unsafe { self.shadow.roll_back(&self.changes) };
@@ -139,6 +169,7 @@ impl Supervisor {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
         let restored = monotonic_ns();
+        supervisor_at("memory restored");
         // All nodes fill their queues before any of them runs.
         world().life.fetch_add(1, Ordering::Release);
         loop {
@@ -148,11 +179,14 @@ impl Supervisor {
             }
             self.bury_dead()?;
         }
+        supervisor_at("replacements up");
+        self.answer_seals();
         self.collect_reports();
         self.wake_checkpointers();
         // Before the threads run: one that looks must not take itself for its former self.
         world().rollbacks.store(self.stats.rollbacks + 1, Ordering::Relaxed);
         self.resume();
+        hold_fire(false);
         let now = monotonic_ns();
         self.failed_starts = 0;
         self.stats.rollback(moved, restored - begun, now - begun, begun.saturating_sub(lost_since));
@@ -177,7 +211,7 @@ impl Supervisor {
             let r = record(slot);
             let known = crate::control::numbers().any(|n| n == slot)
                 && r.generation.load(Ordering::Relaxed) == generation
-                && !matches!(r.state.load(Ordering::Relaxed), state::FREE | state::ENDED);
+                && state::is_alive(r.state.load(Ordering::Relaxed));
             self.stats.quarantined += 1;
             if !known {
                 // It was made after the image: it must not run when it is made again.

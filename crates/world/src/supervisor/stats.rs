@@ -1,10 +1,15 @@
 //! What happened in a World, and what it cost.
+//!
+//! Counts are of the whole run. Of what is measured one by one only the newest few thousand values are kept, so that a World may
+//! run for years: medians are theirs.
 
+use super::outlet::takes_bytes;
 use crate::control::NodeShared;
 use crate::shadow::Moved;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::timer::monotonic_ns;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 
 /// Counts and costs of one run.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -33,14 +38,18 @@ pub struct Stats {
     pub switches: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Writes to sealed pages of the statics window (`peregrine_thread::seal`).
+    pub seal_faults: u64,
     /// Images taken.
     pub images: u64,
     /// Images given up because a node did not pause.
     pub images_given_up: u64,
     /// Nodes that did not pause last time.
     pub blocked_nodes: Vec<u32>,
-    /// Pages copied by each image.
+    /// Pages copied by each of the newest images.
     pub image_pages: Vec<u64>,
+    /// Pages copied by all images together.
+    pub copied_pages: u64,
     /// Pause of each image, ns.
     pub pause_ns: Vec<u64>,
     /// Copying part of each image, ns.
@@ -77,22 +86,27 @@ impl Stats {
 
     pub(super) fn image(&mut self, moved: Moved, ns: u64) {
         self.images += 1;
-        self.image_pages.push(moved.pages);
-        self.copy_ns.push(ns);
+        self.copied_pages += moved.pages;
+        keep(&mut self.image_pages, moved.pages);
+        keep(&mut self.copy_ns, ns);
     }
 
     pub(super) fn saved(&mut self, bytes: u64, ns: u64) {
         self.saves += 1;
         self.saved_bytes += bytes;
-        self.save_ns.push(ns);
+        keep(&mut self.save_ns, ns);
     }
 
     pub(super) fn rollback(&mut self, moved: Moved, restore_ns: u64, total_ns: u64, distance_ns: u64) {
         self.rollbacks += 1;
         self.restored_pages += moved.pages;
-        self.restore_ns.push(restore_ns);
-        self.recovery_ns.push(total_ns);
-        self.distance_ns.push(distance_ns);
+        keep(&mut self.restore_ns, restore_ns);
+        keep(&mut self.recovery_ns, total_ns);
+        keep(&mut self.distance_ns, distance_ns);
+    }
+
+    pub(super) fn paused(&mut self, ns: u64) {
+        keep(&mut self.pause_ns, ns);
     }
 
     pub(super) fn end<'a>(&mut self, nodes: impl Iterator<Item = &'a NodeShared>) {
@@ -102,13 +116,14 @@ impl Stats {
             self.move_ns += n.arrival_ns.load(Ordering::Relaxed);
             self.switches += n.switches.load(Ordering::Relaxed);
             self.preemptions += n.preemptions.load(Ordering::Relaxed);
+            self.seal_faults += n.seal_faults.load(Ordering::Relaxed);
         }
         self.hide_status();
     }
 
     /// Takes the status line away, before something else is written to the terminal.
     pub(super) fn hide_status(&mut self) {
-        if core::mem::take(&mut self.shown) {
+        if core::mem::take(&mut self.shown) && takes_bytes(std::io::stderr().as_fd()) {
             let _ = std::io::stderr().write_all(b"\r\x1b[K");
         }
     }
@@ -126,6 +141,10 @@ impl Stats {
             self.rollbacks
         );
         let mut err = std::io::stderr().lock();
+        if !takes_bytes(err.as_fd()) {
+            // Nobody reads: a World does not wait for that.
+            return;
+        }
         if err.is_terminal() {
             self.shown = true;
             let _ = write!(err, "\r\x1b[K{line}");
@@ -134,6 +153,17 @@ impl Stats {
             let _ = writeln!(err, "{}", line.trim_start());
         }
     }
+}
+
+/// Most values kept of one kind.
+const MOST: usize = 16_384;
+
+/// Appends a value; when there are too many the older half goes.
+fn keep(list: &mut Vec<u64>, value: u64) {
+    if list.len() >= MOST {
+        list.drain(..MOST / 2);
+    }
+    list.push(value);
 }
 
 /// Median of a list of nanoseconds, as milliseconds.

@@ -6,70 +6,24 @@
 //!   Mapping ─────────┘   Mapping.alias(Read) ───┘      MAP2: the same frames at a second address
 //! ```
 
+mod discards;
+mod error;
+mod kind;
+mod private;
+
 use crate::volatile::Volatile;
+use discards::Discards;
+pub use error::MapError;
+pub(crate) use error::remedy_for;
+pub use kind::{Backing, PageKind};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
+pub use private::PrivateMemory;
 use std::fs::File;
-use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-
-/// A mapping could not be made or changed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MapError {
-    /// The kernel refused.
-    #[error("{call} of {pages} pages: {errno}; {remedy}", pages = pages.get())]
-    Kernel {
-        /// Which call.
-        call: &'static str,
-        /// How many pages.
-        pages: PageCount,
-        /// What it answered.
-        errno: Errno,
-        /// What would help.
-        remedy: &'static str,
-    },
-    /// Frames of private memory have no second address.
-    #[error(
-        "{range:?} is private anonymous memory, whose frames have no name: alias needs a memfd or a file"
-    )]
-    Private {
-        /// The mapping.
-        range: PageRange,
-    },
-    /// The part asked for does not lie in the mapping.
-    #[error("{asked:?} does not lie in the mapping {range:?}")]
-    Outside {
-        /// What was asked for.
-        asked: PageRange,
-        /// The mapping.
-        range: PageRange,
-    },
-    /// Evicting private anonymous memory would lose it.
-    #[error(
-        "{range:?} is private anonymous memory: evicting it would lose its contents; use `discard` to mean that"
-    )]
-    WouldLose {
-        /// The part asked for.
-        range: PageRange,
-    },
-}
-
-pub(crate) fn remedy_for(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ENOMEM => {
-            "raise sysctl vm.max_map_count or the memory limit, or use a mechanism that splits no mapping (userfaultfd, guards)"
-        }
-        Errno::EACCES | Errno::EPERM => "open the file for what the mapping needs, unsealed",
-        Errno::EMFILE | Errno::ENFILE => "raise the limit of open files (ulimit -n)",
-        Errno::ENODEV | Errno::ENOENT => "that kind of file or page is not configured",
-        Errno::EBUSY => "another userfaultfd owns the range: drop its region or tracker first",
-        _ => "see the call's manual page",
-    }
-}
 
 /// The file behind shared mappings.
 #[derive(Debug)]
@@ -82,40 +36,6 @@ pub(crate) struct Object {
 enum ObjectKind {
     Memfd,
     File,
-}
-
-/// What is behind a mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Backing {
-    /// Private zero pages.
-    Anonymous,
-    /// A memfd, shared.
-    Memfd,
-    /// A file, shared: writes reach it.
-    File,
-    /// A file, private: writes stay in this process.
-    PrivateFile,
-}
-
-impl Backing {
-    /// Whether others may see and make changes: through an alias, another process or the file.
-    pub const fn is_shared(self) -> bool {
-        matches!(self, Self::Memfd | Self::File)
-    }
-}
-
-/// The size of the pages a mapping is to have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum PageKind {
-    /// 4 KiB.
-    #[default]
-    Base,
-    /// Huge where the kernel finds one (`MADV_HUGEPAGE`, aligned to 2 MiB); otherwise 4 KiB.
-    TransparentHuge,
-    /// 2 MiB from the pool (`MAP_HUGETLB`), or an error.
-    Huge2M,
 }
 
 /// An owned range of this process's address space; dropping it unmaps it.
@@ -133,6 +53,7 @@ pub struct Mapping {
     object: Option<Arc<Object>>,
     /// Where in the object the mapping begins.
     object_offset: PageCount,
+    discards: Discards,
 }
 
 const HUGE_PAGES: usize = (2 << 20) / PAGE_SIZE;
@@ -273,7 +194,8 @@ impl Mapping {
                 unsafe { mem::map(pages, access, source, Placement::Anywhere, options).map_err(fail)? };
             (range, range)
         };
-        let this = Self { range, whole, backing, page_kind: kind, access, object, object_offset };
+        let discards = Discards::none();
+        let this = Self { range, whole, backing, page_kind: kind, access, object, object_offset, discards };
         if kind == PageKind::TransparentHuge {
             this.advise(range, Advice::HugePage)?;
         }
@@ -308,6 +230,10 @@ impl Mapping {
     /// The memfd or file behind it.
     pub fn object_fd(&self) -> Option<BorrowedFd<'_>> {
         self.object.as_ref().map(|o| o.fd.as_fd())
+    }
+
+    pub(crate) const fn discards(&self) -> &Discards {
+        &self.discards
     }
 
     pub(crate) fn object(&self) -> Option<&Arc<Object>> {
@@ -410,7 +336,7 @@ impl Mapping {
     /// Drops `part` from this page table; the frames stay in the object and come back on the next touch.
     ///
     /// # Errors
-    /// [`MapError::WouldLose`]: private memory. [`MapError::Kernel`].
+    /// [`MapError::WouldLose`]: private memory. [`MapError::Kernel`]; EINVAL: part of a page of the pool ([`Mapping::grain`]).
     pub fn evict(&self, part: PageRange) -> Result<(), MapError> {
         if !self.backing.is_shared() {
             return Err(MapError::WouldLose { range: part });
@@ -421,17 +347,21 @@ impl Mapping {
     /// Gives the frames of `part` back; what is read next is zeros (a memfd or anonymous memory) or the file's contents
     /// (a private file mapping). On a shared object the hole is seen through every alias.
     ///
+    /// A tracker of this mapping reports all of its pages with its next take.
+    ///
     /// # Errors
     /// [`MapError::Kernel`]; EOPNOTSUPP: the file system punches no holes.
     pub fn discard(&self, part: PageRange) -> Result<(), MapError> {
         self.check_inside(part)?;
         if !self.backing.is_shared() {
-            return self.advise(part, Advice::DontNeed);
+            return self.discards.during(|| self.advise(part, Advice::DontNeed));
         }
         let object = self.object.as_ref().ok_or(MapError::Private { range: part })?;
         let first = (part.start().as_usize() - self.range.start().as_usize()) / PAGE_SIZE;
         let at = PageCount::new(self.object_offset.get() + first);
-        memfd::punch(&object.fd, at, part.pages()).map_err(map_error("fallocate(PUNCH_HOLE)", part.pages()))
+        self.discards
+            .during(|| memfd::punch(&object.fd, at, part.pages()))
+            .map_err(map_error("fallocate(PUNCH_HOLE)", part.pages()))
     }
 
     /// Asks for huge pages in `part` now (`MADV_COLLAPSE`).
@@ -476,84 +406,5 @@ impl Drop for Mapping {
         // SAFETY: the range was mapped in `make` and is owned by `self`; borrows of its bytes end before `self`, and regions
         // and trackers keep it alive through an `Arc`.
         let _ = unsafe { mem::unmap(self.whole) };
-    }
-}
-
-/// Private memory that this value alone can change, so that plain slices of it are sound.
-///
-/// It is anonymous, has no alias, and is never given to a pager. It can be write-tracked
-/// ([`Tracker::of_private`](crate::Tracker::of_private)): that changes when the kernel traps, not what the bytes are.
-///
-/// ```
-/// use peregrine_vm::{PageCount, PrivateMemory};
-/// let mut memory = PrivateMemory::new(PageCount::new(2))?;
-/// memory[..5].copy_from_slice(b"plain");
-/// assert_eq!(&memory[..5], b"plain");
-/// # Ok::<(), peregrine_vm::MapError>(())
-/// ```
-#[derive(Debug)]
-pub struct PrivateMemory {
-    mapping: Arc<Mapping>,
-}
-
-impl PrivateMemory {
-    /// `pages` pages of zeros.
-    ///
-    /// # Errors
-    /// [`MapError::Kernel`].
-    pub fn new(pages: PageCount) -> Result<Self, MapError> {
-        Ok(Self { mapping: Arc::new(Mapping::anonymous(pages)?) })
-    }
-
-    /// As [`PrivateMemory::new`], with pages of a given kind.
-    ///
-    /// # Errors
-    /// [`MapError::Kernel`].
-    pub fn of_kind(pages: PageCount, kind: PageKind) -> Result<Self, MapError> {
-        Ok(Self { mapping: Arc::new(Mapping::anonymous_of(pages, kind)?) })
-    }
-
-    /// Where it is.
-    pub fn range(&self) -> PageRange {
-        self.mapping.range()
-    }
-
-    /// Makes `part` zeros again and gives its frames back.
-    ///
-    /// # Errors
-    /// [`MapError::Outside`], [`MapError::Kernel`].
-    pub fn discard(&mut self, part: PageRange) -> Result<(), MapError> {
-        self.mapping.discard(part)
-    }
-
-    /// Gives up the right to plain slices, for use with pagers and regions.
-    ///
-    /// # Errors
-    /// Gives `self` back if a tracker still watches it.
-    pub fn into_mapping(self) -> Result<Mapping, Self> {
-        Arc::try_unwrap(self.mapping).map_err(|mapping| Self { mapping })
-    }
-
-    /// For trackers, which watch the memory and never hand the mapping out.
-    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-        &self.mapping
-    }
-}
-
-impl Deref for PrivateMemory {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        let range = self.range();
-        // SAFETY: mapped readable while `self` lives; nobody but `self` can write it (no alias, no pager: the mapping behind
-        // the `Arc` is seen only by trackers, which don't write), and `&self` excludes `&mut self`.
-        unsafe { core::slice::from_raw_parts(range.start().as_ptr(), range.len_bytes()) }
-    }
-}
-
-impl DerefMut for PrivateMemory {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let range = self.range();
-        // SAFETY: as in `deref`; `&mut self` is exclusive.
-        unsafe { core::slice::from_raw_parts_mut(range.start().as_ptr(), range.len_bytes()) }
     }
 }

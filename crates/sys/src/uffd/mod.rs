@@ -15,144 +15,18 @@
 //! [`Uffd`] owns the descriptor; [`UffdRef`] is a copyable view of it whose calls touch no allocator, no
 //! thread-local and no static, so that a signal handler can make them.
 
+mod flags;
+mod message;
+
 use crate::raw::{self, Errno};
 use core::fmt;
 use core::mem::MaybeUninit;
-use core::ops::{BitOr, BitOrAssign, Sub};
+pub(crate) use flags::flag_set;
+pub use flags::{Features, RangeIoctls, RegisterMode};
 use linux_raw_sys::general as g;
+pub use message::{Event, Message};
 use peregrine_base::{PageRange, VirtAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-
-macro_rules! flag_set {
-    ($(#[$meta:meta])* $name:ident: $(($flag:ident, $value:expr, $doc:literal)),* $(,)?) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-        #[repr(transparent)]
-        pub struct $name(u64);
-
-        impl $name {
-            $(#[doc = $doc] pub const $flag: Self = Self($value as u64);)*
-            const NAMES: &'static [(&'static str, u64)] = &[$((stringify!($flag), $value as u64)),*];
-
-            /// No flag.
-            pub const fn empty() -> Self {
-                Self(0)
-            }
-
-            /// The flags as the kernel writes them; unknown ones are kept.
-            pub const fn from_bits(bits: u64) -> Self {
-                Self(bits)
-            }
-
-            /// The flags as the kernel reads them.
-            pub const fn bits(self) -> u64 {
-                self.0
-            }
-
-            /// Whether every flag of `other` is set here.
-            pub const fn contains(self, other: Self) -> bool {
-                self.0 & other.0 == other.0
-            }
-
-            /// The flags in both.
-            pub const fn intersection(self, other: Self) -> Self {
-                Self(self.0 & other.0)
-            }
-
-            /// Whether no flag is set.
-            pub const fn is_empty(self) -> bool {
-                self.0 == 0
-            }
-
-            /// The flags of either; for constants, where `|` is not available.
-            pub const fn union(self, other: Self) -> Self {
-                Self(self.0 | other.0)
-            }
-        }
-
-        impl BitOr for $name {
-            type Output = Self;
-            fn bitor(self, other: Self) -> Self {
-                Self(self.0 | other.0)
-            }
-        }
-
-        impl BitOrAssign for $name {
-            fn bitor_assign(&mut self, other: Self) {
-                self.0 |= other.0;
-            }
-        }
-
-        impl Sub for $name {
-            type Output = Self;
-            fn sub(self, other: Self) -> Self {
-                Self(self.0 & !other.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut rest = self.0;
-                let mut first = true;
-                for (name, bit) in Self::NAMES {
-                    if *bit != 0 && rest & bit == *bit {
-                        write!(f, "{}{name}", if first { "" } else { " | " })?;
-                        first = false;
-                        rest &= !bit;
-                    }
-                }
-                match (first, rest) {
-                    (true, 0) => f.write_str("(none)"),
-                    (_, 0) => Ok(()),
-                    _ => write!(f, "{}{rest:#x}", if first { "" } else { " | " }),
-                }
-            }
-        }
-    };
-}
-pub(crate) use flag_set;
-
-flag_set! {
-    /// What a descriptor can do (`UFFD_FEATURE_*`), agreed with the kernel when it is made.
-    Features:
-    (PAGEFAULT_FLAG_WP, g::UFFD_FEATURE_PAGEFAULT_FLAG_WP, "Write-protect faults are reported (anonymous memory)."),
-    (EVENT_FORK, g::UFFD_FEATURE_EVENT_FORK, "A fork is reported, with a descriptor for the child. Needs `CAP_SYS_PTRACE`."),
-    (EVENT_REMAP, g::UFFD_FEATURE_EVENT_REMAP, "An `mremap` is reported."),
-    (EVENT_REMOVE, g::UFFD_FEATURE_EVENT_REMOVE, "A `MADV_DONTNEED` or `MADV_REMOVE` is reported."),
-    (EVENT_UNMAP, g::UFFD_FEATURE_EVENT_UNMAP, "An `munmap` is reported."),
-    (MISSING_HUGETLBFS, g::UFFD_FEATURE_MISSING_HUGETLBFS, "MISSING works on hugetlbfs."),
-    (MISSING_SHMEM, g::UFFD_FEATURE_MISSING_SHMEM, "MISSING works on shared memory."),
-    (SIGBUS, g::UFFD_FEATURE_SIGBUS, "Faults raise SIGBUS in the faulting thread; there are no messages."),
-    (THREAD_ID, g::UFFD_FEATURE_THREAD_ID, "Messages carry the faulting thread's id."),
-    (MINOR_HUGETLBFS, g::UFFD_FEATURE_MINOR_HUGETLBFS, "MINOR works on hugetlbfs."),
-    (MINOR_SHMEM, g::UFFD_FEATURE_MINOR_SHMEM, "MINOR works on shared memory."),
-    (EXACT_ADDRESS, g::UFFD_FEATURE_EXACT_ADDRESS, "Messages carry the address, not only the page."),
-    (WP_HUGETLBFS_SHMEM, g::UFFD_FEATURE_WP_HUGETLBFS_SHMEM, "Write-protect works on shared memory and hugetlbfs."),
-    (WP_UNPOPULATED, g::UFFD_FEATURE_WP_UNPOPULATED, "Write-protect also covers anonymous pages that are not there yet."),
-    (POISON, g::UFFD_FEATURE_POISON, "`UFFDIO_POISON`."),
-    (WP_ASYNC, g::UFFD_FEATURE_WP_ASYNC, "Write faults are resolved by the kernel and only remembered."),
-    (MOVE, g::UFFD_FEATURE_MOVE, "`UFFDIO_MOVE`."),
-}
-
-flag_set! {
-    /// Which faults a registered range reports (`UFFDIO_REGISTER_MODE_*`).
-    RegisterMode:
-    (MISSING, g::UFFDIO_REGISTER_MODE_MISSING, "Touches of pages that are nowhere."),
-    (WP, g::UFFDIO_REGISTER_MODE_WP, "Writes to protected pages."),
-    (MINOR, g::UFFDIO_REGISTER_MODE_MINOR, "Touches of pages that the backing file has but this page table has not."),
-}
-
-flag_set! {
-    /// Which operations a registered range allows, as bits numbered by the ioctl.
-    RangeIoctls:
-    (WAKE, 1u64 << g::_UFFDIO_WAKE, "`UFFDIO_WAKE`."),
-    (COPY, 1u64 << g::_UFFDIO_COPY, "`UFFDIO_COPY`."),
-    (ZEROPAGE, 1u64 << g::_UFFDIO_ZEROPAGE, "`UFFDIO_ZEROPAGE`."),
-    (MOVE, 1u64 << g::_UFFDIO_MOVE, "`UFFDIO_MOVE`."),
-    (WRITEPROTECT, 1u64 << g::_UFFDIO_WRITEPROTECT, "`UFFDIO_WRITEPROTECT`."),
-    (CONTINUE, 1u64 << g::_UFFDIO_CONTINUE, "`UFFDIO_CONTINUE`."),
-    (POISON, 1u64 << g::_UFFDIO_POISON, "`UFFDIO_POISON`."),
-}
 
 /// How a fill leaves the pages and the threads that wait for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -350,7 +224,7 @@ impl Uffd {
         // SAFETY: the kernel reads and writes the one struct that is passed.
         let ret = unsafe { raw::ioctl(fd.as_raw_fd(), raw::UFFDIO_API, (&raw mut api) as usize) };
         match ret {
-            Ok(_) => Ok(Self { fd, access, features: Features(api.features) }),
+            Ok(_) => Ok(Self { fd, access, features: Features::from_bits(api.features) }),
             Err(errno) => Err(OpenError {
                 full: None,
                 device: None,
@@ -418,7 +292,7 @@ impl<'a> UffdRef<'a> {
         let mut arg = g::uffdio_register { range: kernel_range(range), mode: mode.bits(), ioctls: 0 };
         // SAFETY: the struct is this ioctl's; ownership of the range is the caller's promise.
         unsafe { self.ioctl(raw::UFFDIO_REGISTER, &mut arg)? };
-        Ok(RangeIoctls(arg.ioctls))
+        Ok(RangeIoctls::from_bits(arg.ioctls))
     }
 
     /// `UFFDIO_UNREGISTER`: `range` reports nothing more, protections are lifted, sleepers are woken.
@@ -598,99 +472,5 @@ impl<'a> UffdRef<'a> {
 impl AsFd for UffdRef<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0
-    }
-}
-
-/// A message as the kernel writes it; [`Message::event`] reads it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct Message(g::uffd_msg);
-
-/// What happened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// A thread touched a page and sleeps.
-    PageFault {
-        /// The address, or its page without [`Features::EXACT_ADDRESS`].
-        address: VirtAddr,
-        /// The access was a write.
-        write: bool,
-        /// The page was there but write-protected.
-        write_protected: bool,
-        /// The backing file had the page.
-        minor: bool,
-        /// The thread, with [`Features::THREAD_ID`]; otherwise 0.
-        thread_id: u32,
-    },
-    /// The process forked; the child's userfaultfd is this (owned) descriptor.
-    Fork {
-        /// The descriptor's number.
-        fd: i32,
-    },
-    /// A range moved.
-    Remap {
-        /// Where it was.
-        from: VirtAddr,
-        /// Where it is.
-        to: VirtAddr,
-        /// How long it is.
-        len_bytes: usize,
-    },
-    /// A range's contents were discarded.
-    Remove {
-        /// First address.
-        start: VirtAddr,
-        /// First address beyond.
-        end: VirtAddr,
-    },
-    /// A range was unmapped.
-    Unmap {
-        /// First address.
-        start: VirtAddr,
-        /// First address beyond.
-        end: VirtAddr,
-    },
-    /// An event that this crate does not know.
-    Unknown(u8),
-}
-
-impl Message {
-    /// What the message says.
-    pub fn event(&self) -> Event {
-        let at = |a: u64| VirtAddr::new(a as usize);
-        // SAFETY: each arm reads the member of the union that the kernel fills for that event; all are plain integers.
-        unsafe {
-            match self.0.event as u32 {
-                g::UFFD_EVENT_PAGEFAULT => {
-                    let p = self.0.arg.pagefault;
-                    let has = |flag: u32| p.flags & flag as u64 != 0;
-                    Event::PageFault {
-                        address: at(p.address),
-                        write: has(g::UFFD_PAGEFAULT_FLAG_WRITE) || has(g::UFFD_PAGEFAULT_FLAG_WP),
-                        write_protected: has(g::UFFD_PAGEFAULT_FLAG_WP),
-                        minor: has(g::UFFD_PAGEFAULT_FLAG_MINOR),
-                        thread_id: p.feat.ptid,
-                    }
-                }
-                g::UFFD_EVENT_FORK => Event::Fork { fd: self.0.arg.fork.ufd as i32 },
-                g::UFFD_EVENT_REMAP => {
-                    let r = self.0.arg.remap;
-                    Event::Remap { from: at(r.from), to: at(r.to), len_bytes: r.len as usize }
-                }
-                g::UFFD_EVENT_REMOVE => {
-                    Event::Remove { start: at(self.0.arg.remove.start), end: at(self.0.arg.remove.end) }
-                }
-                g::UFFD_EVENT_UNMAP => {
-                    Event::Unmap { start: at(self.0.arg.remove.start), end: at(self.0.arg.remove.end) }
-                }
-                other => Event::Unknown(other as u8),
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.event().fmt(f)
     }
 }

@@ -1,0 +1,122 @@
+//! What is asked of a call, judged by the rows of the same run; and what attributes cost.
+
+use super::ours::{self, Form, Place};
+use super::subject::time;
+use super::ways::{Cores, FLOOR, OURS, OURS_HOT, OURS_LEND, SPINNING_FLOOR};
+use super::{Row, Rows, again};
+use crate::measure::{Options, Pair, Samples};
+use crate::report::Report;
+use peregrine_call::Attributes;
+use std::process::ExitCode;
+
+/// A bound on a ratio of medians, round by round.
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// Prints each goal with what was measured.
+pub fn run(report: &Report, rows: &Rows) {
+    let row = |cores: Cores, bytes: usize, way: &'static str| rows.get(&(cores.name(), bytes, way));
+    let (one, two) = (Cores::One, Cores::Two);
+    let judge = |what: &str, ours: Option<&Row>, other: Option<&Row>, bound: &Bound| {
+        let (Some(ours), Some(other)) = (ours, other) else { return };
+        let (ratio, met, wanted) = match bound {
+            Bound::AtMost(most) => {
+                let ratio = Pair::of(&ours.median, &other.median).ratio();
+                (ratio, ratio <= *most, format!("at most {most}"))
+            }
+            Bound::AtLeast(least) => {
+                let ratio = Pair::of(&other.median, &ours.median).ratio();
+                (ratio, ratio >= *least, format!("at least {least}"))
+            }
+        };
+        let verdict = if met { "met" } else { "MISSED" };
+        report.note(&format!("goal: {what}: {ratio:.2} (wanted {wanted}): {verdict}"));
+    };
+    use Bound::{AtLeast, AtMost};
+    let (kib64, mib) = (64 << 10, 1 << 20);
+    judge("null on one core, times the eventfd floor", row(one, 0, OURS), row(one, 0, FLOOR), &AtMost(1.15));
+    judge(
+        "null on one core, faster than a Unix stream",
+        row(one, 0, OURS),
+        row(one, 0, "unix"),
+        &AtLeast(1.5),
+    );
+    judge(
+        "null on one core, faster than iceoryx2 with events",
+        row(one, 0, OURS),
+        row(one, 0, "iceoryx2"),
+        &AtLeast(4.0),
+    );
+    judge(
+        "null on two cores, hot, times the spinning floor",
+        row(two, 0, OURS_HOT),
+        row(two, 0, SPINNING_FLOOR),
+        &AtMost(1.3),
+    );
+    judge(
+        "64 KiB on one core, faster than a Unix stream",
+        row(one, kib64, OURS),
+        row(one, kib64, "unix"),
+        &AtLeast(1.7),
+    );
+    judge(
+        "1 MiB lent on one core, faster than a pipe",
+        row(one, mib, OURS_LEND),
+        row(one, mib, "pipe"),
+        &AtLeast(4.0),
+    );
+    judge(
+        "1 MiB with a private copy on one core, faster than a pipe",
+        row(one, mib, OURS),
+        row(one, mib, "pipe"),
+        &AtLeast(2.5),
+    );
+    if let Some(ours) = row(one, 0, OURS) {
+        let ratio = Pair::of(&ours.p99, &ours.median).ratio();
+        let verdict = if ratio <= 2.0 { "met" } else { "MISSED" };
+        report.note(&format!(
+            "goal: null on one core, p99 times the median: {ratio:.2} (wanted at most 2): {verdict}"
+        ));
+    }
+}
+
+/// A name, and how the attributes are made.
+type Named = (&'static str, fn() -> Attributes);
+
+/// Attributes that a call may have, each alone.
+const ATTRIBUTES: [Named; 4] = [
+    ("default", Attributes::default),
+    ("deadline", || Attributes {
+        deadline: Some(peregrine_call::Deadline::after(std::time::Duration::from_secs(3600))),
+        ..Attributes::default()
+    }),
+    ("priority", || Attributes { priority: true, ..Attributes::default() }),
+    ("charge", || Attributes { charge: true, ..Attributes::default() }),
+];
+
+/// Prices each attribute against a call without it.
+pub fn attributes(report: &mut Report, options: &Options) {
+    report.section("What an attribute adds to a null call on one core, us");
+    let mut all: Vec<Samples> = ATTRIBUTES.iter().map(|_| Samples::default()).collect();
+    for _ in 0..options.rounds(7) {
+        for ((name, _), samples) in ATTRIBUTES.iter().zip(&mut all) {
+            samples.push(again(&["call-case", "attributes", name])[0] * 1e-3);
+        }
+    }
+    for ((name, _), samples) in ATTRIBUTES.iter().zip(&all).skip(1) {
+        let pair = Pair::of(samples, &all[0]);
+        report.pair(&format!("null call with {name}"), "median", "us", "default", 4000, &pair);
+    }
+}
+
+/// One attribute in this process.
+pub fn case(words: &[&str]) -> ExitCode {
+    let Some((_, make)) = ATTRIBUTES.iter().find(|(name, _)| words.first() == Some(name)) else {
+        return ExitCode::from(2);
+    };
+    let caller = ours::start(0, Cores::One, Form::In, Place::Default);
+    println!("{}", time(&mut caller.with(make()), 4000).median);
+    ExitCode::SUCCESS
+}

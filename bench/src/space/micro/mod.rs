@@ -1,0 +1,163 @@
+//! RadixVM's `local`, `pipeline` and `global` (item 1), and the word-position index of its MapReduce (item 5, on members of a space:
+//! processes, not the World's threads): ours over each mechanism beside the bare calls of the same mechanism in as many
+//! processes, and beside Linux threads. Zeroing is part of every operation: by the kernel for threads, through the alias for
+//! processes.
+
+mod bare;
+mod ours;
+mod stage;
+
+use crate::measure::{Options, Pair, alone, versus};
+use crate::report::Report;
+use bare::{Bare, Thread, Way};
+use peregrine_vm::capabilities::{Capabilities, Capability};
+use stage::{Kind, Play, Program, Ran, Worker, play};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What the goals are judged by: medians by name.
+type Medians = BTreeMap<String, f64>;
+
+pub fn run(report: &mut Report, options: &Options) {
+    let caps = Capabilities::probe();
+    if let Some(lack) = [Capability::GuardShared, Capability::MinorShared].iter().find_map(|c| caps.lack(*c))
+    {
+        return report.note(&format!("skipped: every mechanism is measured, and here one can't be: {lack}"));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(stage::MEMBERS);
+    let mut medians = Medians::new();
+    let mut counts: Vec<usize> = vec![1];
+    let mut n = 2;
+    while n <= cores {
+        counts.push(n);
+        n *= 2;
+    }
+    for program in Program::ALL {
+        report.section(&format!("{}: thousand {} a second", program.name(), unit_of(program)));
+        let sizes = match program {
+            Program::Index => [("8 MB", 2048), ("64 KB", 16)],
+            _ => [("4 KiB", 1), ("64 KiB", 16)],
+        };
+        for (size, unit) in sizes {
+            for &members in &counts {
+                let name = format!("{} {size} x{members}", program.name());
+                if !options.wants(&name) {
+                    continue;
+                }
+                let time = Duration::from_millis(if options.quick { 40 } else { 120 });
+                let rounds = options.rounds(9);
+                let plan = |kind| Play { kind, program, members, unit, time };
+                for way in Way::ALL {
+                    measure(report, &mut medians, &name, way, plan(Kind::Processes), rounds);
+                }
+                threads(report, &mut medians, &name, plan(Kind::Threads), rounds);
+            }
+        }
+    }
+    goals(report, &medians, cores);
+}
+
+const fn unit_of(program: Program) -> &'static str {
+    match program {
+        Program::Global => "rounds over 4 MiB",
+        Program::Index => "rounds of 65,536 words a member",
+        _ => "maps, touches and unmaps",
+    }
+}
+
+/// Ours and the bare calls, turn and turn about.
+fn measure(report: &Report, medians: &mut Medians, name: &str, way: Way, plan: Play, rounds: usize) {
+    let shootdowns = Cell::new(0.0f64);
+    let ours = || {
+        let space = Box::leak(Box::new(ours::space(way)));
+        let place: *mut _ = space;
+        let make = |_: usize| -> Box<dyn Worker> { Box::new(ours::Ours::new(space)) };
+        let ran: Ran = play(plan, &make);
+        shootdowns.set(ran.shootdowns);
+        // SAFETY: leaked above; the members were other processes, which have ended.
+        drop(unsafe { Box::from_raw(place) });
+        ran.per_second / 1e3
+    };
+    let bare = || {
+        let frames = bare::frames();
+        let make = |_: usize| -> Box<dyn Worker> { Box::new(Bare::new(&frames, way, plan.unit)) };
+        play(plan, &make).per_second / 1e3
+    };
+    let pair: Pair = versus(rounds, ours, bare);
+    let case = format!("{name} {}", way.name());
+    report.pair(&case, "rate", "k/s", "bare calls in processes", 1, &pair);
+    report.value(&case, "members asked an operation", "", shootdowns.get(), None);
+    medians.insert(case.clone(), pair.ours.median());
+    medians.insert(format!("{case} ratio"), pair.ratio());
+    medians.insert(format!("{case} bare"), pair.baseline.median());
+    medians.insert(format!("{case} shootdowns"), shootdowns.get());
+}
+
+fn threads(report: &Report, medians: &mut Medians, name: &str, plan: Play, rounds: usize) {
+    for (what, mapped) in [("threads mmap/munmap", true), ("threads DONTNEED", false)] {
+        let range = Thread::reservation();
+        let make = move |_: usize| -> Box<dyn Worker> {
+            Box::new(if mapped { Thread::Map(range) } else { Thread::DontNeed(range) })
+        };
+        let samples = alone(rounds, || play(plan, &make).per_second / 1e3);
+        let case = format!("{name} {what}");
+        report.single(&case, "rate", "k/s", 1, &samples);
+        medians.insert(case, samples.median());
+        // SAFETY: the reservation is this function's, and all threads have ended.
+        let _ = unsafe { peregrine_sys::mem::unmap(range) };
+    }
+}
+
+fn goals(report: &Report, medians: &Medians, cores: usize) {
+    report.note("\n## Goals");
+    let get = |name: &str| medians.get(name).copied();
+    let most = if cores >= 2 { 2 } else { 1 };
+    let judge = |what: String, value: Option<f64>, goal: f64| match value {
+        None => report.note(&format!("{what}: not measured in this run")),
+        Some(v) => {
+            let verdict = if v >= goal { "met" } else { "MISSED" };
+            report.note(&format!("{what}: {v:.2} (at least {goal}): {verdict}"));
+        }
+    };
+    for program in [Program::Local, Program::Pipeline, Program::Global] {
+        for size in ["4 KiB", "64 KiB"] {
+            for way in Way::ALL {
+                let case = |n: usize| format!("{} {size} x{n} {}", program.name(), way.name());
+                for n in [1, most] {
+                    judge(format!("{}: of the bare calls", case(n)), get(&format!("{} ratio", case(n))), 0.9);
+                }
+                let scaling = |suffix: &str| {
+                    Some(get(&format!("{}{suffix}", case(most)))? / get(&format!("{}{suffix}", case(1)))?)
+                };
+                let ours = scaling("").zip(scaling(" bare")).map(|(a, b)| a / b);
+                judge(format!("{}: scaling, of the bare calls'", case(most)), ours, 0.95);
+            }
+        }
+    }
+    let against = |ours: &str, theirs: &str| Some(get(ours)? / get(theirs)?);
+    for (program, goal) in [("local", 5.0), ("pipeline", 3.0)] {
+        judge(
+            format!("{program} 4 KiB, guards at {most} members, of the threads' mmap/munmap"),
+            against(
+                &format!("{program} 4 KiB x{most} guard"),
+                &format!("{program} 4 KiB x{most} threads mmap/munmap"),
+            ),
+            goal,
+        );
+    }
+    for size in ["4 KiB", "64 KiB"] {
+        judge(
+            format!("global {size}, trap-filled at {most} members, of the threads' mmap/munmap"),
+            against(
+                &format!("global {size} x{most} trap-filled"),
+                &format!("global {size} x{most} threads mmap/munmap"),
+            ),
+            1.0,
+        );
+    }
+    for (case, asked) in medians.iter().filter(|(c, _)| c.starts_with("local") && c.ends_with("shootdowns")) {
+        let verdict = if *asked == 0.0 { "met" } else { "MISSED" };
+        report.note(&format!("{case} an operation: {asked} (0): {verdict}"));
+    }
+}

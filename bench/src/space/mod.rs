@@ -1,0 +1,17 @@
+//! RadixVM's evaluation, on processes: the paper's programs beside bare calls and beside Linux threads.
+
+pub mod memory;
+mod micro;
+pub mod structures;
+
+use crate::measure::Options;
+use crate::report::Report;
+
+/// The whole suite.
+pub fn run(report: &mut Report, options: &Options) {
+    if options.wants("memory") {
+        memory::run(report);
+    }
+    micro::run(report, options);
+    structures::run(report, options);
+}

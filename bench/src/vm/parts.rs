@@ -1,0 +1,131 @@
+//! What a trap and an UNPROT are made of on this machine, and what else could open a write-protected page of a memfd: the
+//! reasons for the rows above, by bare system calls.
+
+use super::raw::{self, Bare};
+use super::{Goals, Kind, Way};
+use crate::measure::{Options, alone, time_ns};
+use crate::report::Report;
+use peregrine_base::sync::Ordering;
+use peregrine_sys::fault::{self, SIGSEGV};
+use peregrine_sys::mem::{self, Advice};
+use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd};
+use peregrine_vm::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
+
+const COUNT: usize = 100;
+
+/// A memfd whose pages are write-protected and lifted one by one.
+struct Shared {
+    memory: peregrine_vm::Mapping,
+    uffd: Uffd,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let memory = Kind::Memfd.make(PageCount::new(COUNT));
+        let features = Features::SIGBUS
+            | Features::PAGEFAULT_FLAG_WP
+            | Features::WP_HUGETLBFS_SHMEM
+            | Features::MINOR_SHMEM;
+        let uffd = Uffd::open(features).expect("userfaultfd");
+        // SAFETY: the memory is this value's.
+        unsafe { uffd.by_ref().register(memory.range(), RegisterMode::WP).expect("register") };
+        Self { memory, uffd }
+    }
+
+    fn page(&self, i: usize) -> PageRange {
+        let start = self.memory.range().start().as_usize() + i * PAGE_SIZE;
+        PageRange::new(VirtAddr::new(start), PageCount::new(1))
+    }
+
+    fn write_each(&self) {
+        for i in 0..COUNT {
+            // SAFETY: in the mapping, which is behind no reference.
+            unsafe { self.page(i).start().as_ptr::<u8>().write_volatile(1) };
+        }
+    }
+
+    /// Every page was really writable and is protected now.
+    fn protected(&self) {
+        self.lift(self.memory.range());
+        self.write_each();
+        self.uffd.by_ref().write_protect(self.memory.range(), true).expect("protect");
+    }
+
+    fn lift(&self, range: PageRange) {
+        self.uffd.by_ref().write_protect(range, false).expect("lift");
+    }
+}
+
+pub fn run(report: &mut Report, options: &Options, goals: &mut Goals) {
+    if !options.wants("part of") {
+        return;
+    }
+    report.section("What a trap and an UNPROT are made of here (bare system calls); ns each");
+    let rounds = options.rounds(200);
+    let mut row = |name: &str, subject: &mut dyn FnMut() -> f64| {
+        let samples = alone(rounds, subject);
+        let name = format!("part of: {name}");
+        report.single(&name, "each", "ns", COUNT, &samples);
+        goals.number(&name, samples.median());
+    };
+    row("a system call that does nothing", &mut || {
+        time_ns(|| (0..COUNT).for_each(|_| _ = std::hint::black_box(peregrine_sys::process::parent_pid())))
+            / COUNT as f64
+    });
+    // No exception: what remains is sending, delivering, saving the registers and coming back.
+    let bare = Bare::apart(Way::MprotectRead, Kind::Anonymous, 1, PageCount::new(1));
+    bare.aim();
+    let me = fault::current_thread_id();
+    row("a signal to itself, handled", &mut || {
+        raw::with_handler(|| {
+            raw::IDLE.store(COUNT, Ordering::Relaxed);
+            let send =
+                |_| fault::queue_to_thread(me, SIGSEGV, -1, bare.memory.range().start()).expect("queued");
+            time_ns(|| (0..COUNT).for_each(send)) / COUNT as f64
+        })
+    });
+    let shared = Shared::new();
+    row("UNPROT of a memfd page (write-protect lifted)", &mut || {
+        shared.protected();
+        time_ns(|| (0..COUNT).for_each(|i| shared.lift(shared.page(i)))) / COUNT as f64
+    });
+    row("the write after it (a second, silent fault)", &mut || {
+        shared.protected();
+        (0..COUNT).for_each(|i| shared.lift(shared.page(i)));
+        time_ns(|| shared.write_each()) / COUNT as f64
+    });
+    row("instead of that fault: MADV_POPULATE_WRITE", &mut || {
+        shared.protected();
+        (0..COUNT).for_each(|i| shared.lift(shared.page(i)));
+        // SAFETY: this value's memory; populating changes no contents.
+        let populate = |i| unsafe { mem::advise(shared.page(i), Advice::PopulateWrite).expect("populate") };
+        time_ns(|| (0..COUNT).for_each(populate)) / COUNT as f64
+    });
+    row("instead of both: MADV_DONTNEED and UFFDIO_CONTINUE", &mut || {
+        shared.protected();
+        let again = |i| {
+            // SAFETY: this value's memory, whose contents stay in the memfd; nobody relies on the page being absent.
+            unsafe {
+                mem::advise(shared.page(i), Advice::DontNeed).expect("drop");
+                shared.uffd.by_ref().continue_(shared.page(i), FillMode::default()).expect("continue");
+            }
+        };
+        time_ns(|| (0..COUNT).for_each(again)) / COUNT as f64
+    });
+    let anonymous = Bare::apart(Way::MprotectRead, Kind::Anonymous, COUNT, PageCount::new(1));
+    row("UNPROT of an anonymous page (mprotect)", &mut || {
+        let all = anonymous.memory.range();
+        anonymous.aim();
+        anonymous.open(all);
+        let page =
+            |i| PageRange::new(VirtAddr::new(all.start().as_usize() + i * PAGE_SIZE), PageCount::new(1));
+        for i in 0..COUNT {
+            // SAFETY: in the mapping, which is behind no reference.
+            unsafe { page(i).start().as_ptr::<u8>().write_volatile(1) };
+        }
+        anonymous.close(all);
+        // Every third first, so that mappings split as they do in random order.
+        let order = (0..3).flat_map(|first| (first..COUNT).step_by(3));
+        time_ns(|| order.for_each(|i| anonymous.open(page(i)))) / COUNT as f64
+    });
+}

@@ -1,0 +1,6 @@
+#[peregrine_call::interface]
+pub trait Any {
+    fn any<T>(&self, value: T) -> u32;
+}
+
+fn main() {}

@@ -1,0 +1,341 @@
+//! What a domain promises to those who run it.
+
+use peregrine_base::sync::{AtomicUsize, Ordering};
+use peregrine_call::{
+    Access, Affinity, Attributes, Call, CallError, Client, Deadline, Domain, Failure, Invocation, Limits,
+    Refusal, Wire, socket_pair,
+};
+use peregrine_sys::process::{self, CpuSet, ForkFlags, Forked};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+mod scene;
+use scene::{serve, serve_with};
+
+fn sleep_ms(call: &mut Invocation<'_>) -> Result<(), Failure> {
+    std::thread::sleep(Duration::from_millis(u64::from(call.input(0)?[0])));
+    Ok(())
+}
+
+fn path() -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("domain");
+    (dir, path)
+}
+
+fn the_last_activation_tells_the_domain_which_adds_more() -> testkit::Outcome {
+    let (_dir, path) = path();
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = told.clone();
+    let domain = Domain::builder()
+        .activations(2)
+        .portal("sleep", 1, sleep_ms)
+        .on_last_activation(move |activations| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            if activations.total() < 6 {
+                activations.add(2);
+            }
+        })
+        .serve(&path)
+        .unwrap();
+    let client = Client::connect(&path).unwrap();
+    let sleep = client.portal("sleep", 1).unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| client.call(sleep, Call::new().input(&[150])).unwrap());
+        }
+    });
+    assert!(told.load(Ordering::Relaxed) >= 1);
+    assert_eq!(domain.stats().activations, 6);
+    assert!(begun.elapsed() < Duration::from_millis(290), "six calls at once: {:?}", begun.elapsed());
+    testkit::Outcome::Passed
+}
+
+fn without_a_free_activation_a_caller_waits_within_its_deadline() -> testkit::Outcome {
+    let (_dir, path) = path();
+    let domain = Domain::builder().activations(1).portal("sleep", 1, sleep_ms).serve(&path).unwrap();
+    let client = Client::connect(&path).unwrap();
+    let sleep = client.portal("sleep", 1).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.call(sleep, Call::new().input(&[200])).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        let begun = Instant::now();
+        let soon = Deadline::after(Duration::from_millis(40));
+        assert_eq!(client.call(sleep, Call::new().input(&[0]).deadline(soon)), Err(CallError::Deadline));
+        assert!(begun.elapsed() < Duration::from_millis(120));
+        // Without one it gets its turn.
+        client.call(sleep, Call::new().input(&[0])).unwrap();
+    });
+    let stats = domain.stats();
+    assert_eq!((stats.running, stats.waiting, stats.activations), (0, 0, 1));
+    testkit::Outcome::Passed
+}
+
+fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::Outcome {
+    let (_dir, path) = path();
+    let domain = Domain::builder().activations(1).portal("sleep", 1, sleep_ms).serve(&path).unwrap();
+    let client = Client::connect(&path).unwrap();
+    let sleep = client.portal("sleep", 1).unwrap();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| client.call(sleep, Call::new().input(&[150])));
+        std::thread::sleep(Duration::from_millis(40));
+        let waiting = scope.spawn(|| client.call(sleep, Call::new().input(&[0])));
+        std::thread::sleep(Duration::from_millis(40));
+        domain.shutdown();
+        assert_eq!(running.join().unwrap(), Ok(()));
+        assert_eq!(waiting.join().unwrap(), Err(CallError::Terminated));
+    });
+    assert_eq!(client.call(sleep, Call::new().input(&[0])), Err(CallError::DomainDied));
+    assert!(!path.exists());
+    testkit::Outcome::Passed
+}
+
+fn a_wired_domain_runs_each_call_on_a_thread_of_its_own_library() -> testkit::Outcome {
+    struct Library(Arc<AtomicUsize>);
+    impl Wire for Library {
+        fn run(&self, call: &mut dyn FnMut()) {
+            // A user-level thread for real: another stack, on this OS thread.
+            let stack = corosensei::stack::DefaultStack::new(128 * 1024).unwrap();
+            let thread = corosensei::ScopedCoroutine::<(), (), (), _>::with_stack(stack, |_, ()| call());
+            thread.scope(|mut thread| {
+                thread.as_mut().resume(());
+            });
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (_dir, path) = path();
+    let wired = Arc::new(AtomicUsize::new(0));
+    let domain = Domain::builder()
+        .wire(Library(wired.clone()))
+        .portal("sleep", 1, sleep_ms)
+        .portal("panic", 1, |_: &mut Invocation<'_>| panic!("wired"))
+        .serve(&path)
+        .unwrap();
+    let client = Client::connect(&path).unwrap();
+    for _ in 0..5 {
+        client.call(client.portal("sleep", 1).unwrap(), Call::new().input(&[0])).unwrap();
+        let panic = client.call(client.portal("panic", 1).unwrap(), Call::new());
+        assert_eq!(panic, Err(CallError::Panicked("wired".into())));
+    }
+    assert_eq!(wired.load(Ordering::Relaxed), 10);
+    drop(domain);
+    testkit::Outcome::Passed
+}
+
+fn the_activation_runs_on_the_callers_core_and_not_outside_its_own_set() -> testkit::Outcome {
+    let all = CpuSet::current().unwrap();
+    let cpus: Vec<usize> = all.iter().collect();
+    if cpus.len() < 2 {
+        testkit::skip!("needs two processors");
+    }
+    let where_am_i = |call: &mut Invocation<'_>| {
+        call.output(0)?.push(process::current_cpu() as u8);
+        Ok(())
+    };
+    let free = serve(|d| d.portal("where", 1, where_am_i));
+    let first = cpus[0];
+    let bound =
+        serve_with(|d| d.portal("where", 1, where_am_i), |_| CpuSet::one(first).unwrap().bind().unwrap());
+    let ask = |client: &Client, affinity| {
+        let mut out = Vec::new();
+        let call = Call::new().output(&mut out, 1).affinity(affinity);
+        client.call(client.portal("where", 1).unwrap(), call).unwrap();
+        usize::from(out[0])
+    };
+    let (free, bound) = (free.connect(), bound.connect());
+    for &cpu in &[cpus[1], cpus[0], cpus[1]] {
+        CpuSet::one(cpu).unwrap().bind().unwrap();
+        assert_eq!(ask(&free, Affinity::Together), cpu);
+        assert_ne!(ask(&free, Affinity::Apart), cpu);
+        assert_eq!(ask(&bound, Affinity::Together), first);
+    }
+    testkit::Outcome::Passed
+}
+
+fn a_more_urgent_caller_lends_its_priority_for_the_call() -> testkit::Outcome {
+    if !process::is_root() {
+        testkit::skip!("a nice value below 0 needs root or RLIMIT_NICE");
+    }
+    let portals = |d: peregrine_call::DomainBuilder| {
+        d.activations(1)
+            .portal("nice", 1, |call: &mut Invocation<'_>| {
+                call.output(0)?.push(process::nice_of(0).unwrap() as i8 as u8);
+                Ok(())
+            })
+            .portal("change", 1, |_: &mut Invocation<'_>| {
+                process::set_nice(0, 3).unwrap();
+                Ok(())
+            })
+    };
+    let generous = serve(|d| portals(d).most_urgent_nice(-5));
+    let strict = serve(portals);
+    let nice = |client: &Client, priority| {
+        let mut out = Vec::new();
+        let attributes = Attributes { priority, ..Attributes::default() };
+        client
+            .call(client.portal("nice", 1).unwrap(), Call::new().output(&mut out, 1).attributes(attributes))
+            .unwrap();
+        i32::from(out[0] as i8)
+    };
+    let (generous, strict) = (generous.connect(), strict.connect());
+    assert_eq!(nice(&generous, true), 0, "an equal one changes nothing");
+    process::set_nice(0, -3).unwrap();
+    assert_eq!((nice(&generous, true), nice(&generous, false)), (-3, 0), "adopted, and restored");
+    process::set_nice(0, -15).unwrap();
+    assert_eq!((nice(&generous, true), nice(&generous, false)), (-5, 0), "up to the domain's bound");
+    assert_eq!(nice(&strict, true), 0);
+    let attributes = Attributes { priority: true, ..Attributes::default() };
+    generous.call(generous.portal("change", 1).unwrap(), Call::new().attributes(attributes)).unwrap();
+    assert_eq!(nice(&generous, false), 3, "what the callee changed meanwhile stays");
+    testkit::Outcome::Passed
+}
+
+fn a_domain_over_an_inherited_pair_serves_one_client() -> testkit::Outcome {
+    let (ours, theirs) = socket_pair().unwrap();
+    // SAFETY: this process has one thread yet.
+    let Forked::Parent(pid) = (unsafe { process::fork_with(ForkFlags::default()) }).unwrap() else {
+        process::die_with_parent();
+        drop(ours);
+        let _domain = Domain::builder().portal("sleep", 1, sleep_ms).serve_pair(theirs).unwrap();
+        loop {
+            std::thread::park();
+        }
+    };
+    drop(theirs);
+    let client = Client::over(ours).unwrap();
+    let sleep = client.portal("sleep", 1).unwrap();
+    client.call(sleep, Call::new().input(&[1])).unwrap();
+    scene::kill(pid);
+    let begun = Instant::now();
+    assert_eq!(client.call(sleep, Call::new().input(&[1])), Err(CallError::DomainDied));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    testkit::Outcome::Passed
+}
+
+fn a_path_is_taken_over_from_the_dead_and_not_from_the_living() -> testkit::Outcome {
+    let served = serve(|d| d.portal("sleep", 1, sleep_ms));
+    let taken = Domain::builder().serve(served.path());
+    assert!(matches!(taken, Err(peregrine_call::DomainError::PathInUse(_))), "{taken:?}");
+    served.kill();
+    let _mine = Domain::builder().portal("sleep", 1, sleep_ms).serve(served.path()).unwrap();
+    served.connect().portal("sleep", 1).unwrap();
+    testkit::Outcome::Passed
+}
+
+fn a_domain_whose_child_holds_its_sockets_is_dead_all_the_same() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.portal("fork", 1, |call: &mut Invocation<'_>| {
+            // SAFETY: the child makes one system call after another and touches nothing of the other threads'.
+            match unsafe { process::fork_with(ForkFlags::default()) }.unwrap() {
+                Forked::Child => {
+                    std::thread::sleep(Duration::from_secs(20));
+                    process::exit_now(0);
+                }
+                Forked::Parent(pid) => call.output(0)?.extend_from_slice(&pid.to_ne_bytes()),
+            }
+            Ok(())
+        })
+        .portal("sleep", 1, sleep_ms)
+    });
+    if !peregrine_sys::peer::is_supported() {
+        testkit::skip!("SO_PEERPIDFD is of Linux 6.5");
+    }
+    let client = served.connect();
+    let mut child = Vec::new();
+    client.call(client.portal("fork", 1).unwrap(), Call::new().output(&mut child, 4)).unwrap();
+    let sleep = client.portal("sleep", 1).unwrap();
+    served.kill();
+    let begun = Instant::now();
+    assert_eq!(client.call(sleep, Call::new().input(&[1])), Err(CallError::DomainDied));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    scene::kill(i32::from_ne_bytes(child.try_into().unwrap()));
+    testkit::Outcome::Passed
+}
+
+fn clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving() -> testkit::Outcome {
+    let (_dir, path) = path();
+    let limits = Limits { clients: 3, ..Limits::default() };
+    let domain = Domain::builder().limits(limits).access(Access::Everyone).serve(&path).unwrap();
+    let clients: Vec<_> = (0..3).map(|_| Client::connect(&path).unwrap()).collect();
+    assert_eq!(Client::connect(&path).unwrap_err(), Refusal::Clients { limit: 3 }.into());
+    drop(clients);
+    let begun = Instant::now();
+    while domain.stats().clients > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Client::connect(&path).unwrap();
+    testkit::Outcome::Passed
+}
+
+/// Two thousand here; ten thousand in `soak call`.
+fn idle_clients_cost_descriptors_and_little_else() -> testkit::Outcome {
+    let many = 2000usize;
+    let need = 2 * many as u64 + 200;
+    if process::raise_descriptor_limit(need).is_err() {
+        testkit::skip!("needs {need} descriptors a process");
+    }
+    let served =
+        serve(|d| d.portal("sleep", 1, sleep_ms).limits(Limits { clients: 1 << 20, ..Limits::default() }));
+    let before = served.resident_bytes();
+    let clients: Vec<_> = (0..many).map(|_| served.connect()).collect();
+    for client in &clients {
+        client.call(client.portal("sleep", 1).unwrap(), Call::new().input(&[0])).unwrap();
+    }
+    let each = (served.resident_bytes() - before) / many;
+    println!("{each} bytes resident in the domain for each idle client that has called");
+    assert!(each < 16 * 1024, "{each} bytes");
+    // All are still served, and the activations are as many as ever.
+    for client in clients.iter().step_by(97) {
+        client.call(client.portal("sleep", 1).unwrap(), Call::new().input(&[0])).unwrap();
+    }
+    assert_eq!(served.holdings().2, 6, "four activations, the keeper, the main thread");
+    testkit::Outcome::Passed
+}
+
+fn sixty_four_clients_call_at_once() -> testkit::Outcome {
+    let served = serve(|d| {
+        d.activations(8).portal("echo", 1, |call: &mut Invocation<'_>| {
+            let bytes = call.input(0)?;
+            call.output(1)?.extend_from_slice(bytes);
+            Ok(())
+        })
+    });
+    let barrier = Barrier::new(64);
+    std::thread::scope(|scope| {
+        for t in 0..64u32 {
+            let (served, barrier) = (&served, &barrier);
+            scope.spawn(move || {
+                let client = served.connect();
+                let echo = client.portal("echo", 1).unwrap();
+                barrier.wait();
+                for i in 0..200 {
+                    let bytes = (t * 1000 + i).to_ne_bytes();
+                    let mut out = Vec::new();
+                    let soon = Deadline::after(Duration::from_secs(20));
+                    client.call(echo, Call::new().input(&bytes).output(&mut out, 4).deadline(soon)).unwrap();
+                    assert_eq!(out, bytes);
+                }
+            });
+        }
+    });
+    testkit::Outcome::Passed
+}
+
+fn main() -> std::process::ExitCode {
+    testkit::main(testkit::tests![
+        the_last_activation_tells_the_domain_which_adds_more,
+        without_a_free_activation_a_caller_waits_within_its_deadline,
+        shutdown_lets_running_calls_end_and_terminates_those_that_wait,
+        a_wired_domain_runs_each_call_on_a_thread_of_its_own_library,
+        the_activation_runs_on_the_callers_core_and_not_outside_its_own_set,
+        a_more_urgent_caller_lends_its_priority_for_the_call,
+        a_domain_over_an_inherited_pair_serves_one_client,
+        a_path_is_taken_over_from_the_dead_and_not_from_the_living,
+        a_domain_whose_child_holds_its_sockets_is_dead_all_the_same,
+        clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving,
+        idle_clients_cost_descriptors_and_little_else,
+        sixty_four_clients_call_at_once,
+    ])
+}

@@ -1,0 +1,109 @@
+//! Hostile clients, briefly. `soak call` attacks for as long as one likes.
+
+use peregrine_call::{Call, CallError};
+use peregrine_sys::rustix;
+use std::time::{Duration, Instant};
+
+mod attack;
+use attack::client::{back_to, fuzz, honest_calls, portals};
+use attack::raw::{FromClient, FromDomain, Memory, Socket};
+use attack::scene::serve;
+
+fn a_hostile_client_hurts_only_itself() -> testkit::Outcome {
+    let seed = seed();
+    println!("seed {seed:#x}");
+    fuzz(seed, 6, 3000);
+    testkit::Outcome::Passed
+}
+
+/// `PEREGRINE_SEED` repeats a run.
+fn seed() -> u64 {
+    let given = std::env::var("PEREGRINE_SEED").ok();
+    given.and_then(|s| s.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()) * 0x9e37)
+}
+
+fn a_client_that_never_reads_is_dropped_and_others_are_served() -> testkit::Outcome {
+    let served = serve(portals);
+    let honest = served.connect();
+    honest_calls(&honest, 10);
+    let before = served.holdings();
+    let socket = Socket::connect(&served.path()).unwrap();
+    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
+    let begun = Instant::now();
+    // Its answers fill the buffer; then it is dismissed, which its sends notice.
+    let mut sent = 0u32;
+    while begun.elapsed() < Duration::from_secs(5) {
+        if socket.send(&FromClient::Usage, None) {
+            sent += 1;
+        } else if rustix::net::send(
+            &socket.0,
+            b"x",
+            rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
+        )
+        .is_err_and(|e| e == rustix::io::Errno::PIPE)
+        {
+            break;
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "it was never dropped; {sent} sent");
+    assert_eq!(honest_calls(&honest, 100).as_secs(), 0);
+    drop(socket);
+    back_to(&served, before);
+    testkit::Outcome::Passed
+}
+
+fn a_client_that_only_rings_is_dropped() -> testkit::Outcome {
+    let served = serve(portals);
+    let socket = Socket::connect(&served.path()).unwrap();
+    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
+    socket.ask(&FromClient::OpenLine, None).unwrap();
+    let begun = Instant::now();
+    loop {
+        let ring = postcard::to_stdvec(&FromClient::Ring { line: 0 }).unwrap();
+        let flags = rustix::net::SendFlags::NOSIGNAL;
+        if rustix::net::send(&socket.0, &ring, flags).is_err() {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "rings in vain are not counted");
+    }
+    assert_eq!(honest_calls(&served.connect(), 100).as_secs(), 0);
+    testkit::Outcome::Passed
+}
+
+fn one_clients_memory_is_not_anothers() -> testkit::Outcome {
+    let served = serve(portals);
+    let (one, other) = (served.connect(), served.connect());
+    let echo = one.portal("echo", 1).unwrap();
+    let secret = [0xA5u8; 3000];
+    let mut out = Vec::new();
+    for _ in 0..10 {
+        one.call(echo, Call::new().input(&secret).output(&mut out, 4096)).unwrap();
+    }
+    drop(one);
+    // A stranger's line, and results that a handler leaves short, hold nothing of it.
+    let socket = Socket::connect(&served.path()).unwrap();
+    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
+    let (FromDomain::Line { len_bytes, .. }, Some(fd)) = socket.ask(&FromClient::OpenLine, None).unwrap()
+    else {
+        panic!("a line")
+    };
+    let memory = Memory::map(&fd, len_bytes as usize).unwrap();
+    assert!((0..len_bytes as usize / 4).all(|i| memory.get(4 * i) == 0), "a new line is zeros");
+    assert_eq!(rustix::fs::fstat(&fd).unwrap().st_mode & 0o777, 0o600);
+    honest_calls(&other, 20);
+    let careful = other.portal("careful", 1).unwrap();
+    other.call(careful, Call::new().output(&mut out, 4096)).unwrap();
+    assert!(out.iter().all(|&b| b == 1));
+    let refused = other.call(careful, Call::new().output(&mut out, 10));
+    assert!(matches!(refused, Err(CallError::TooLarge { .. })));
+    testkit::Outcome::Passed
+}
+
+fn main() -> std::process::ExitCode {
+    testkit::main(testkit::tests![
+        a_hostile_client_hurts_only_itself,
+        a_client_that_never_reads_is_dropped_and_others_are_served,
+        a_client_that_only_rings_is_dropped,
+        one_clients_memory_is_not_anothers,
+    ])
+}

@@ -1,0 +1,43 @@
+//! Hostile domains, briefly. `soak call` suffers them for as long as one likes.
+
+use peregrine_call::{Call, CallError, Client, Deadline};
+use std::time::Duration;
+
+mod attack;
+use attack::domain::{LineKind, fuzz, hostile};
+
+fn a_hostile_domain_can_neither_crash_nor_hang_its_client() -> testkit::Outcome {
+    let seed = u64::from(std::process::id()) * 0x9e37;
+    println!("seed {seed:#x}");
+    fuzz(seed, Duration::from_secs(8));
+    testkit::Outcome::Passed
+}
+
+fn memory_that_can_be_taken_away_is_refused() -> testkit::Outcome {
+    for kind in [LineKind::Unsealed, LineKind::Short, LineKind::NotMemory, LineKind::Missing] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("domain");
+        let pid = hostile(&path, 1, Some(kind));
+        let client = Client::connect(&path).unwrap();
+        let portal = client.portal("anything", 1).unwrap();
+        let refused = client.call(portal, Call::new()).unwrap_err();
+        assert!(matches!(refused, CallError::BadReply(_)), "{kind:?}: {refused:?}");
+        drop(client);
+        attack::scene::kill(pid);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("domain");
+    let pid = hostile(&path, 1, Some(LineKind::Right));
+    let client = Client::connect(&path).unwrap();
+    let portal = client.portal("anything", 1).unwrap();
+    client.call(portal, Call::new().deadline(Deadline::after(Duration::from_secs(2)))).unwrap();
+    attack::scene::kill(pid);
+    testkit::Outcome::Passed
+}
+
+fn main() -> std::process::ExitCode {
+    testkit::main(testkit::tests![
+        a_hostile_domain_can_neither_crash_nor_hang_its_client,
+        memory_that_can_be_taken_away_is_refused,
+    ])
+}

@@ -1,0 +1,234 @@
+//! Fresh calls of Peregrine threads: into another process, on a stack of that process's choice, while the caller's node runs others.
+//!
+//! The domain is the test's own process; the World is its child.
+
+use peregrine::testing::Program;
+use peregrine::{
+    Builder, FreshCallError, Portal, channel, checkpoint, node_id, sleep, spawn, tally, yield_now,
+};
+use peregrine_call::{Domain, Failure, Invocation};
+use std::process::id;
+use std::time::{Duration, Instant};
+
+const WHERE: &str = "PEREGRINE_TEST_DOMAIN";
+
+fn portal(name: &str) -> Portal {
+    Portal::new(std::env::var(WHERE).unwrap(), name, 1)
+}
+
+/// Runs the program with a domain in this process.
+fn with_domain(program: Program) -> (peregrine::testing::Outcome, Domain) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("domain");
+    let domain = Domain::builder()
+        .activations(64)
+        .limits(peregrine_call::Limits { activations_per_client: 64, ..Default::default() })
+        .portal("add", 1, |call: &mut Invocation<'_>| {
+            let bytes: Vec<u8> = call.input(0)?.iter().map(|b| b.wrapping_add(1)).collect();
+            *call.output(1)? = bytes;
+            Ok(())
+        })
+        .portal("slow", 1, |call: &mut Invocation<'_>| {
+            let ms = u64::from(call.input(0)?[0]);
+            std::thread::sleep(Duration::from_millis(ms));
+            call.output(1)?.extend_from_slice(&std::process::id().to_ne_bytes());
+            Ok(())
+        })
+        .portal("fails", 1, |call: &mut Invocation<'_>| {
+            let detail = call.input(0)?.to_vec();
+            Err(Failure::new(7, detail))
+        })
+        .serve(&path)
+        .unwrap();
+    let outcome = program.run_with(&[(WHERE, path.to_str().unwrap())]);
+    (outcome, domain)
+}
+
+#[peregrine::test(program, nodes = 1)]
+fn calls_of_all_kinds() {
+    let add = portal("add");
+    for len in [0usize, 1, 100, 70_000, 1 << 20] {
+        let bytes = vec![5u8; len];
+        assert!(add.call(&bytes, len).unwrap() == vec![6u8; len], "{len} bytes");
+    }
+    let there = portal("slow").call(&[1], 8).unwrap();
+    assert_ne!(there, id().to_ne_bytes(), "another process did it");
+    let e = portal("fails").call(b"why", 0).unwrap_err();
+    assert_eq!(e, FreshCallError::Callee { code: 7, detail: b"why".to_vec() });
+    assert!(matches!(portal("none").call(b"", 0), Err(FreshCallError::Refused(_))));
+    let old = Portal::new(std::env::var(WHERE).unwrap(), "add", 9);
+    assert!(matches!(old.call(b"", 0), Err(FreshCallError::Version { theirs: 1, ours: 9, .. })));
+    let nobody = Portal::new("/nowhere/at/all", "add", 1);
+    assert!(matches!(nobody.call(b"", 0), Err(FreshCallError::Unreachable(_))));
+    assert_eq!(
+        portal("slow").within(Duration::from_millis(20)).call(&[200], 8),
+        Err(FreshCallError::Deadline)
+    );
+    assert_eq!(add.call(b"abc", 3).unwrap(), b"bcd", "the connection serves on");
+}
+
+#[test]
+fn a_thread_calls_another_process_and_each_failure_has_its_name() {
+    let (outcome, _) = with_domain(calls_of_all_kinds());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 1)]
+fn works_meanwhile() {
+    portal("slow").call(&[0], 8).unwrap();
+    let (tx, rx) = channel::<u64>();
+    let worker = Builder::new()
+        .spawn(
+            |tx: peregrine::Sender<u64>| {
+                let mut n = 0u64;
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_millis(150) {
+                    n += 1;
+                    yield_now();
+                }
+                tx.send(&n).unwrap();
+                n
+            },
+            tx,
+        )
+        .unwrap();
+    let begun = Instant::now();
+    portal("slow").call(&[200], 8).unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    // It ended during the call, on the only node there is.
+    assert!(worker.is_finished());
+    let n = rx.recv().unwrap();
+    assert!(n > 1000, "{n} turns in 150 ms");
+    // A message from elsewhere than a call wakes the node as well: a sleeper's timer.
+    let sleeper = spawn(
+        |_: ()| {
+            sleep(Duration::from_millis(30));
+            Instant::now().elapsed().as_nanos() as u64
+        },
+        (),
+    );
+    portal("slow").call(&[100], 8).unwrap();
+    assert!(sleeper.is_finished(), "timers go on during a call");
+}
+
+#[test]
+fn a_node_runs_its_other_threads_while_one_calls() {
+    let (outcome, _) = with_domain(works_meanwhile());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2, move_every_ms = 2)]
+fn many_at_once() {
+    let begun = Instant::now();
+    let callers: Vec<_> = (0..40u32)
+        .map(|i| {
+            spawn(
+                |i: u32| {
+                    let slow = portal("slow");
+                    for _ in 0..3 {
+                        slow.call(&[40], 8).unwrap();
+                    }
+                    let back = portal("add").call(&i.to_ne_bytes(), 4).unwrap();
+                    (back, node_id())
+                },
+                i,
+            )
+        })
+        .collect();
+    for (i, caller) in callers.into_iter().enumerate() {
+        let (back, _) = caller.join().unwrap();
+        let expected: Vec<u8> = (i as u32).to_ne_bytes().iter().map(|b| b.wrapping_add(1)).collect();
+        assert_eq!(back, expected);
+    }
+    // One after the other they would take 4.8 s.
+    assert!(begun.elapsed() < Duration::from_millis(2400), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn many_threads_of_a_node_call_at_once_and_may_be_moved_meanwhile() {
+    let (outcome, _) = with_domain(many_at_once());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 20)]
+fn rolled_back() {
+    let slow = portal("slow");
+    slow.call(&[0], 8).unwrap();
+    let helper = Builder::new()
+        .node(1)
+        .spawn(
+            |_: ()| {
+                // Long enough for an image that holds the call below.
+                sleep(Duration::from_millis(100));
+                checkpoint();
+                if tally().rollbacks == 0 {
+                    let me = id() as i32;
+                    peregrine_sys::signal::kill(me, peregrine_sys::signal::number::KILL).unwrap();
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                }
+            },
+            (),
+        )
+        .unwrap();
+    let first = slow.call(&[250], 8);
+    assert_eq!(first, Err(FreshCallError::RolledBack), "what became of it nobody here can know");
+    assert_eq!(slow.call(&[1], 8).map(|b| b.len()), Ok(4), "the next call is as good as any");
+    helper.join().unwrap();
+    assert_eq!(tally().rollbacks, 1);
+}
+
+#[test]
+fn a_caller_that_goes_back_into_a_call_is_told_so() {
+    let (outcome, _) = with_domain(rolled_back());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2, kill_every_ms = 60, least_kills = 5, timeout_s = 60)]
+fn under_fire() {
+    let callers: Vec<_> = (0..6u8)
+        .map(|i| {
+            spawn(
+                |i: u8| {
+                    let add = portal("add");
+                    let mut rolled_back = 0;
+                    for n in 0..400u32 {
+                        let bytes = [i, n as u8, (n >> 8) as u8];
+                        match add.call(&bytes, 8) {
+                            Ok(back) => assert_eq!(back, bytes.map(|b| b.wrapping_add(1))),
+                            Err(FreshCallError::RolledBack) => rolled_back += 1,
+                            Err(e) => panic!("{e}"),
+                        }
+                        if n % 20 == 0 {
+                            sleep(Duration::from_millis(1));
+                        }
+                    }
+                    rolled_back
+                },
+                i,
+            )
+        })
+        .collect();
+    let rolled_back: u32 = callers.into_iter().map(|c| c.join().unwrap()).sum();
+    while tally().kills < 5 {
+        sleep(Duration::from_millis(20));
+    }
+    println!("{rolled_back} calls of other lives");
+}
+
+#[test]
+fn calls_go_on_though_nodes_are_killed_and_the_domain_is_left_with_no_dead_client() {
+    let (outcome, domain) = with_domain(under_fire());
+    assert!(outcome.success(), "{outcome}");
+    let begun = Instant::now();
+    while domain.stats().clients != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", domain.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn outside_a_world_a_portal_is_refused() {
+    assert_eq!(Portal::new("/any", "add", 1).call(b"", 0), Err(FreshCallError::NoThread));
+}

@@ -1,0 +1,274 @@
+//! What the machine refuses, for real: system calls that a container forbids, a foreign C library, a disk that fills up, becomes
+//! read-only or goes away under a running World. Each gets one line that says what to do, and nothing is lost.
+//!
+//! Each test runs an example program as a user would. Where the machine does not grant what a test needs, it says so.
+
+use peregrine_sys::linux_raw_sys::general::__NR_personality;
+use peregrine_sys::process::{CALL_USERFAULTFD, forbid_call};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The example `name`, which cargo builds beside this test.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("examples").join(name)
+}
+
+fn steps(rounds: &str) -> Command {
+    let mut c = Command::new(example("steps"));
+    c.arg(rounds).env("PEREGRINE_NODES", "2").env("PEREGRINE_STORE_INTERVAL", "20").stdin(Stdio::null());
+    c
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Lines of the World's own, all told.
+fn own_lines(o: &Output) -> Vec<String> {
+    text(&o.stderr).lines().filter(|l| l.starts_with("peregrine: ")).map(str::to_owned).collect()
+}
+
+/// Forbids a system call to the command, as a container's seccomp filter does.
+fn without(mut c: Command, call: u32) -> Command {
+    // SAFETY: two system calls, nothing is allocated.
+    unsafe { c.pre_exec(move || forbid_call(call).map_err(|e| std::io::Error::from_raw_os_error(e.0))) };
+    c
+}
+
+#[test]
+fn a_container_that_forbids_personality_gets_one_line_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut c = without(steps("1"), __NR_personality);
+    let o = c.env("PEREGRINE_STORE", &store).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("allow personality(2) in the container's seccomp profile"), "{lines:?}");
+    assert!(lines[0].contains("relocation-model=static"), "{lines:?}");
+    assert!(!store.exists(), "refused before anything was made");
+    // Without a store no address need be fixed.
+    let o = without(steps("1"), __NR_personality).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+}
+
+#[test]
+fn a_container_that_forbids_userfaultfd_is_served_by_comparing_and_told_so() {
+    let expected = steps("30").output().unwrap();
+    assert!(expected.status.success() && own_lines(&expected).is_empty(), "{}", text(&expected.stderr));
+    let mut c = without(steps("30"), CALL_USERFAULTFD);
+    let o = c.env("PEREGRINE_KILL_EVERY", "60").env("PEREGRINE_MOVE_EVERY", "3").output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    assert_eq!(text(&o.stdout), text(&expected.stdout));
+    let lines = own_lines(&o);
+    let told = lines.iter().any(|l| l.contains("compared") && l.contains("peregrine doctor"));
+    // The device node is another door to it, which no filter on the call closes.
+    assert!(told || Path::new("/dev/userfaultfd").exists(), "{lines:?}");
+}
+
+/// A shared object made from C source, to be loaded before libc.
+fn preload(dir: &Path, source: &str) -> PathBuf {
+    let (c, so) = (dir.join("preload.c"), dir.join("preload.so"));
+    fs::write(&c, source).unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&so).arg(&c).output().unwrap();
+    assert!(built.status.success(), "{}", text(&built.stderr));
+    so
+}
+
+#[test]
+fn a_libc_whose_thread_block_is_unknown_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let so = preload(dir.path(), "const unsigned _thread_db_sizeof_pthread = 77;");
+    let o = steps("1").env("LD_PRELOAD", so).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("size of libc's struct pthread") && lines[0].contains("glibc"), "{lines:?}");
+}
+
+#[test]
+fn an_image_is_not_thawed_under_another_libc() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let o = steps("1").env("PEREGRINE_STORE", &store).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    let so = preload(dir.path(), "const char *gnu_get_libc_version(void) { return \"2.99\"; }");
+    let o = steps("1").env("LD_PRELOAD", so).env("PEREGRINE_RESUME", &store).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("the libc was") && lines[0].contains("is \"2.99\""), "{lines:?}");
+    assert!(lines[0].contains("resume on a system with the same C library"), "{lines:?}");
+}
+
+/// What a scene on a disk of its own finds.
+const SCENE: &str = "PEREGRINE_TEST_DISK";
+
+/// Runs this test again with `dir` on a small disk of its own; `false` if this machine grants none.
+fn on_a_small_disk(test: &str) -> bool {
+    if std::env::var_os(SCENE).is_some() {
+        return true;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = peregrine_sys::process::is_root();
+    let unshare: &[&str] = if root { &["-m"] } else { &["-r", "-m"] };
+    // The store keeps the executable.
+    let bytes = fs::metadata(example("steps")).unwrap().len() + (24 << 20);
+    let script = format!("mount -t tmpfs -o size={bytes} none '{}' && exec \"$@\"", dir.path().display());
+    let wrapped = |program: &str| {
+        let mut c = Command::new("unshare");
+        c.args(unshare).args(["sh", "-c", &script, "sh", program]);
+        c
+    };
+    if !wrapped("true").output().is_ok_and(|o| o.status.success()) {
+        println!("SKIPPED: needs a mount namespace (unshare -m) to have a small disk");
+        return false;
+    }
+    let me = std::env::current_exe().unwrap();
+    let mut c = wrapped(me.to_str().unwrap());
+    let o = c.args(["--exact", test, "--nocapture"]).env(SCENE, dir.path()).output().unwrap();
+    assert!(o.status.success(), "{}{}", text(&o.stdout), text(&o.stderr));
+    println!("{}", text(&o.stdout));
+    false
+}
+
+struct Scene {
+    disk: PathBuf,
+    said: PathBuf,
+    output: PathBuf,
+}
+
+impl Scene {
+    fn of_this_process() -> Self {
+        let disk = PathBuf::from(std::env::var_os(SCENE).unwrap());
+        // What the program writes lies elsewhere: only the store is on the small disk.
+        let elsewhere = std::env::temp_dir().join(format!("peregrine-disk-{}", std::process::id()));
+        fs::create_dir_all(&elsewhere).unwrap();
+        Self { disk, said: elsewhere.join("said"), output: elsewhere.join("output") }
+    }
+
+    fn start(&self, variable: &str) -> Child {
+        let mut c = steps("150");
+        let open = |p| fs::OpenOptions::new().create(true).append(true).open(p).unwrap();
+        c.env(variable, self.disk.join("store")).stdout(open(&self.output)).stderr(open(&self.said));
+        c.spawn().unwrap()
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap_or_default()
+    }
+
+    fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    fn wait_for_images(&self) {
+        wait("an image", || fs::read_dir(self.disk.join("store/world")).map_or(0, Iterator::count) > 1);
+    }
+
+    fn ends_as_undisturbed(&self, mut child: Child) {
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{}", self.said());
+        let expected = steps("150").output().unwrap();
+        assert!(self.output() == text(&expected.stdout), "{}", self.output());
+        let _ = fs::remove_dir_all(self.output.parent().unwrap());
+    }
+}
+
+fn wait(what: &str, mut happened: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it did not happen: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Fills the disk to the last byte.
+fn fill(disk: &Path) -> PathBuf {
+    let filler = disk.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    filler
+}
+
+#[test]
+fn a_disk_that_fills_up_holds_the_output_until_there_is_room_again() {
+    if !on_a_small_disk("a_disk_that_fills_up_holds_the_output_until_there_is_room_again") {
+        return;
+    }
+    let scene = Scene::of_this_process();
+    let child = scene.start("PEREGRINE_STORE");
+    scene.wait_for_images();
+    let filler = fill(&scene.disk);
+    wait("the World says so", || scene.said().contains("could not be stored"));
+    println!("{}", scene.said());
+    assert!(scene.said().contains("its output is held until an image can be stored"), "{}", scene.said());
+    let held = scene.output();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(scene.output(), held, "nothing leaves that is not on disk");
+    fs::remove_file(filler).unwrap();
+    scene.ends_as_undisturbed(child);
+}
+
+#[test]
+fn after_a_disk_filled_up_and_everything_was_killed_the_images_before_it_resume() {
+    if !on_a_small_disk("after_a_disk_filled_up_and_everything_was_killed_the_images_before_it_resume") {
+        return;
+    }
+    let scene = Scene::of_this_process();
+    let mut child = scene.start("PEREGRINE_STORE");
+    scene.wait_for_images();
+    let filler = fill(&scene.disk);
+    wait("the World says so", || scene.said().contains("could not be stored"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::remove_file(filler).unwrap();
+    let child = scene.start("PEREGRINE_RESUME");
+    scene.ends_as_undisturbed(child);
+}
+
+#[test]
+fn a_store_that_becomes_read_only_is_named_and_its_images_resume() {
+    if !on_a_small_disk("a_store_that_becomes_read_only_is_named_and_its_images_resume") {
+        return;
+    }
+    let scene = Scene::of_this_process();
+    let mut child = scene.start("PEREGRINE_STORE");
+    scene.wait_for_images();
+    // The kernel refuses to make a whole disk read-only while the store's lock is open, so its part for new files is.
+    let part = scene.disk.join("store/tmp");
+    let o = Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "none"]).arg(&part).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    wait("the World says so", || scene.said().contains("read-only"));
+    println!("{}", scene.said());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(Command::new("umount").arg(&part).status().unwrap().success());
+    let child = scene.start("PEREGRINE_RESUME");
+    scene.ends_as_undisturbed(child);
+}
+
+#[test]
+fn a_store_that_is_taken_away_ends_the_world_or_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let said = dir.path().join("said");
+    let mut c = steps("100000");
+    let mut child = c
+        .env("PEREGRINE_STORE", &store)
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    wait("an image", || fs::read_dir(store.join("world")).map_or(0, Iterator::count) > 1);
+    // A commit may be putting files there.
+    while fs::remove_dir_all(&store).is_err() && store.exists() {}
+    wait("the World says so", || !fs::read_to_string(&said).unwrap().is_empty());
+    let text = fs::read_to_string(&said).unwrap();
+    println!("{text}");
+    assert!(text.contains("peregrine: "), "{text}");
+    assert!(text.contains("store"), "{text}");
+    let _ = child.kill();
+    child.wait().unwrap();
+}

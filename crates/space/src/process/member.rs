@@ -1,0 +1,566 @@
+//! A space of processes, and what a member does with it.
+//!
+//! ```text
+//!   Space::create ── fork ─▶ Space::join ─▶ Member: map, unmap, protect, bytes
+//!                                             │ a touch of a closed page: SIGSEGV or SIGBUS
+//!                                             ▼
+//!                                           AddressSpace::fault ─▶ joins the record's set, opens a block ─▶ the access repeats
+//! ```
+//!
+//! A member belongs to one thread. Operations never touch the region's own bytes (they zero frames through the alias), so a trap
+//! is never taken inside one, and the trap may take locks as an operation does.
+
+use super::frames::FrameError;
+use super::ground::{Config, Ground, GroundError, GroundJoinError};
+use super::seat::{FillError, OPEN_PAGES, Seat, Tally};
+use super::table::{Lowering, MEMBERS, MemberIndex};
+use crate::{
+    AddressSpace, Arena, Backing, Change, Contents, Entry, FaultError, FrameId, MapError, Mapping, MemberId,
+    MemberSet, Mmu, Place, ProtectError, Recovered, Sizes, SpaceId, Spaces, UnmapError,
+};
+use core::ptr::NonNull;
+use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::io;
+use peregrine_vm::trap::{Fault, Registration, SignalHandler};
+use peregrine_vm::{Access, AltStack, Decision, Volatile};
+use std::boxed::Box;
+use std::cell::{Cell, UnsafeCell};
+use std::fmt;
+
+/// What a process's views and frames are to the address space. It stays where its seat is.
+#[derive(Clone, Copy)]
+struct Views(*const Seat);
+
+impl Views {
+    fn seat(&self) -> &Seat {
+        // SAFETY: the seat lives in a box of the member that holds the address space, and longer than it (field order in `Inner`).
+        unsafe { &*self.0 }
+    }
+}
+
+impl Mmu for Views {
+    type Error = FillError;
+    const BLOCK_PAGES: usize = OPEN_PAGES;
+
+    fn fill(
+        &self,
+        _: SpaceId,
+        _: MemberId,
+        range: PageRange,
+        contents: Contents,
+        rights: Protection,
+    ) -> Result<(), FillError> {
+        match contents {
+            Contents::Home => self.seat().open(range, rights),
+            Contents::Frame(_) => Err(FillError::NotHome { range }),
+        }
+    }
+
+    fn shootdown(&self, _: SpaceId, _: MemberId, range: PageRange, targets: &MemberSet, change: Change) {
+        let what = match change {
+            Change::Restrict(Protection::ReadWrite) => return,
+            Change::Restrict(Protection::Read) => Lowering::ReadOnly,
+            Change::Drop | Change::Restrict(Protection::None) => Lowering::Close,
+        };
+        self.seat().take_away(range, targets.words()[0], what);
+    }
+
+    fn wait(&self, _: MemberId, _: MemberId) {
+        self.seat().poll();
+        io::yield_now();
+    }
+
+    fn is_dead(&self, member: MemberId) -> bool {
+        let index = member.index();
+        // Whoever has a place in the structures took it in the table first (`Ground::reserve`).
+        index < MEMBERS
+            && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
+            && self.seat().is_gone(index)
+    }
+}
+
+impl crate::Frames for Views {
+    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
+        None
+    }
+
+    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
+        None
+    }
+
+    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
+        None
+    }
+
+    fn release(&self, _: MemberId, _: FrameId) {}
+
+    fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
+        self.seat().vacated(range);
+    }
+
+    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
+}
+
+/// A space could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SpaceError {
+    /// Its memory.
+    #[error(transparent)]
+    Ground(#[from] GroundError),
+    /// Its structures.
+    #[error(transparent)]
+    Arena(#[from] crate::ArenaError),
+    /// The first address space.
+    #[error(transparent)]
+    Create(#[from] crate::CreateError),
+    /// The maker's place.
+    #[error(transparent)]
+    NoPlace(#[from] crate::NoPlace),
+}
+
+/// A process could not become a member.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// All places are taken; dead members keep theirs until [`Member::reap`].
+    #[error(transparent)]
+    NoPlace(#[from] crate::NoPlace),
+    /// Its view or its handlers.
+    #[error(transparent)]
+    Ground(#[from] GroundJoinError),
+    /// Its traps.
+    #[error("traps can't be caught: {0}")]
+    Trap(peregrine_sys::raw::Errno),
+}
+
+/// A range could not be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MapRangeError {
+    /// As the address space says.
+    #[error(transparent)]
+    Space(#[from] MapError),
+    /// The pages can't be had now.
+    #[error(transparent)]
+    Frames(#[from] FrameError),
+    /// This member's view could not be opened; the range is mapped all the same.
+    #[error("mapped, but not opened here: {0}")]
+    Open(FillError),
+    /// Not in the region.
+    #[error("{asked} does not lie in the region {region:?}")]
+    Outside {
+        /// The address asked for.
+        asked: VirtAddr,
+        /// The region.
+        region: PageRange,
+    },
+}
+
+/// An address space over processes: one region, at the same addresses in every member.
+///
+/// ```
+/// use peregrine_space::process::{Config, Filling, Space};
+/// use peregrine_space::{PageCount, Protection};
+/// let space = Space::create(Config { pages: PageCount::new(1024), filling: Filling::Kernel, at: None })?;
+/// // Processes forked from here on may join.
+/// let mut member = space.join()?;
+/// let range = member.map_anywhere(PageCount::new(16), Protection::ReadWrite)?;
+/// member.bytes(range).store_u64(8, 42)?;
+/// member.unmap(range)?;
+/// // From here on no member reaches the frames; the next owner finds zeros.
+/// let again = member.map_at(range, Protection::ReadWrite)?;
+/// assert_eq!(member.bytes(again).load_u64(8)?, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Space {
+    ground: Ground,
+    sizes: Sizes,
+    id: SpaceId,
+}
+
+/// The nodes that a region of `pages` pages can need: all of it page by page, its path, and some for each member's churn.
+const fn nodes_for(pages: usize) -> usize {
+    2 * (pages / 512) + 4 * MEMBERS + 16
+}
+
+impl Space {
+    /// Makes the memory and the structures. Whoever is to join inherits them by fork.
+    ///
+    /// # Errors
+    /// [`SpaceError`].
+    pub fn create(config: Config) -> Result<Self, SpaceError> {
+        let sizes = Sizes {
+            members: MEMBERS,
+            spaces: 1,
+            nodes: nodes_for(config.pages.get()),
+            regions: 1,
+            frames: 0,
+        };
+        let ground = Ground::new(config, PageCount::for_bytes(sizes.bytes()))?;
+        let arena = Self::arena(&ground);
+        // SAFETY: the pool is zeros, and nobody has seen it.
+        let spaces = unsafe { Spaces::create(&arena, &sizes)? };
+        let mut maker = spaces.join()?;
+        let id = AddressSpace::create(&mut maker, NoViews, NoViews)?.id();
+        maker.leave();
+        Ok(Self { ground, sizes, id })
+    }
+
+    fn arena(ground: &Ground) -> Arena<'_> {
+        let pool = ground.pool();
+        let base = NonNull::new(pool.start().as_ptr::<u8>()).expect("a mapping is not at address 0");
+        // SAFETY: the pool is mapped as long as the ground; nobody but arenas of this crate touches it; zeros, or what `create`
+        // made of it.
+        unsafe { Arena::new(base, pool.len_bytes()) }
+    }
+
+    /// The region.
+    pub fn region(&self) -> PageRange {
+        self.ground.region()
+    }
+
+    /// How much the structures can hold.
+    pub const fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Makes this process a member; all of the region is closed to it at first. The calling thread gets an alternate stack for
+    /// signals.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub fn join(&self) -> Result<Member<'_>, JoinError> {
+        let spaces = Spaces::open(&Self::arena(&self.ground)).expect("made in `create`");
+        let none = crate::NoPlace { members: MEMBERS };
+        let is_free = |index: usize| !spaces.members().contains(MemberId::new(index));
+        let index = self.ground.reserve(is_free).ok_or(none)?;
+        let me = spaces.join_at(MemberId::new(index)).inspect_err(|_| self.ground.release(index))?;
+        let seat = match self.ground.join(index) {
+            Ok(seat) => seat,
+            Err(e) => {
+                me.leave();
+                self.ground.release(index);
+                return Err(e.into());
+            }
+        };
+        let views = Views(&raw const *seat);
+        let space = AddressSpace::open(spaces, self.id, views, views);
+        let inner = Box::new(Inner { space, me: UnsafeCell::new(me), busy: Cell::new(false), seat });
+        let trapper = Trapper((&raw const *inner).cast());
+        let registration = Registration::new(self.region(), trapper).map_err(JoinError::Trap);
+        let stack = AltStack::install(64 << 10).map_err(JoinError::Trap);
+        match (registration, stack) {
+            (Ok(registration), Ok(stack)) => Ok(Member {
+                registration: Some(registration),
+                inner: Some(inner),
+                _stack: stack,
+                ground: &self.ground,
+            }),
+            (Err(e), _) | (_, Err(e)) => {
+                let Inner { me, seat, .. } = *inner;
+                me.into_inner().leave();
+                self.ground.leave(seat);
+                Err(e)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Space({:?}, {:?})", self.region(), self.ground.filling())
+    }
+}
+
+struct Inner<'s> {
+    // Before `seat`, which its views point to.
+    space: AddressSpace<'s, Views, Views>,
+    me: UnsafeCell<crate::Member<'s>>,
+    /// An operation runs: a trap now would be a bug.
+    busy: Cell<bool>,
+    seat: Box<Seat>,
+}
+
+impl<'s> Inner<'s> {
+    /// Runs an operation.
+    #[inline]
+    fn operate<R>(&self, f: impl FnOnce(&AddressSpace<'s, Views, Views>, &mut crate::Member<'s>) -> R) -> R {
+        assert!(self.seat.is_mine(), "a child of a member is not the member: join in the child");
+        assert!(!self.busy.replace(true), "an operation inside an operation");
+        // SAFETY: `busy` was false: no other reference lives. Traps look at it, too.
+        let result = f(&self.space, unsafe { &mut *self.me.get() });
+        self.busy.set(false);
+        result
+    }
+
+    /// Serves a touch of a page that this view does not show. Trap code.
+    fn on_trap(&self, address: VirtAddr, access: Access) -> Decision {
+        if self.busy.get() || !self.seat.is_mine() {
+            return Decision::Deny;
+        }
+        let wanted = match access {
+            Access::Read => crate::Access::Read,
+            Access::Write => crate::Access::Write,
+        };
+        self.seat.serve_trap_at(Some(address));
+        let filled = self.operate(|space, me| space.fault(me, address, wanted));
+        self.seat.serve_trap_at(None);
+        match filled {
+            Ok(_) => Decision::Filled,
+            Err(_) => Decision::Deny,
+        }
+    }
+}
+
+struct Trapper(*const Inner<'static>);
+// SAFETY: signals for the region arrive on the one thread that made the member.
+unsafe impl Send for Trapper {}
+// SAFETY: as above.
+unsafe impl Sync for Trapper {}
+// SAFETY: the fault path of the address space allocates only in the shared pool, takes range locks, which interrupted code of
+// this member does not hold (`busy`), and does not panic but on broken structures (S3).
+unsafe impl SignalHandler for Trapper {
+    fn on_fault(&self, fault: &Fault) -> Decision {
+        // SAFETY: the member's box outlives the registration, which is dropped first.
+        unsafe { &*self.0 }.on_trap(fault.address, fault.access)
+    }
+}
+
+/// This process as a member of a [`Space`]. Dropping it leaves; being killed is fine, too, if somebody [`reap`](Self::reap)s.
+pub struct Member<'s> {
+    registration: Option<Registration>,
+    inner: Option<Box<Inner<'s>>>,
+    _stack: AltStack,
+    ground: &'s Ground,
+}
+
+impl<'s> Member<'s> {
+    #[inline]
+    fn inner(&self) -> &Inner<'s> {
+        self.inner.as_ref().expect("taken in drop only")
+    }
+
+    /// This member's place.
+    pub fn index(&self) -> MemberIndex {
+        self.inner().seat.index()
+    }
+
+    /// Maps exactly `range`, where nothing is mapped, and opens it here. Other members open it by touching it.
+    ///
+    /// # Errors
+    /// [`MapRangeError`]; [`FrameError::Unacknowledged`]: a member that is stopped may still reach a frame there.
+    #[inline]
+    pub fn map_at(&mut self, range: PageRange, rights: Protection) -> Result<PageRange, MapRangeError> {
+        self.check_inside(range)?;
+        self.map(Place::FixedNoReplace(range.start()), range.pages(), rights)
+    }
+
+    /// Maps `pages` pages where there is room, and opens them here.
+    ///
+    /// # Errors
+    /// [`MapRangeError`].
+    pub fn map_anywhere(&mut self, pages: PageCount, rights: Protection) -> Result<PageRange, MapRangeError> {
+        let within = self.ground.region();
+        let mut hint = None;
+        loop {
+            match self.map(Place::Hole { within, hint }, pages, rights) {
+                // Look on beyond the page that a stopped member holds.
+                Err(MapRangeError::Frames(FrameError::Unacknowledged { page, .. })) => {
+                    let next = page.checked_add(peregrine_base::PAGE_SIZE);
+                    hint = next.filter(|n| *n < within.end() && hint.is_none_or(|h| *n > h));
+                    if hint.is_none() {
+                        return Err(FrameError::Unacknowledged { page, members: 0 }.into());
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    #[inline]
+    fn map(
+        &mut self,
+        place: Place,
+        pages: PageCount,
+        rights: Protection,
+    ) -> Result<PageRange, MapRangeError> {
+        let inner = self.inner();
+        let mapping = Mapping { backing: Backing::Home { object: 0 }, rights };
+        let range = inner.operate(|space, me| space.map(me, place, pages, &mapping))?;
+        if let Err(e) = inner.seat.check_acknowledged(range) {
+            let _ = inner.operate(|space, me| space.unmap(me, range));
+            return Err(e.into());
+        }
+        self.open(range).map_err(MapRangeError::Open)?;
+        Ok(range)
+    }
+
+    /// Opens what is mapped of `range` here, as touching its pages one by one would.
+    ///
+    /// # Errors
+    /// [`FillError`].
+    #[inline]
+    pub fn open(&mut self, range: PageRange) -> Result<(), FillError> {
+        match self.inner().operate(|space, me| space.admit(me, range)) {
+            Err(FaultError::Mmu(e)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Unmaps `range`: when this returns, no member reaches its frames, and whoever touches a page traps.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::unmap`].
+    #[inline]
+    pub fn unmap(&mut self, range: PageRange) -> Result<(), UnmapError> {
+        self.inner().operate(|space, me| space.unmap(me, range))
+    }
+
+    /// Gives `range`, all mapped, these rights. Kernel-filled regions know `ReadWrite` and `None` only: pages that can be read
+    /// only trap on every access there.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::protect`].
+    pub fn protect(&mut self, range: PageRange, rights: Protection) -> Result<(), ProtectError> {
+        self.inner().operate(|space, me| space.protect(me, range, rights))
+    }
+
+    /// What is mapped at `address`. Takes no lock.
+    pub fn query(&mut self, address: VirtAddr) -> Option<Entry> {
+        self.inner().operate(|space, me| space.query(me, address))
+    }
+
+    /// The bytes of `range`, as this member may reach them: a touch of what is not mapped kills the process.
+    pub fn bytes(&self, range: PageRange) -> Volatile<'_> {
+        assert!(
+            range.start() >= self.ground.region().start() && range.end() <= self.ground.region().end(),
+            "{range:?} does not lie in the region {:?}",
+            self.ground.region()
+        );
+        // SAFETY: the region is mapped as long as the member, and no reference to its bytes exists (S1).
+        unsafe { Volatile::new(range) }
+    }
+
+    /// A safepoint: obeys what other members ask. Members that never call it are signalled.
+    #[inline]
+    pub fn poll(&self) {
+        self.inner().seat.poll();
+    }
+
+    /// To be called every few milliseconds, between operations: moves Refcache's epoch on and gives empty nodes back. Members that
+    /// are stopped are taken out of the epoch.
+    pub fn tick(&mut self) {
+        let inner = self.inner();
+        let views = Views(&raw const *inner.seat);
+        inner.operate(|_, me| {
+            me.tick(&views);
+            for laggard in me.laggards().iter() {
+                if laggard != me.id() && inner.seat.is_stopped(laggard.index()) {
+                    let _ = me.expel(laggard);
+                }
+            }
+        });
+    }
+
+    /// Leaves the epoch until the next operation: before blocking.
+    pub fn idle(&mut self) {
+        self.inner().operate(|_, me| me.idle());
+    }
+
+    /// Looks for members that died, and mends what each left half done; returns what that was. One recovery may mend several.
+    pub fn reap(&mut self) -> std::vec::Vec<(MemberIndex, Recovered)> {
+        let inner = self.inner();
+        let mut found = std::vec::Vec::new();
+        loop {
+            let views = Views(&raw const *inner.seat);
+            let claimed = inner.operate(|_, me| me.spaces().members());
+            let Some(dead) = claimed.iter().find(|m| views.is_dead(*m)) else { return found };
+            let mended = inner.operate(|space, me| space.recover(me, dead));
+            found.push((MemberIndex(dead.index() as u8), mended));
+        }
+    }
+
+    /// What this member's shootdowns came to.
+    pub fn tally(&self) -> Tally {
+        self.inner().seat.tally()
+    }
+
+    /// The layer below: for frames, tracking, and checks.
+    pub fn seat(&self) -> &Seat {
+        &self.inner().seat
+    }
+
+    /// The structures, for checks and measurements.
+    pub fn spaces(&self) -> Spaces<'s> {
+        self.inner().operate(|_, me| me.spaces())
+    }
+
+    /// Has `hook` called at every step of an operation that holds a lock or has changed something: for tests that die there.
+    pub fn on_step(&mut self, hook: Option<crate::Hook>) {
+        self.inner().operate(|_, me| me.on_step(hook));
+    }
+
+    fn check_inside(&self, range: PageRange) -> Result<(), MapRangeError> {
+        let region = self.ground.region();
+        if range.start() >= region.start() && range.end() <= region.end() {
+            return Ok(());
+        }
+        Err(MapRangeError::Outside { asked: range.start(), region })
+    }
+}
+
+impl fmt::Debug for Member<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Member({:?})", self.inner().seat)
+    }
+}
+
+impl Drop for Member<'_> {
+    fn drop(&mut self) {
+        // No trap is served from here on.
+        self.registration = None;
+        if let Some(inner) = self.inner.take() {
+            if !inner.seat.is_mine() {
+                core::mem::forget(inner);
+                return;
+            }
+            let Inner { me, seat, .. } = *inner;
+            // First the place in the structures, then the one in the table, by which this process is named as long as it has
+            // either, and asked as long as it has a view.
+            me.into_inner().leave();
+            self.ground.leave(seat);
+        }
+    }
+}
+
+/// For the maker, which has no view.
+#[derive(Clone, Copy)]
+struct NoViews;
+
+impl Mmu for NoViews {
+    type Error = core::convert::Infallible;
+    fn fill(
+        &self,
+        _: SpaceId,
+        _: MemberId,
+        _: PageRange,
+        _: Contents,
+        _: Protection,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
+    fn wait(&self, _: MemberId, _: MemberId) {}
+}
+
+impl crate::Frames for NoViews {
+    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
+        None
+    }
+    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
+        None
+    }
+    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
+        None
+    }
+    fn release(&self, _: MemberId, _: FrameId) {}
+    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
+}

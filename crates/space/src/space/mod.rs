@@ -1,0 +1,157 @@
+//! The address space: operations on an arena's trees that keep views and records together.
+//!
+//! All operations on a range have one shape, and differ only in what they do to a record:
+//!
+//! ```text
+//!  intend   the intent is written: pending
+//!  lock     the slots that meet the range, left to right, serving shootdowns while waiting
+//!  narrow   the slots at the edges, so that the locks cover what is to change and no more
+//!  gather   the members whose views have pages that lose something
+//!  shoot    take it from their views, and wait until it is gone               ◀── the lock is held
+//!  commit   one store: from here on lookups see the new records, all at once
+//!  change   record by record; each frame's reference is dropped as its record goes
+//!  unlock   left to right
+//! ```
+//!
+//! Until the change, the records themselves hold the frames, so "frames kept until after the shootdown" needs no list of
+//! them. A fault that comes while the range is locked waits for the lock and then finds the new record.
+
+mod change;
+mod fault;
+mod fork;
+mod hole;
+mod look;
+mod recover;
+
+pub use change::{MapError, ProtectError, UnmapError};
+pub use fault::{FaultError, Filled};
+pub use fork::{CreateError, ForkError};
+pub use look::Entries;
+pub use recover::Recovered;
+
+use crate::intent::Doing;
+use crate::member::MemberId;
+use crate::mmu::{Frames, Mmu, SpaceId};
+use crate::radix::lock::Attempt;
+use crate::radix::slot::Owner;
+use crate::radix::{PAGES, Tree};
+use crate::spaces::{Member, Spaces};
+use crate::step::Step;
+use core::fmt;
+use core::ops::Range;
+use peregrine_base::sync::{Ordering, spin_loop};
+use peregrine_base::{PAGE_SHIFT, PageCount, PageRange, VirtAddr};
+
+/// An address space, seen through an MMU and frames. Any number of handles may be open on the same one.
+///
+/// Operations of different members on disjoint ranges share no written cache line, except where one of them makes or frees a
+/// node that another uses. Operations on overlapping ranges wait for each other. All take effect at one moment between call and
+/// return. What each sees of a *killed* member's operation is what [`recover`](Self::recover) decided.
+pub struct AddressSpace<'m, M, F> {
+    pub(crate) spaces: Spaces<'m>,
+    pub(crate) id: SpaceId,
+    pub(crate) mmu: M,
+    pub(crate) frames: F,
+}
+
+impl<M, F> fmt::Debug for AddressSpace<'_, M, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AddressSpace({})", self.id.0)
+    }
+}
+
+/// Highest address that a space can hold, exclusive: 2^48.
+pub const SPACE_END: usize = (PAGES as usize) << PAGE_SHIFT;
+
+/// An operation that has begun.
+pub(crate) struct Operation {
+    pub(crate) by: Owner,
+    pub(crate) pages: Range<u64>,
+}
+
+/// The pages of a range, if a space can hold them.
+pub(crate) fn pages_of(range: PageRange) -> Option<Range<u64>> {
+    let start = (range.start().as_usize() >> PAGE_SHIFT) as u64;
+    let end = start + range.pages().get() as u64;
+    (end <= PAGES).then_some(start..end)
+}
+
+pub(crate) fn range_of(pages: &Range<u64>) -> PageRange {
+    let start = VirtAddr::new((pages.start as usize) << PAGE_SHIFT);
+    PageRange::new(start, PageCount::new((pages.end - pages.start) as usize))
+}
+
+impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
+    /// Which space of the arena.
+    pub const fn id(&self) -> SpaceId {
+        self.id
+    }
+
+    /// The MMU.
+    pub const fn mmu(&self) -> &M {
+        &self.mmu
+    }
+
+    /// The frames.
+    pub const fn frames(&self) -> &F {
+        &self.frames
+    }
+
+    pub(crate) fn tree(&self) -> Tree<'m> {
+        let root = self.spaces.roots[self.id.index()].node.load(Ordering::Relaxed);
+        Tree { spaces: self.spaces, root }
+    }
+
+    /// At work on the structures: returns once no recovery is on.
+    pub(crate) fn enter(&self, member: &Member<'m>) {
+        while !member.try_enter() {
+            self.mmu.wait(member.id(), member.id());
+            spin_loop();
+        }
+    }
+
+    /// Intends, and locks the slots that meet `pages`. Ends with [`finish`](Self::finish).
+    pub(crate) fn begin(&self, member: &mut Member<'m>, doing: Doing, pages: Range<u64>) -> Operation {
+        loop {
+            self.enter(member);
+            let operation = self.intend(member, doing, pages.clone());
+            let me = &member.handle;
+            let attempt = Attempt {
+                me,
+                by: operation.by,
+                turn: self.spaces.refcache().enter(me),
+                wait: &|owner| self.wait(me.id(), owner.member),
+            };
+            match self.tree().lock(&attempt, &pages) {
+                Ok(()) => return operation,
+                Err(interrupted) => {
+                    let locked = pages.start..interrupted.locked_up_to.min(pages.end);
+                    self.tree().unlock(me, operation.by, &locked);
+                    self.spaces.intent(me.id()).finish(operation.by.operation);
+                    member.exit();
+                }
+            }
+        }
+    }
+
+    fn intend(&self, member: &mut Member<'m>, doing: Doing, pages: Range<u64>) -> Operation {
+        member.operation = member.operation.wrapping_add(1);
+        let by = Owner { member: member.id(), generation: member.generation(), operation: member.operation };
+        self.spaces.intent(by.member).begin(by.operation, doing, self.id, &pages);
+        member.handle.step(Step::Intended);
+        Operation { by, pages }
+    }
+
+    fn wait(&self, me: MemberId, owner: MemberId) -> bool {
+        self.mmu.wait(me, owner);
+        spin_loop();
+        !self.spaces.is_recovering()
+    }
+
+    /// Unlocks, and the operation is over.
+    pub(crate) fn finish(&self, member: &Member<'m>, operation: &Operation) {
+        self.tree().unlock(&member.handle, operation.by, &operation.pages);
+        self.spaces.intent(operation.by.member).finish(operation.by.operation);
+        member.exit();
+    }
+}

@@ -1,0 +1,216 @@
+//! After a death: what a member left half done is finished or undone, and all counts are made anew.
+//!
+//! ```text
+//!  claim     one survivor recovers; if it dies too, the next one takes over from the start
+//!  hold      the others finish their operations, or give up waiting for locks, and stand back. Lookups go on
+//!  decide    the dead member's intent: committed → change the remaining records; pending → nothing has changed
+//!  unlock    every slot that shows one of its locks
+//!  count     all trees are walked: uses of nodes, references of regions and frames. Deltas and queues are forgotten
+//!  free      nodes and regions that nothing leads to; the embedder learns which frames are in use
+//!  release   the dead member's place is free for another
+//! ```
+//!
+//! Nothing that was in the dead member's hands need be known: a node taken from a pool, a delta between cache and object, an
+//! object off its queue, a half-copied child are all what the walk does not find. It costs time in proportion to what the arena
+//! holds, and is paid for deaths only.
+//!
+//! No view need be mended: shootdowns come before commits, and sets are left only after views were emptied. A view of a dead
+//! member is gone with it ([`Mmu::forget`]); its number stays in sets, and a shootdown to it is at worst for nothing.
+//!
+//! What can go wrong: a member that is *stopped* in the middle of an operation holds up the recovery until it goes on or is
+//! killed too, for what it is about to change can't be known. It holds up nothing else.
+
+use super::AddressSpace;
+use crate::intent::Phase;
+use crate::member::{MemberId, MemberSet};
+use crate::mmu::{Frames, Mmu};
+use crate::radix::slot::{Shape, SlotWord};
+use crate::radix::{FANOUT, LEVELS, Tree};
+use crate::refcache::{Counted, ObjectId};
+use crate::spaces::{Member, RootState};
+use peregrine_base::sync::{Ordering, spin_loop};
+
+/// What a recovery found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Recovered {
+    /// Who was mended: the member named, and others that were found dead. Their places may be taken already: don't recover
+    /// them again.
+    pub dead: MemberSet,
+    /// Whether an operation had taken effect and was finished.
+    pub finished: bool,
+    /// Locks that the dead member held.
+    pub locks: usize,
+    /// Nodes that nothing led to.
+    pub nodes: usize,
+    /// Regions that no record named.
+    pub regions: usize,
+    /// Spaces that were being made, or taken down.
+    pub spaces: usize,
+}
+
+impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
+    /// Mends what `dead` left behind, in all spaces of the arena (this space lends its MMU and frames). The caller is
+    /// certain that `dead` does not run any more, and never will: it was killed, and waited for. Others that turn out to be
+    /// dead meanwhile ([`Mmu::is_dead`]) are mended with it.
+    pub fn recover(&self, member: &mut Member<'m>, dead: MemberId) -> Recovered {
+        let mut dead = MemberSet::only(dead);
+        while !member.claim_recovery(|m| dead.contains(m) || self.mmu.is_dead(m)) {
+            self.mmu.wait(member.id(), member.id());
+            spin_loop();
+        }
+        for dead in dead.iter() {
+            self.mmu.forget(dead);
+            self.spaces.stop_working(dead);
+        }
+        while let Some(other) = member.somebody_at_work() {
+            if self.mmu.is_dead(other) {
+                dead.insert(other);
+                self.mmu.forget(other);
+                self.spaces.stop_working(other);
+            }
+            self.mmu.wait(member.id(), other);
+            spin_loop();
+        }
+        let mut result = Recovered { dead, ..Recovered::default() };
+        for dead in dead.iter() {
+            self.drop_spaces(dead, &mut result);
+            self.finish_intent(member, dead, &mut result);
+        }
+        self.count_anew(member, &dead, &mut result);
+        for dead in dead.iter() {
+            self.spaces.bury(dead);
+        }
+        member.release_everybody();
+        result
+    }
+
+    fn trees(&self) -> impl Iterator<Item = (u16, Tree<'m>)> + use<'m, M, F> {
+        let spaces = self.spaces;
+        spaces.roots.iter().enumerate().filter_map(move |(i, root)| {
+            let used = root.state.load(Ordering::Acquire) != RootState::FREE;
+            used.then(|| (i as u16, Tree { spaces, root: root.node.load(Ordering::Relaxed) }))
+        })
+    }
+
+    fn drop_spaces(&self, dead: MemberId, result: &mut Recovered) {
+        for root in self.spaces.roots {
+            if root.state.load(Ordering::Acquire) == RootState::making(dead) {
+                root.state.store(RootState::FREE, Ordering::Release);
+                result.spaces += 1;
+            }
+        }
+    }
+
+    fn finish_intent(&self, member: &Member<'m>, dead: MemberId, result: &mut Recovered) {
+        let Some(intent) = self.spaces.intent(dead).read() else { return };
+        let Some((_, tree)) = self.trees().find(|(id, _)| *id == intent.space.0) else { return };
+        if intent.phase != Phase::Committed {
+            return;
+        }
+        result.finished = true;
+        // The dead member's locks name its operation.
+        let mut by = None;
+        each_slot(tree, &mut |_, slot| {
+            if let Shape::Terminal(Some(owner)) = slot.word().shape()
+                && owner.member == dead
+            {
+                by = Some(owner);
+            }
+        });
+        if let Some(by) = by {
+            let space =
+                AddressSpace { spaces: self.spaces, id: intent.space, mmu: &self.mmu, frames: &self.frames };
+            space.change_records(member, by, &intent.pages, intent.doing);
+        }
+    }
+
+    fn count_anew(&self, member: &Member<'m>, dead: &MemberSet, result: &mut Recovered) {
+        let spaces = self.spaces;
+        spaces.refcache().reset(dead);
+        let nodes = spaces.node_pool(|pool| pool.touched());
+        let regions = spaces.region_pool(|pool| pool.touched());
+        let descriptors = &spaces.node_descriptors[..nodes];
+        let region_descriptors = &spaces.region_descriptors[..regions];
+        let were_live = spaces.nodes_in_use();
+        let regions_were_live = spaces.regions_in_use();
+        for descriptor in descriptors.iter().chain(region_descriptors) {
+            descriptor.object.reset(0);
+            descriptor.live.store(0, Ordering::Relaxed);
+        }
+        for (index, frame) in spaces.frames.iter().enumerate() {
+            let pins = self.frames.pins(crate::FrameId::new(index as u32));
+            if pins != 0 || frame.object.global() != 0 || frame.object.load().queued() {
+                frame.object.reset(pins as i32);
+            }
+        }
+        for (_, tree) in self.trees() {
+            // A root's own use.
+            bump(&spaces, ObjectId(tree.root), 1);
+            descriptors[tree.root as usize].live.store(1, Ordering::Relaxed);
+            each_slot(tree, &mut |node, slot| match slot.word().shape() {
+                Shape::Child { node: child, .. } => {
+                    // A mark is set by whoever queues the node, and the queues are gone.
+                    slot.set_word(SlotWord::child(child, false));
+                    descriptors[child as usize].live.store(1, Ordering::Relaxed);
+                    bump(&spaces, ObjectId(node), 1);
+                }
+                Shape::Terminal(owner) => {
+                    if owner.is_some() {
+                        result.locks += 1;
+                        slot.set_word(SlotWord::FREE);
+                    }
+                    let value = slot.value();
+                    if !value.is_mapped() {
+                        return;
+                    }
+                    bump(&spaces, ObjectId(node), 1);
+                    if let Some(region) = value.region() {
+                        bump(&spaces, spaces.region_id(region), 1);
+                        region_descriptors[region as usize].live.store(1, Ordering::Relaxed);
+                    }
+                    if let Some(frame) = value.frame() {
+                        bump(&spaces, spaces.frame_id(frame), 1);
+                    }
+                }
+            });
+        }
+        spaces.forget_free();
+        for (index, descriptor) in descriptors.iter().enumerate() {
+            if descriptor.live.load(Ordering::Relaxed) == 0 {
+                spaces.node_pool(|pool| pool.give(&member.handle, index as u32));
+            } else if descriptor.object.global() == 0 {
+                // Empty, and in no queue any more: a delta of zero brings it under review.
+                spaces.refcache().add(&member.handle, &spaces, ObjectId(index as u32), 0);
+            }
+        }
+        for (index, descriptor) in region_descriptors.iter().enumerate() {
+            if descriptor.live.load(Ordering::Relaxed) == 0 {
+                spaces.region_pool(|pool| pool.give(&member.handle, index as u32));
+            }
+        }
+        result.nodes = were_live - spaces.nodes_in_use();
+        result.regions = regions_were_live - spaces.regions_in_use();
+        self.frames.rebuild(member.id(), &|frame| {
+            spaces.frames.get(frame.get() as usize).is_some_and(|d| d.object.global() != 0)
+        });
+    }
+}
+
+fn bump(objects: &impl Counted, id: ObjectId, by: i32) {
+    let object = objects.object(id);
+    object.reset(object.global() + by);
+}
+
+/// Calls `f` with each slot of a tree and the number of its node, parents before children.
+fn each_slot(tree: Tree<'_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+    fn visit(tree: Tree<'_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+        for index in 0..FANOUT {
+            let slot = &tree.spaces.nodes[node as usize].slots[index];
+            f(node, slot);
+            if let (Shape::Child { node, .. }, 1..) = (slot.word().shape(), level) {
+                visit(tree, node, level - 1, f);
+            }
+        }
+    }
+    visit(tree, tree.root, LEVELS - 1, f);
+}

@@ -1,0 +1,279 @@
+//! A member dies at every step that holds a lock or has changed something.
+//!
+//! A dry run of a history counts the steps of one member; then the history is run again once for each step, and the member
+//! dies there: it unwinds out of the operation without cleaning up, as a killed process would leave it, and is never used
+//! again. A survivor recovers. Then everything must hold: the records are those before the interrupted operation or those after it,
+//! all pages of it alike; no frame is lost or shared; nodes, regions and spaces are as many as the records need; the survivors
+//! can go on everywhere; and no stale translation reaches a frame that was used anew.
+
+use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
+use peregrine_space::{
+    AddressSpace, Backing, Mapping, Member, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes,
+    SpaceId, Step, VirtAddr,
+};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+thread_local! {
+    static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    static SEEN: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Killed;
+
+fn count_down(_: Step) {
+    SEEN.set(SEEN.get() + 1);
+    match LEFT.get() {
+        Some(0) => {
+            LEFT.set(None);
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+        Some(n) => LEFT.set(Some(n - 1)),
+        None => {}
+    }
+}
+
+const SIZES: Sizes = Sizes { members: 3, spaces: 4, nodes: 200, regions: 20, frames: 600 };
+/// All that the histories touch.
+const PAGES: usize = 200;
+
+fn addr(page: usize) -> VirtAddr {
+    VirtAddr::new(page * PAGE_SIZE)
+}
+
+fn range(page: usize, count: usize) -> PageRange {
+    PageRange::new(addr(page), PageCount::new(count))
+}
+
+type Space<'a> = AddressSpace<'a, &'a ModelMmu, &'a ModelFrames>;
+/// What the dying member does, in steps that each have one effect.
+type Part = for<'a> fn(&Space<'a>, &mut Member<'a>, &ModelFrames, &mut Option<SpaceId>);
+
+fn map<'a>(space: &Space<'a>, m: &mut Member<'a>, page: usize, count: usize, backing: Backing) {
+    let mapping = Mapping { backing, rights: Protection::ReadWrite };
+    space.map(m, Place::Fixed(addr(page)), PageCount::new(count), &mapping).unwrap();
+}
+
+/// Whatever came of it: the pictures tell.
+fn done<T>(_: T) {}
+
+/// What is mapped, as anybody can see it: rights, backing and word of each page.
+type Picture = Vec<Option<(Protection, Backing, u64)>>;
+
+fn picture<'a>(space: &Space<'a>, m: &mut Member<'a>) -> Picture {
+    (0..PAGES)
+        .map(|page| {
+            let entry = space.query(m, addr(page))?;
+            let word = if entry.rights == Protection::None { 0 } else { space.load(m, addr(page)).unwrap() };
+            Some((entry.rights, entry.backing, word))
+        })
+        .collect()
+}
+
+/// A history, cut where each operation ends.
+const PARTS: &[Part] = &[
+    |space, m, _, _| map(space, m, 3, 130, Backing::ObjectPrivate { object: 2, first: 5 }),
+    |space, m, _, _| map(space, m, 60, 70, Backing::Anonymous),
+    |space, m, _, _| done(space.store(m, addr(61), 1)),
+    |space, m, _, _| done(space.store(m, addr(64), 2)),
+    |space, m, _, _| done(space.store(m, addr(20), 3)),
+    |space, m, _, _| done(space.load(m, addr(21))),
+    |space, m, _, _| done(space.store(m, addr(21), 4)),
+    |space, m, _, _| done(space.protect(m, range(58, 8), Protection::Read)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |space, m, _, child| *child = Some(space.fork(m).unwrap()),
+    |space, m, _, _| done(space.store(m, addr(20), 5)),
+    |space, m, _, _| done(space.unmap(m, range(62, 20))),
+    |_, m, frames, _| done(m.tick(frames)),
+    |space, m, _, _| map(space, m, 70, 3, Backing::Home { object: 9 }),
+    |space, m, _, _| done(space.store(m, addr(71), 6)),
+    |space, m, _, _| done(space.unmap(m, range(0, PAGES))),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, frames, _| done(m.tick(frames)),
+    |_, m, _, _| m.idle(),
+];
+
+/// Runs the history; the first member dies after `die_after` steps. Returns the number of steps it took in all.
+fn run(die_after: Option<usize>, tables: Tables) -> usize {
+    let arena = HeapArena::new(&SIZES);
+    let frames = ModelFrames::new(SIZES.members, SIZES.frames);
+    let mmu = ModelMmu::new(&frames, SIZES.members, tables, Delivery::Interrupt);
+    let spaces = arena.spaces();
+    let mut victim = spaces.join().unwrap();
+    let mut survivor = spaces.join().unwrap();
+    let mut third = spaces.join().unwrap();
+    let space = AddressSpace::create(&mut survivor, &mmu, &frames).unwrap();
+    let mut child = None;
+    // The others use what the victim's operations take away.
+    map(&space, &mut survivor, 150, 8, Backing::Anonymous);
+    space.store(&mut third, addr(151), 77).unwrap();
+    SEEN.set(0);
+    LEFT.set(die_after);
+    victim.on_step(Some(count_down));
+    for (number, part) in PARTS.iter().enumerate() {
+        // What it was and would be, on a twin that nobody dies in.
+        let result = catch_unwind(AssertUnwindSafe(|| part(&space, &mut victim, &frames, &mut child)));
+        if let Err(cause) = result {
+            assert!(cause.is::<Killed>(), "part {number} failed by itself");
+            let dead = victim.id();
+            let done = space.recover(&mut survivor, dead);
+            let found = picture(&space, &mut survivor);
+            let (before, after) = pictures(number, tables);
+            assert!(
+                found == before || found == after,
+                "part {number}, step {die_after:?}, {done:?}: neither before nor after"
+            );
+            if done.finished {
+                assert_eq!(found, after, "a committed operation is finished");
+            }
+            // The place is free, and all goes on.
+            victim = spaces.join().unwrap();
+            assert_eq!(victim.id(), dead);
+            break;
+        }
+        // Others come by: they fill their views of what is there.
+        if number == 10 {
+            space.load(&mut third, addr(20)).unwrap();
+            space.load(&mut third, addr(64)).unwrap();
+        }
+    }
+    let steps = SEEN.get();
+    LEFT.set(None);
+    victim.on_step(None);
+    // Everybody works everywhere.
+    for (n, m) in [&mut victim, &mut survivor, &mut third].into_iter().enumerate() {
+        map(&space, m, 10, 140, Backing::Anonymous);
+        for page in [10, 63, 64, 149] {
+            assert_eq!(space.store(m, addr(page), n as u64), Ok(0));
+        }
+        space.unmap(m, range(0, PAGES)).unwrap();
+    }
+    if let Some(id) = child {
+        AddressSpace::open(spaces, id, &mmu, &frames).destroy(&mut third);
+    }
+    for _ in 0..40 {
+        for m in [&mut victim, &mut survivor, &mut third] {
+            m.tick(&frames);
+        }
+    }
+    let left = (spaces.nodes_in_use(), spaces.regions_in_use(), frames.in_use(), mmu.violations());
+    assert_eq!(left, (1, 0, 0, 0), "nodes, regions, frames, violations after step {die_after:?}");
+    steps
+}
+
+/// What is mapped after so many parts, when nobody dies: it is the same whatever the tables are like.
+static PICTURES: [OnceLock<Picture>; 64] = [const { OnceLock::new() }; 64];
+
+/// What is mapped before and after a part, when nobody dies.
+fn pictures(part: usize, tables: Tables) -> (Picture, Picture) {
+    let play = |parts: usize| {
+        let arena = HeapArena::new(&SIZES);
+        let frames = ModelFrames::new(SIZES.members, SIZES.frames);
+        let mmu = ModelMmu::new(&frames, SIZES.members, tables, Delivery::Interrupt);
+        let mut m = arena.spaces().join().unwrap();
+        let mut other = arena.spaces().join().unwrap();
+        let space = AddressSpace::create(&mut other, &mmu, &frames).unwrap();
+        map(&space, &mut other, 150, 8, Backing::Anonymous);
+        space.store(&mut other, addr(151), 77).unwrap();
+        let mut child = None;
+        for part in &PARTS[..parts] {
+            part(&space, &mut m, &frames, &mut child);
+        }
+        picture(&space, &mut other)
+    };
+    let picture = |parts: usize| PICTURES[parts].get_or_init(|| play(parts)).clone();
+    (picture(part), picture(part + 1))
+}
+
+/// A death at every `stride`th step, from a different first one each time.
+fn at_steps(tables: Tables, stride: usize) {
+    let steps = run(None, tables);
+    let first = std::process::id() as usize % stride;
+    println!("{tables:?}: {steps} steps, a death at every {stride} from {first} on");
+    assert!(steps > 500, "the history has steps: {steps}");
+    for step in (first..steps).step_by(stride) {
+        run(Some(step), tables);
+    }
+}
+
+#[test]
+fn a_death_at_any_step_leaves_the_space_before_or_after_the_operation_and_loses_nothing() {
+    at_steps(Tables::Views, 1);
+}
+
+#[test]
+fn a_death_at_any_step_is_mended_with_shared_pages_too() {
+    at_steps(Tables::Hybrid { share_at: 2, private_limit: 2 }, 7);
+}
+
+#[test]
+fn a_recovery_whose_member_dies_is_taken_over() {
+    let steps = run(None, Tables::Views);
+    for step in (0..steps).step_by(61) {
+        run_with_two_deaths(step);
+    }
+}
+
+fn run_with_two_deaths(first: usize) {
+    for second in 0.. {
+        let arena = HeapArena::new(&SIZES);
+        let frames = ModelFrames::new(SIZES.members, SIZES.frames);
+        let mmu = ModelMmu::new(&frames, SIZES.members, Tables::Views, Delivery::Interrupt);
+        let spaces = arena.spaces();
+        let mut victim = spaces.join().unwrap();
+        let mut survivor = spaces.join().unwrap();
+        let mut third = spaces.join().unwrap();
+        let space = AddressSpace::create(&mut survivor, &mmu, &frames).unwrap();
+        map(&space, &mut survivor, 150, 8, Backing::Anonymous);
+        let mut child = None;
+        LEFT.set(Some(first));
+        victim.on_step(Some(count_down));
+        let died = PARTS.iter().any(|part| {
+            catch_unwind(AssertUnwindSafe(|| part(&space, &mut victim, &frames, &mut child))).is_err()
+        });
+        LEFT.set(None);
+        if !died {
+            return;
+        }
+        // Deaths among the first steps of the recovery, and then at growing distances.
+        LEFT.set(Some(second * second));
+        survivor.on_step(Some(count_down));
+        let dead = victim.id();
+        let recovered = catch_unwind(AssertUnwindSafe(|| space.recover(&mut survivor, dead)));
+        LEFT.set(None);
+        if recovered.is_err() {
+            // Either may be recovered first: the other is found dead on the way.
+            mmu.set_dead(dead, true);
+            mmu.set_dead(survivor.id(), true);
+            let order = if second % 2 == 0 { [survivor.id(), dead] } else { [dead, survivor.id()] };
+            let first = space.recover(&mut third, order[0]);
+            if !first.dead.contains(order[1]) {
+                space.recover(&mut third, order[1]);
+            }
+        }
+        if recovered.is_ok() {
+            // It lives, but does nothing more: nobody should wait for it.
+            survivor.on_step(None);
+            survivor.idle();
+        }
+        space.unmap(&mut third, range(0, PAGES)).unwrap();
+        if let Some(id) = child {
+            AddressSpace::open(spaces, id, &mmu, &frames).destroy(&mut third);
+        }
+        for _ in 0..40 {
+            third.tick(&frames);
+        }
+        let left = (spaces.nodes_in_use(), spaces.regions_in_use(), frames.in_use(), mmu.violations());
+        assert_eq!(left, (1, 0, 0, 0), "deaths at {first} and {}", second * second);
+        if recovered.is_ok() {
+            return;
+        }
+    }
+}

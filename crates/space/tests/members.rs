@@ -1,0 +1,243 @@
+//! The address space over real processes.
+
+mod killed;
+
+use killed::{Scene, at_every_step, at_random_instructions};
+use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_space::process::{Config, Filling, Member, Space};
+use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
+use peregrine_sys::signal::{self, number};
+use peregrine_sys::{io, other, timer};
+use peregrine_vm::Mapping;
+use testkit::{Outcome, Rng};
+
+fn space(filling: Filling) -> Space {
+    Space::create(Config { pages: PageCount::new(2048), filling, at: None }).expect("a space")
+}
+
+fn part(space: &Space, first: usize, pages: usize) -> PageRange {
+    let start = space.region().start().as_usize() + first * PAGE_SIZE;
+    PageRange::new(VirtAddr::new(start), PageCount::new(pages))
+}
+
+/// Words that parent and child talk through.
+fn board() -> Mapping {
+    Mapping::memfd(PageCount::new(1)).expect("memory")
+}
+
+fn wait_until(board: &Mapping, word: usize, value: u64, mut meanwhile: impl FnMut()) {
+    let deadline = timer::monotonic_ns() + 20_000_000_000;
+    while board.bytes().load_u64(word * 8).expect("in bounds") < value {
+        assert!(timer::monotonic_ns() < deadline, "word {word} never becomes {value}");
+        meanwhile();
+        io::yield_now();
+    }
+}
+
+fn tell(board: &Mapping, word: usize, value: u64) {
+    board.bytes().store_u64(word * 8, value).expect("in bounds");
+}
+
+/// A member in a process of its own.
+fn fork_member(space: &Space, f: impl FnOnce(&mut Member<'_>)) -> i32 {
+    // SAFETY: the tests' processes have one thread.
+    match unsafe { fork_with(ForkFlags::default()) }.expect("fork") {
+        Forked::Child => {
+            die_with_parent();
+            f(&mut space.join().expect("a member"));
+            exit_now(0)
+        }
+        Forked::Parent(pid) => pid,
+    }
+}
+
+fn what_one_member_unmaps_no_other_reaches() -> Outcome {
+    for filling in [Filling::Kernel, Filling::KernelTracked, Filling::Trap] {
+        let (space, board) = (space(filling), board());
+        let range = part(&space, 3, 20);
+        let child = fork_member(&space, |member| {
+            tell(&board, 0, 1);
+            wait_until(&board, 1, 1, || member.poll());
+            // Trap: the page is mapped, and is opened here.
+            let found = member.bytes(range).load_u64(PAGE_SIZE).expect("in bounds");
+            tell(&board, 0, 2 + found);
+            wait_until(&board, 1, 2, || member.poll());
+            let _ = member.bytes(range).load_u64(PAGE_SIZE);
+        });
+        wait_until(&board, 0, 1, || ());
+        let mut member = space.join().expect("a member");
+        member.map_at(range, Protection::ReadWrite).expect("map");
+        member.bytes(range).store_u64(PAGE_SIZE, 40).expect("in bounds");
+        tell(&board, 1, 1);
+        wait_until(&board, 0, 42, || member.poll());
+        member.unmap(range).expect("unmap");
+        assert_eq!(member.tally().asked, 1, "{filling:?}: the one that touched it");
+        tell(&board, 1, 2);
+        let signal = if filling == Filling::Trap { number::BUS } else { number::SEGV };
+        assert_eq!(wait_for(child), Ok(ChildEnd::Killed(signal)), "{filling:?}");
+        assert_eq!(member.reap().len(), 1);
+        member.map_at(range, Protection::ReadWrite).expect("map");
+        assert_eq!(member.bytes(range).load_u64(PAGE_SIZE), Ok(0), "{filling:?}: zeroed between owners");
+    }
+    Outcome::Passed
+}
+
+fn lowered_rights_reach_every_member_and_contents_stay() -> Outcome {
+    let (space, board) = (space(Filling::Trap), board());
+    let range = part(&space, 0, 4);
+    let child = fork_member(&space, |member| {
+        tell(&board, 0, 1);
+        wait_until(&board, 1, 1, || member.poll());
+        member.bytes(range).store_u64(8, 7).expect("in bounds");
+        tell(&board, 0, 2);
+        wait_until(&board, 1, 2, || member.poll());
+        assert_eq!(member.bytes(range).load_u64(8), Ok(7), "reading is allowed");
+        tell(&board, 0, 3);
+        let _ = member.bytes(range).store_u64(8, 8);
+    });
+    wait_until(&board, 0, 1, || ());
+    let mut member = space.join().expect("a member");
+    member.map_at(range, Protection::ReadWrite).expect("map");
+    tell(&board, 1, 1);
+    wait_until(&board, 0, 2, || member.poll());
+    member.protect(range, Protection::Read).expect("protect");
+    tell(&board, 1, 2);
+    wait_until(&board, 0, 3, || member.poll());
+    assert_eq!(wait_for(child), Ok(ChildEnd::Killed(number::BUS)));
+    assert_eq!(member.bytes(range).load_u64(8), Ok(7));
+    member.protect(range, Protection::ReadWrite).expect("protect");
+    member.bytes(range).store_u64(8, 9).expect("in bounds");
+    assert_eq!(member.bytes(range).load_u64(8), Ok(9), "raised rights are found by a trap");
+    Outcome::Passed
+}
+
+fn members_that_share_nothing_ask_nobody() -> Outcome {
+    for filling in [Filling::Kernel, Filling::KernelTrusting, Filling::Trap] {
+        let (space, board) = (space(filling), board());
+        let work = |member: &mut Member<'_>, first: usize| {
+            for i in 0..500 {
+                let range = part(&space, first + i % 7, 1 + i % 3);
+                member.map_at(range, Protection::ReadWrite).expect("map");
+                member.bytes(range).store_u64(0, 1).expect("in bounds");
+                member.unmap(range).expect("unmap");
+                member.poll();
+            }
+            let tally = member.tally();
+            assert_eq!((tally.requests, tally.asked, tally.signals), (0, 0, 0), "{filling:?}");
+        };
+        let child = fork_member(&space, |member| {
+            tell(&board, 0, 1);
+            work(member, 1024);
+        });
+        wait_until(&board, 0, 1, || ());
+        work(&mut space.join().expect("a member"), 0);
+        assert_eq!(wait_for(child), Ok(ChildEnd::Exited(0)));
+    }
+    Outcome::Passed
+}
+
+fn a_stopped_member_never_stalls_an_epoch() -> Outcome {
+    let (space, board) = (space(Filling::Kernel), board());
+    let child = fork_member(&space, |member| {
+        // In the epoch: it has ticked, and will not again.
+        member.tick();
+        tell(&board, 0, 1);
+        loop {
+            io::yield_now();
+        }
+    });
+    wait_until(&board, 0, 1, || ());
+    signal::kill(child, number::STOP).expect("alive");
+    while other::stat(child as u32).map(|s| s.condition) != Some(other::Condition::Stopped) {
+        io::yield_now();
+    }
+    let mut member = space.join().expect("a member");
+    let floor = member.spaces().nodes_in_use();
+    let range = part(&space, 700, 1);
+    member.map_at(range, Protection::ReadWrite).expect("map");
+    assert!(member.spaces().nodes_in_use() > floor, "a page of its own needs nodes");
+    member.unmap(range).expect("unmap");
+    let deadline = timer::monotonic_ns() + 20_000_000_000;
+    while member.spaces().nodes_in_use() > floor {
+        assert!(timer::monotonic_ns() < deadline, "the epoch stands still");
+        member.tick();
+    }
+    signal::kill(child, number::KILL).expect("alive");
+    assert_eq!(wait_for(child), Ok(ChildEnd::Killed(number::KILL)));
+    assert_eq!(member.reap().len(), 1);
+    Outcome::Passed
+}
+
+fn however_much_a_member_maps_no_mapping_is_split() -> Outcome {
+    let seed = u64::from(std::process::id());
+    println!("seed {seed}");
+    let mappings = || std::fs::read_to_string("/proc/self/maps").expect("/proc").lines().count();
+    for filling in [Filling::Kernel, Filling::KernelTracked, Filling::KernelTrusting, Filling::Trap] {
+        let mut rng = Rng::new(seed);
+        let before_all = mappings();
+        let space = space(filling);
+        assert!(mappings() <= before_all + 2, "the table, and the region's reservation");
+        let mut member = space.join().expect("a member");
+        // The alias, the page that a fork wipes, and a stack for signals with its guard.
+        let bound = before_all + 2 + 2 + 2;
+        for i in 0..2000 {
+            let range = part(&space, rng.below(2000), 1 + rng.below(40));
+            let _ = member.unmap(range);
+            if rng.below(3) != 0 {
+                member.map_at(range, Protection::ReadWrite).expect("nothing is there");
+                member.bytes(range).store_u64(0, 1).expect("in bounds");
+            }
+            if i % 250 == 0 {
+                assert!(mappings() <= bound, "{filling:?}: {} mappings", mappings());
+            }
+        }
+        drop(member);
+    }
+    Outcome::Passed
+}
+
+fn kill_at_steps(filling: Filling) -> Outcome {
+    let mut scene = Scene::new(filling);
+    let kills = at_every_step(&mut scene);
+    println!("{kills} kills at steps");
+    assert!(kills > 50, "the deeds have more steps than {kills}");
+    Outcome::Passed
+}
+
+fn kill_at_instructions(filling: Filling) -> Outcome {
+    let seed = u64::from(std::process::id());
+    println!("seed {seed}");
+    let kills = at_random_instructions(&mut Scene::new(filling), &mut Rng::new(seed), 60);
+    println!("{kills} kills between instructions");
+    Outcome::Passed
+}
+
+fn a_member_of_a_kernel_filled_space_can_be_killed_at_every_step() -> Outcome {
+    kill_at_steps(Filling::Kernel)
+}
+
+fn a_member_of_a_trap_filled_space_can_be_killed_at_every_step() -> Outcome {
+    kill_at_steps(Filling::Trap)
+}
+
+fn a_member_of_a_kernel_filled_space_can_be_killed_between_any_two_instructions() -> Outcome {
+    kill_at_instructions(Filling::Kernel)
+}
+
+fn a_member_of_a_trap_filled_space_can_be_killed_between_any_two_instructions() -> Outcome {
+    kill_at_instructions(Filling::Trap)
+}
+
+fn main() -> std::process::ExitCode {
+    testkit::main(testkit::tests![
+        what_one_member_unmaps_no_other_reaches,
+        lowered_rights_reach_every_member_and_contents_stay,
+        members_that_share_nothing_ask_nobody,
+        a_stopped_member_never_stalls_an_epoch,
+        however_much_a_member_maps_no_mapping_is_split,
+        a_member_of_a_kernel_filled_space_can_be_killed_at_every_step,
+        a_member_of_a_trap_filled_space_can_be_killed_at_every_step,
+        a_member_of_a_kernel_filled_space_can_be_killed_between_any_two_instructions,
+        a_member_of_a_trap_filled_space_can_be_killed_between_any_two_instructions,
+    ])
+}
