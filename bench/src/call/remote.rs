@@ -3,6 +3,7 @@
 use super::subject::{Bytes, Caller, Server, digest, server};
 use bytes::{Buf, BufMut};
 use futures_util::StreamExt;
+use serde_bytes::ByteBuf;
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::path::{Path, PathBuf};
@@ -50,14 +51,14 @@ fn serve<F: Future>(cpu: usize, path: &Path, run: impl FnOnce(UnixListener) -> F
 
 #[tarpc::service]
 trait Digest {
-    async fn digest(argument: Vec<u8>) -> u64;
+    async fn digest(argument: ByteBuf) -> u64;
 }
 
 #[derive(Clone)]
 struct Digester;
 
 impl Digest for Digester {
-    async fn digest(self, _: tarpc::context::Context, argument: Vec<u8>) -> u64 {
+    async fn digest(self, _: tarpc::context::Context, argument: ByteBuf) -> u64 {
         digest(&argument)
     }
 }
@@ -76,7 +77,7 @@ impl Caller for Tarpc {
     }
 
     fn call(&mut self) -> u64 {
-        let call = self.client.digest(tarpc::context::current(), self.argument.clone());
+        let call = self.client.digest(tarpc::context::current(), ByteBuf::from(self.argument.clone()));
         self.runtime.block_on(call).expect("an answer")
     }
 }

@@ -461,3 +461,63 @@ fn crashes_before_it_takes_its_argument() {
 fn channel_ends_in_the_argument_of_a_thread_that_crashes_at_once_are_closed() {
     holds_for_all(crashes_before_it_takes_its_argument);
 }
+
+/// 10,000 threads with a stack of 1 MiB each, in 128 windows of 2 MiB; prints the node's largest address space in MiB.
+#[peregrine::test(program, nodes = 2, windows = 128, slots = 1, image_interval_ms = 500, timeout_s = 100)]
+fn ten_thousand_live_in_little_address_space() {
+    const THREADS: u64 = 10_000;
+    let (all, answers) = channel::<u64>();
+    let wakes: Vec<Sender<u64>> = (1..=THREADS)
+        .map(|seed| {
+            let (wake, woken) = channel::<u64>();
+            Builder::new()
+                .stack_size(1 << 20)
+                .node((seed % 2) as u32)
+                .spawn(
+                    |(seed, woken, all): (u64, Receiver<u64>, Sender<u64>)| {
+                        let deep = [seed; 1000];
+                        let heap: Vec<String> = (0..8).map(|i| format!("{seed}/{i}")).collect();
+                        for n in woken.iter() {
+                            assert!(std::hint::black_box(&deep).iter().all(|d| *d == seed));
+                            assert!(heap.iter().enumerate().all(|(i, h)| *h == format!("{seed}/{i}")));
+                            all.send(&(seed * n)).unwrap();
+                        }
+                    },
+                    (seed, woken, all.clone()),
+                )
+                .unwrap();
+            wake
+        })
+        .collect();
+    for n in 1..2 {
+        wakes.iter().for_each(|w| w.send(&n).unwrap());
+        let sum: u64 = wakes.iter().map(|_| answers.recv().unwrap()).sum();
+        assert_eq!(sum, n * (THREADS * (THREADS + 1) / 2));
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|l| l.starts_with("VmPeak:")).unwrap();
+    let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    println!("{}", kib >> 10);
+}
+
+#[test]
+fn ten_thousand_threads_in_windows_run_under_a_tight_limit_on_address_space() {
+    const LIMIT_MIB: u64 = 5 << 10;
+    for kind in ["alias", "copy"] {
+        let program = ten_thousand_live_in_little_address_space();
+        let inner = program.command();
+        let mut limited = std::process::Command::new("sh");
+        limited
+            .arg("-c")
+            .arg(format!("ulimit -v {} && exec \"$0\"", LIMIT_MIB << 10))
+            .arg(inner.get_program());
+        limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.env("PEREGRINE_STACK_KIND", kind);
+        let outcome = program.start_command(limited).wait();
+        assert!(outcome.success(), "{kind}: {outcome}");
+        let peak: u64 = outcome.stdout.trim().parse().expect("a number");
+        println!("{kind}: a node used {peak} MiB of addresses");
+        // Their stacks alone would be 9.8 GiB.
+        assert!(peak < LIMIT_MIB, "{outcome}");
+    }
+}

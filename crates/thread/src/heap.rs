@@ -141,14 +141,23 @@ fn with_process_heap<R>(f: impl FnOnce(&mut SlotHeap) -> R) -> Option<R> {
     }
 }
 
+/// Addresses for the process heap: what there is by design, or a small part of what the limit on address space allows.
+fn most_process_heap() -> usize {
+    use peregrine_sys::rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::As).current;
+    limit.map_or(PROCESS_HEAP_BYTES, |l| {
+        (l as usize / 16 & !((1 << 20) - 1)).clamp(1 << 20, PROCESS_HEAP_BYTES)
+    })
+}
+
 #[cold]
 fn map_process_heap() -> Option<()> {
     if MAPPED.compare_exchange(0, 1, Ordering::Acquire, Ordering::Acquire).is_err() {
         // Another thread maps it, or failed to.
         return (MAPPED.load(Ordering::Acquire) != 3).then_some(());
     }
-    // Under a tight RLIMIT_AS a smaller heap is better than none.
-    let mut bytes = PROCESS_HEAP_BYTES;
+    // Under a tight RLIMIT_AS a smaller heap is better than none, and most of the limit is for others.
+    let mut bytes = most_process_heap();
     let options = MapOptions { no_reserve: true, ..MapOptions::default() };
     let at = Placement::At(VirtAddr::new(PROCESS_HEAP));
     // SAFETY: replaces nothing.

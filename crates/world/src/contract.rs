@@ -165,6 +165,9 @@ fn cpu_words() -> [u32; 12] {
     words
 }
 
+/// How the executable is called in a list of modules.
+const EXECUTABLE: &str = "the executable";
+
 /// Path and load address of each module, as `/proc/self/maps` shows them.
 fn modules() -> Vec<(String, usize)> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
@@ -181,7 +184,7 @@ fn modules() -> Vec<(String, usize)> {
         let Some(start) = range.split('-').next().and_then(|s| usize::from_str_radix(s, 16).ok()) else {
             continue;
         };
-        let path = if exe.as_os_str() == path.as_str() { "the executable".to_owned() } else { path };
+        let path = if exe.as_os_str() == path.as_str() { EXECUTABLE.to_owned() } else { path };
         list.push((path, start));
     }
     list.sort();
@@ -190,7 +193,8 @@ fn modules() -> Vec<(String, usize)> {
 
 /// Whether this executable lies at a fixed address and brings its libraries with it.
 pub fn is_fixed() -> bool {
-    cfg!(target_feature = "crt-static") && !is_position_independent()
+    // Asked of the process, not of the compiler: whoever links the program static tells its last crate alone.
+    !is_position_independent() && modules().iter().all(|(path, _)| path == EXECUTABLE)
 }
 
 fn is_position_independent() -> bool {

@@ -62,6 +62,14 @@ fn read(file: BorrowedFd<'_>, offset: u64) -> [u8; PAGE] {
     page
 }
 
+/// As [`read`], neighbouring pages at once.
+fn read_run(file: BorrowedFd<'_>, run: &[u64]) -> Vec<u8> {
+    let mut bytes = vec![0; run.len() * PAGE];
+    // SAFETY: as in `read`.
+    let _ = unsafe { memfd::read_raw(file.as_raw_fd(), run[0], bytes.as_mut_ptr() as usize, bytes.len()) };
+    bytes
+}
+
 impl Frames {
     /// An empty copy for windows of this size.
     pub fn new(window_bytes: usize) -> Result<Self, MemoryError> {
@@ -100,12 +108,14 @@ impl Frames {
         }
         let mut changed = 0;
         let now = pages(world_file(), number);
-        for offset in &now {
-            let page = read(world_file(), *offset);
-            moved.compared += 1;
-            if page != read(self.copy(), *offset) {
-                write(self.copy(), *offset, &page);
-                changed += 1;
+        for run in now.chunk_by(|a, b| a + PAGE as u64 == *b) {
+            let (ours, copied) = (read_run(world_file(), run), read_run(self.copy(), run));
+            moved.compared += run.len() as u64;
+            for ((offset, page), old) in run.iter().zip(ours.chunks_exact(PAGE)).zip(copied.chunks_exact(PAGE)) {
+                if page != old {
+                    write(self.copy(), *offset, page);
+                    changed += 1;
+                }
             }
         }
         // What has no frame any more has no copy: the thread's slot of the file was given back in between.
@@ -203,7 +213,7 @@ impl Frames {
     }
 }
 
-fn write(file: BorrowedFd<'_>, offset: u64, page: &[u8; PAGE]) {
+fn write(file: BorrowedFd<'_>, offset: u64, page: &[u8]) {
     if let Err(e) = memfd::write_raw(file.as_raw_fd(), offset, page) {
         // Nothing may be committed, or go on, over a page that is neither old nor new.
         eprintln!(

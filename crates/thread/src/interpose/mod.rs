@@ -12,8 +12,6 @@
 //! | `environ`, `getenv`, `setenv`, `unsetenv`, `putenv`, `clearenv` | the thread's own environment |
 //! | `write`, `writev` on descriptors 1 and 2 | go out with the World's next commit |
 //! | `fork`, `vfork`, `pthread_create` | refused, with `errno` and a line that says what to use |
-//! | `posix_spawn`, `posix_spawnp` | run in one piece |
-//! | `dl_iterate_phdr` | copies the list, then calls back without the loader's lock |
 //! | `wait4`, `waitpid`, `waitid` | follow a child to the node that started it |
 //! | `__cxa_thread_atexit_impl` | destructors of thread-locals, run when the thread ends |
 
@@ -21,11 +19,9 @@ mod atexit;
 mod environ;
 mod fork;
 mod io;
-mod loader;
 mod malloc;
 mod mmap;
 mod sleep;
-mod spawn;
 
 pub use atexit::run_destructors;
 

@@ -379,6 +379,11 @@ impl Supervisor {
         if due(self.image_due) || wanted {
             self.image_due = self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
             self.image(wanted)?;
+            // An image that takes longer than the time between two must not leave the nodes no time to run.
+            let over = monotonic_ns();
+            if let Some(due) = &mut self.image_due {
+                *due = (*due).max(over + (over - now));
+            }
         }
         if due(self.move_due) {
             self.move_one();
