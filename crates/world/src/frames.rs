@@ -111,7 +111,9 @@ impl Frames {
         for run in now.chunk_by(|a, b| a + PAGE as u64 == *b) {
             let (ours, copied) = (read_run(world_file(), run), read_run(self.copy(), run));
             moved.compared += run.len() as u64;
-            for ((offset, page), old) in run.iter().zip(ours.chunks_exact(PAGE)).zip(copied.chunks_exact(PAGE)) {
+            for ((offset, page), old) in
+                run.iter().zip(ours.chunks_exact(PAGE)).zip(copied.chunks_exact(PAGE))
+            {
                 if page != old {
                     write(self.copy(), *offset, page);
                     changed += 1;

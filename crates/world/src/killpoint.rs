@@ -207,6 +207,13 @@ mod armed {
         world().kill_points.not_before.store(gate, Ordering::Relaxed);
     }
 
+    /// Whether this run was started to be killed, or to count where it could be.
+    pub fn armed() -> bool {
+        static ARMED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        let asked = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        *ARMED.get_or_init(|| asked("PEREGRINE_KILL_POINTS") || asked("PEREGRINE_KILL_SUPERVISOR"))
+    }
+
     /// Reads `PEREGRINE_KILL_POINTS`.
     pub(crate) fn prepare(seed: u64) {
         let t = &world().kill_points;
