@@ -146,7 +146,7 @@ fn most_process_heap() -> usize {
     use peregrine_sys::rustix::process::{Resource, getrlimit};
     let limit = getrlimit(Resource::As).current;
     limit.map_or(PROCESS_HEAP_BYTES, |l| {
-        (l as usize / 16 & !((1 << 20) - 1)).clamp(1 << 20, PROCESS_HEAP_BYTES)
+        ((l as usize / 16) & !((1 << 20) - 1)).clamp(1 << 20, PROCESS_HEAP_BYTES)
     })
 }
 
