@@ -47,7 +47,7 @@ fn results_beyond_the_line_come_in_memory_of_their_own() -> testkit::Outcome {
     });
     let client = served.connect();
     let fill = client.portal("fill", 1).unwrap();
-    for len in [10usize, 1 << 20, 5 << 20, 10] {
+    for len in [10usize, 1 << 20, 5 << 20, 5 << 20, 1 << 20, 6 << 20, 10] {
         let (mut a, mut b) = (Vec::new(), vec![1]);
         let arg = (len as u64).to_ne_bytes();
         client.call(fill, Call::new().input(&arg).output(&mut a, 8 << 20).output(&mut b, 8)).unwrap();

@@ -23,13 +23,15 @@ pub(crate) struct Line {
     pub call: u32,
     /// Where arguments and results go that are too large for the line.
     pub spill: Option<Spill>,
+    /// Bytes of the largest results that came in memory of their own.
+    pub grown: usize,
     /// Read end of the pipe by which the domain tells of a reply, once one was asked for.
     pub pipe: Option<OwnedFd>,
 }
 
 impl Line {
     pub const fn new(index: u32, shared: Shared) -> Self {
-        Self { index, shared, call: 0, spill: None, pipe: None }
+        Self { index, shared, call: 0, spill: None, grown: 0, pipe: None }
     }
 
     pub const fn words(&self) -> Words<'_> {

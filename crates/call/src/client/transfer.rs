@@ -63,7 +63,11 @@ impl Line {
                 limit_bytes: limit,
             });
         }
-        let spilled = payload_bytes > self.shared.len_bytes() - PAYLOAD_AT;
+        let room = self.shared.len_bytes();
+        let must_spill = payload_bytes > room - PAYLOAD_AT;
+        // Results that once did not fit the line will again: memory that is kept beats memory made for each reply.
+        let expected = result_bytes.min(self.grown);
+        let spilled = must_spill || results_at(PAYLOAD_AT, payload_bytes) + expected > room;
         if spilled {
             self.make_room(connection, payload_bytes, result_bytes)?;
         }
@@ -185,8 +189,8 @@ impl Line {
         payload_bytes: usize,
         result_bytes: usize,
     ) -> Result<(), CallError> {
-        let limit = connection.argument_bytes as usize;
-        let wanted = results_at(0, payload_bytes) + result_bytes.min(limit);
+        // A bound may be generous: as much as came before, or as much as goes in, is a better guess at what will come.
+        let wanted = results_at(0, payload_bytes) + result_bytes.min(self.grown.max(payload_bytes));
         if self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= wanted) {
             return Ok(());
         }
@@ -225,6 +229,7 @@ impl Line {
                     usize::try_from(len).map_err(|_| CallError::BadReply("results of impossible size"))?;
                 let memory = map_from_peer(fd.as_fd(), len, Protection::Read)
                     .map_err(|_| CallError::BadReply("results that could be taken away again"))?;
+                self.grown = self.grown.max(len);
                 copy_out(&memory, 0, &head, call)
             }
             Status::Failed => {
