@@ -211,12 +211,12 @@ pub fn answer<T: Serialize>(call: &Invocation<'_>, results: &T) -> Result<(), Fa
 /// }
 /// ```
 ///
-/// with an owner that is shared within a process,
+/// bound to a lock of this process,
 ///
 /// ```compile_fail,E0277
 /// #[peregrine_call::interface]
-/// pub trait Shared {
-///     fn count(&self, shared: std::rc::Rc<String>) -> u32;
+/// pub trait Locked {
+///     fn count(&self, held: std::sync::MutexGuard<'static, u32>) -> u32;
 /// }
 /// ```
 ///
