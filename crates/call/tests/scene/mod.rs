@@ -95,8 +95,9 @@ impl Served {
     /// Whether it ended by itself, or was killed by itself.
     pub fn has_ended(&self) -> bool {
         if !self.reaped.load(Ordering::Relaxed)
-            && waitpid(Pid::from_raw(self.pid), WaitOptions::NOHANG).unwrap().is_some()
+            && let Some((_, status)) = waitpid(Pid::from_raw(self.pid), WaitOptions::NOHANG).unwrap()
         {
+            eprintln!("the domain ended: {status:?}");
             self.reaped.store(true, Ordering::Relaxed);
         }
         self.reaped.load(Ordering::Relaxed)
