@@ -114,9 +114,12 @@ extern "C" fn ignore(_: Signo, _: *mut SigInfo, _: *mut UContext) {}
 /// Makes the terminal's signals harmless here: the supervisor acts on them. A handler, not SIG_IGN: programs that the
 /// thread starts must have the default again.
 pub fn shield_from_terminal() {
-    for signo in [number::INT, number::QUIT, number::HUP, number::TERM] {
+    let signals = [number::INT, number::QUIT, number::HUP, number::TERM];
+    // Blocked while a handler runs: its frame is on a thread's stack, and a flood of them must not nest there.
+    let mask = signals.iter().fold(0, |mask, &signo| mask | signal::bit(signo));
+    for signo in signals {
         // SAFETY: does nothing.
-        let _ = unsafe { signal::install(signo, ignore, HandlerFlags::RESTART_NODEFER) };
+        let _ = unsafe { signal::install_masked(signo, ignore, HandlerFlags::RESTART_NODEFER, mask) };
     }
 }
 
