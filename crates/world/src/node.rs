@@ -172,7 +172,7 @@ extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext)
                 slot_index_of(addr) == Some(current) && header.is_guard(addr)
             };
             if overflow {
-                line.text("' has overflowed its stack of ").number(header.stack_high - header.stack_low);
+                line.text("' has overflowed its stack of ").number(header.stack_pages() as usize * 4096);
                 line.text(" bytes; give it more with Builder::stack_size");
             } else {
                 line.text(if signo == number::BUS {
