@@ -39,6 +39,8 @@ pub struct Carrier {
     pub wide_compare: bool,
     /// Granules of the statics window that may differ from the template, when it has no owner or just lost it.
     pub window_written: u64,
+    /// Header of the running thread, while one runs.
+    pub header: *mut crate::slot::SlotHeader,
     /// Saved stack pointer of the scheduler.
     pub scheduler_sp: usize,
     /// The process's own thread pointer.

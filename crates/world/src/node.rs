@@ -39,6 +39,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             fast_fs,
             wide_compare: cpu_flag(1),
             window_written: u64::MAX,
+            header: core::ptr::null_mut(),
             scheduler_sp: 0,
             process_fs: cpu::thread_pointer(),
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),

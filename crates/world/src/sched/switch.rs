@@ -81,8 +81,7 @@ unsafe fn switch_directly(requeue: bool) -> bool {
         if !ready_here(c, l, next, to) {
             return false;
         }
-        let me = c.current.load(Ordering::Relaxed);
-        let from = SlotHeader::of(me);
+        let (me, from) = (c.current.load(Ordering::Relaxed), c.header);
         if requeue {
             record(me).state.store(state::RUNNABLE, Ordering::Relaxed);
             at(Point::Requeued);
@@ -157,6 +156,7 @@ pub(super) unsafe fn enter(c: &mut Carrier, shared: &NodeShared, slot: u32, head
     record(slot).state.store(state::RUNNING, Ordering::Relaxed);
     shared.current.store(slot, Ordering::Relaxed);
     c.current.store(slot, Ordering::Relaxed);
+    c.header = header;
     at(Point::SwitchEntered);
     shared.switches.store(shared.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     // SAFETY: on this node, between two threads.
