@@ -14,6 +14,16 @@ impl Shadow {
         if !crate::killpoint::armed() {
             return;
         }
+        for number in self.live.keys() {
+            for (address, ours, copied) in self.frames.differences(*number) {
+                // Below the stack pointer nothing means anything. (The last byte of a page that differs is told.)
+                if address >= self.frames.stack_pointer(*number) - 128 {
+                    crate::killpoint::differs(format_args!(
+                        "{when} alias thread {number} has {ours:#x} at {address:#x}, {copied:#x} in the image"
+                    ));
+                }
+            }
+        }
         let slots = self
             .live
             .iter()
@@ -39,12 +49,12 @@ impl Shadow {
                     let (a, b) = (&a[dead..], &b[dead..]);
                     if a != b {
                         let first = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
-                        eprintln!(
-                            "peregrine: {when} page {page:#x} of {of:?} differs from byte {first:#x}: {:x?} in the World, {:x?} in the image; extents {:x?}",
+                        crate::killpoint::differs(format_args!(
+                            "{when} page {page:#x} of {of:?} differs from byte {first:#x}: {:x?} in the World, {:x?} in the image; extents {:x?}",
                             &a[first..(first + 8).min(a.len())],
                             &b[first..(first + 8).min(a.len())],
                             of.map(|o| self.extents_of(o.0))
-                        );
+                        ));
                     }
                 }
             }
