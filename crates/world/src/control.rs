@@ -182,6 +182,8 @@ pub struct NodeShared {
     pub window_open: AtomicU64,
     /// Whether the supervisor answers writes to the others.
     pub seals_answered: AtomicU64,
+    /// Whether it is answering one now.
+    pub seals_answering: AtomicU64,
     /// Writes to sealed units so far.
     pub seal_faults: AtomicU64,
     /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0

@@ -48,6 +48,7 @@ pub unsafe fn become_node(index: u32) -> ! {
                 template(),
                 &node(index).window_open,
                 &node(index).seals_answered,
+                &node(index).seals_answering,
                 world().seal_every.load(Ordering::Relaxed),
             ),
             on_preempt: sched::on_preempt,

@@ -137,7 +137,9 @@ fn answer_all(kick: &OwnedFd, incoming: &Receiver<Watched>) {
 /// Answers what node `index` waits for; `false` if it is gone.
 fn answer(units: Units, index: u32, uffd: UffdRef<'_>) -> bool {
     let mut messages = [const { MaybeUninit::<Message>::uninit() }; 4];
-    match uffd.read(&mut messages) {
+    // Before the read: a message is there only while its writer waits, which looks at this when it does not (`Seals::review`).
+    node(index).seals_answering.store(1, Ordering::SeqCst);
+    let lives = match uffd.read(&mut messages) {
         Ok(n) => messages[..n].iter().all(|m| {
             // SAFETY: the kernel wrote the first `n`.
             let Event::PageFault { address, .. } = unsafe { m.assume_init() }.event() else { return true };
@@ -146,5 +148,8 @@ fn answer(units: Units, index: u32, uffd: UffdRef<'_>) -> bool {
             seal::answer(units, &shared.window_open, uffd, address.as_usize())
         }),
         Err(e) => e == peregrine_sys::raw::Errno::EAGAIN || e == peregrine_sys::raw::Errno::EINTR,
-    }
+    };
+    // Release: pairs with the acquire in `Seals::review`; what was to be lifted has been.
+    node(index).seals_answering.store(0, Ordering::Release);
+    lives
 }
