@@ -142,7 +142,7 @@ struct Request {
     most: usize,
 }
 
-/// What tells this life of this World from every other. The process id alone would not: in a container the next one may have it.
+/// What tells this life of this World from every other.
 fn life() -> u64 {
     let w = world();
     u64::from(w.supervisor.load(Ordering::Relaxed)) << 32 | u64::from(w.life.load(Ordering::Acquire))
