@@ -25,8 +25,10 @@ impl Supervisor {
             hold_fire(true);
             supervisor_at("a node has died");
             let dead = self.nodes[i].take().expect("checked above");
-            let status = reap(dead.pid);
             let n = node(i as u32);
+            // Once it is reaped its number may be another process's, and a node that polls is woken by a signal.
+            n.idle.store(0, Ordering::SeqCst);
+            let status = reap(dead.pid);
             let current = n.current.load(Ordering::Relaxed);
             let exited = status.and_then(WaitStatus::exit_status);
             if let Some(code) = exited
