@@ -177,8 +177,10 @@ impl<T: Copy, const MOST: usize> Ring<T, MOST> {
     pub fn rotate(&mut self, entry: T) {
         debug_assert!(self.len != 0);
         // The first place is free for it if the queue is as long as it may be.
+        debug_assert!(self.mask < MOST);
         let (head, mask) = (self.head, self.mask);
-        *self.place(self.len) = entry;
+        // SAFETY: as in `place`.
+        unsafe { *self.places.get_unchecked_mut((head + self.len) & mask) = entry };
         self.head = (head + 1) & mask;
     }
 
