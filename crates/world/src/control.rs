@@ -90,7 +90,8 @@ pub struct World {
     pub pause: AtomicU32,
     /// What for: a [`PauseKind`].
     pub pause_kind: AtomicU32,
-    /// Counts rollbacks, from 1: a node whose queue is of an earlier life fills it anew.
+    /// Counts rollbacks, from a random number, so that no life of a World has another's, resumed ones included: a node whose queue
+    /// is of an earlier life fills it anew.
     pub life: AtomicU32,
     /// Bumped by a node that has paused or is ready; the supervisor sleeps on it.
     pub acks: AtomicU32,
@@ -188,6 +189,8 @@ pub struct NodeShared {
     pub window_open: AtomicU64,
     /// Whether the supervisor answers writes to the others.
     pub seals_answered: AtomicU64,
+    /// Whether it is answering one now.
+    pub seals_answering: AtomicU64,
     /// Writes to sealed units so far.
     pub seal_faults: AtomicU64,
     /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
@@ -346,7 +349,10 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
     }
     let w = world();
     w.node_count.store(node_count, Ordering::Relaxed);
-    w.life.store(1, Ordering::Relaxed);
+    let mut life = [0; 4];
+    peregrine_sys::random::fill(&mut life);
+    // Never 0, which is none, however many rollbacks there are.
+    w.life.store(u32::from_ne_bytes(life) >> 1 | 1, Ordering::Relaxed);
     #[cfg(feature = "killpoints")]
     crate::killpoint::prepare(seed);
     for n in &w.nodes {

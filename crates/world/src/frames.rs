@@ -150,7 +150,15 @@ impl Frames {
         if record(number).stored.load(Ordering::Relaxed) != IN_FRAMES {
             return crate::windows::punch_frames(number);
         }
-        for offset in pages(self.copy(), number) {
+        let then = pages(self.copy(), number);
+        // Pages that the copy has not were zero, or not there, when the image was taken.
+        for offset in pages(world_file(), number).into_iter().filter(|o| then.binary_search(o).is_err()) {
+            if memfd::punch_raw(world_file().as_raw_fd(), offset, PAGE as u64).is_err() {
+                write(world_file(), offset, &[0; PAGE]);
+            }
+            moved.pages += 1;
+        }
+        for offset in then {
             let page = read(self.copy(), offset);
             moved.compared += 1;
             if page != read(world_file(), offset) {

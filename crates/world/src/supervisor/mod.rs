@@ -180,6 +180,8 @@ impl Supervisor {
                 return Ok(self.stop(signo));
             }
             if let Some(code) = self.bury_dead()? {
+                // The program's end. What it wrote goes out with it.
+                self.outlet.commit(crate::output::tail_now());
                 return Ok(self.finish(code));
             }
             if self.nodes.iter().any(Option::is_none) {
