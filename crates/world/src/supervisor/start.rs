@@ -84,6 +84,8 @@ impl Supervisor {
             signals,
             stats: Stats::new(),
             crashes: HashMap::new(),
+            killed: (0, 0, 0),
+            killed_on_purpose: None,
             quarantine: Vec::new(),
             image_due: None,
             kill_due: None,
