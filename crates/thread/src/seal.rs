@@ -14,6 +14,8 @@
 //!
 //! **The promise**: a unit whose bit is 0 is write-protected in this process and holds the template's bytes. A bit is
 //! cleared after the protection is in force, and set before it is lifted, so at any instruction, and after a reset, it holds.
+//! Between setting and lifting whoever answers can be held up for long, and the writer need not wait for it: a tick or a reset takes
+//! it away. Then the protection of a unit that was sealed anew meanwhile would be lifted: nothing is sealed while somebody answers.
 //!
 //! Protection is userfaultfd's, with a descriptor that serves the kernel's own writes too (FACTS: a page protected by
 //! `mprotect`, or for user code only, makes `read` into a static fail with EFAULT). Such a descriptor takes
@@ -101,6 +103,8 @@ pub struct Seals {
     open: &'static AtomicU64,
     /// Whether somebody answers faults.
     pub answered: &'static AtomicU64,
+    /// Whether somebody is answering one now.
+    answering: &'static AtomicU64,
     /// What a full `open` is.
     all: u64,
     /// Granules of the units that this node believes sealed; a fault may have opened some since.
@@ -121,12 +125,13 @@ pub struct Seals {
 }
 
 impl Seals {
-    /// All units open. `open` and `answered` are shared with whoever answers faults; a review comes `every` so many
+    /// All units open. `open`, `answered` and `answering` are shared with whoever answers faults; a review comes `every` so many
     /// compares.
     pub fn new(
         t: &TemplateHeader,
         open: &'static AtomicU64,
         answered: &'static AtomicU64,
+        answering: &'static AtomicU64,
         every: u32,
     ) -> Self {
         let units = Units::of(t);
@@ -138,6 +143,7 @@ impl Seals {
         Self {
             open,
             answered,
+            answering,
             all: units.all(),
             sealed_granules: 0,
             seen: 0,
@@ -193,6 +199,11 @@ impl Seals {
         self.countdown = self.every.max(1);
         let seen = core::mem::take(&mut self.seen);
         if self.every == 0 || self.fd < 0 || self.answered.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        // Only a write of this process, which is here, can be answered: so who is not at it now will not begin before the next one.
+        // Acquire: pairs with the release after the last answer.
+        if self.answering.load(Ordering::Acquire) != 0 {
             return;
         }
         for i in 0..self.units.count() {
@@ -316,6 +327,40 @@ pub fn answer(units: Units, open: &AtomicU64, region: RawRegionRef<'_>, addr: us
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_sealed_while_a_write_is_being_answered() {
+        static OPEN: AtomicU64 = AtomicU64::new(0);
+        static ANSWERED: AtomicU64 = AtomicU64::new(1);
+        static ANSWERING: AtomicU64 = AtomicU64::new(1);
+        let (write, pages) = (Protection::ReadWrite, peregrine_base::PageCount::new(4));
+        // SAFETY: a new place disturbs nobody.
+        let window = unsafe {
+            mem::map(pages, write, Source::Anonymous, Placement::Anywhere, MapOptions::default()).unwrap()
+        };
+        let t = TemplateHeader {
+            statics_start: window.start().as_usize(),
+            statics_len: window.len_bytes(),
+            granule: crate::statics::granule_bytes(window.len_bytes()),
+            ..TemplateHeader::default()
+        };
+        let mut seals = Seals::new(&t, &OPEN, &ANSWERED, &ANSWERING, 1);
+        // SAFETY: nobody else knows the window, and nobody writes there.
+        unsafe {
+            if seals.prepare().is_none() {
+                println!("skipped: no userfaultfd that serves the kernel's writes");
+                return;
+            }
+            let mut review = || {
+                seals.count(0);
+                seals.review();
+                seals.open()
+            };
+            assert!((0..8).all(|_| review().1), "a unit was sealed that an answer is about to open");
+            ANSWERING.store(0, Ordering::Release);
+            assert_eq!(review(), (0, false));
+        }
+    }
 
     #[test]
     fn units_cover_the_window_and_nothing_else() {

@@ -137,10 +137,14 @@ fn answer_all(kick: &OwnedFd, incoming: &Receiver<Watched>) {
 fn answer(units: Units, index: u32, pager: &RemotePager) -> bool {
     let shared = node(index);
     let mut there = true;
+    // Before the read: a message is there only while its writer waits, which looks at this when it does not (`Seals::review`).
+    shared.seals_answering.store(1, Ordering::SeqCst);
     let read = pager.read(|fault| {
         shared.seal_faults.fetch_add(1, Ordering::Relaxed);
         there &= seal::answer(units, &shared.window_open, pager.by_ref(), fault.address.as_usize());
     });
+    // Release: pairs with the acquire in `Seals::review`; what was to be lifted has been.
+    shared.seals_answering.store(0, Ordering::Release);
     match read {
         Ok(_) => there,
         Err(e) => e == Errno::EAGAIN || e == Errno::EINTR,
