@@ -32,8 +32,8 @@ use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_base::{PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::raw::Errno;
-use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use peregrine_vm::region::{Answered, RawRegion, RawRegionRef, RawTraps};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 /// Most units.
 const MOST: usize = 64;
@@ -225,7 +225,7 @@ impl Seals {
             self.clean[i] = 0;
             // Nothing was found written, in the compare just made either: the unit equals the template, and no thread
             // runs that could change it before it is protected.
-            if self.uffd().write_protect(self.units.pages(i), true).is_ok() {
+            if self.region().protect(self.units.pages(i)).is_ok() {
                 self.sealed |= bit;
                 self.open.fetch_and(!bit, Ordering::Release);
             }
@@ -256,8 +256,8 @@ impl Seals {
         for i in 0..self.units.count() {
             if self.sealed >> i & 1 != 0 && self.granules[i] & granules != 0 {
                 if self.open.fetch_or(1 << i, Ordering::Release) & 1 << i == 0 {
-                    // What fails here (the address space is changing) faults at the write, and is answered there.
-                    let _ = self.uffd().write_protect(self.units.pages(i), false);
+                    // What fails here faults at the write, and is answered there.
+                    let _ = self.region().unprotect(self.units.pages(i));
                 }
                 self.note_opened(i);
             }
@@ -265,10 +265,10 @@ impl Seals {
         self.sum_up();
     }
 
-    fn uffd(&self) -> UffdRef<'_> {
+    fn region(&self) -> RawRegionRef<'_> {
         // SAFETY: `prepare`'s descriptor, kept open for the life of the process. A program that closes foreign
         // descriptors gets an error from the ioctl, for nothing but a userfaultfd knows it.
-        UffdRef::new(unsafe { BorrowedFd::borrow_raw(self.fd) })
+        RawRegionRef::new(unsafe { BorrowedFd::borrow_raw(self.fd) })
     }
 
     /// Makes sealing possible in this process: gives the window pages that userfaultfd can protect, and returns the
@@ -280,19 +280,19 @@ impl Seals {
         if self.every == 0 {
             return None;
         }
-        let uffd = Uffd::open(Features::PAGEFAULT_FLAG_WP).ok()?;
-        if !uffd.access().serves_kernel_faults() {
+        let traps = RawTraps { answered: Answered::Pager, absent: false, writes: true, shared: false };
+        let region = RawRegion::open(traps).ok()?;
+        if !region.serves_system_calls() {
             return None;
         }
         let range = PageRange::covering(VirtAddr::new(self.units.start), self.units.end - self.units.start);
-        // SAFETY: the pages are this process's own, and nobody writes them meanwhile.
+        // SAFETY: the pages are this process's own, and nobody writes them meanwhile; whoever is given the descriptor answers.
         unsafe {
             make_anonymous(range).ok()?;
-            uffd.by_ref().register(range, RegisterMode::WP).ok()?;
+            region.watch(range).ok()?;
         }
-        self.fd = uffd.as_fd().as_raw_fd();
         // Kept open for the life of the process: the zygote closes it when the node is gone.
-        core::mem::forget(uffd);
+        self.fd = OwnedFd::from(region).into_raw_fd();
         Some(self.fd)
     }
 }
@@ -315,19 +315,13 @@ unsafe fn make_anonymous(range: PageRange) -> Result<(), Errno> {
     }
 }
 
-/// Answers a write to a sealed page at `addr` of the process behind `uffd`, whose `open` word this is. `false`: the
+/// Answers a write to a sealed page at `addr` of the process behind `region`, whose `open` word this is. `false`: the
 /// process is gone.
-pub fn answer(units: Units, open: &AtomicU64, uffd: UffdRef<'_>, addr: usize) -> bool {
+pub fn answer(units: Units, open: &AtomicU64, region: RawRegionRef<'_>, addr: usize) -> bool {
     let Some(i) = units.holding(addr) else { return true };
     // Release: pairs with the acquire in `Seals::open`. The writer goes on only after the protection is lifted.
     open.fetch_or(1 << i, Ordering::Release);
-    loop {
-        match uffd.write_protect(units.pages(i), false) {
-            Ok(()) => return true,
-            Err(Errno::EAGAIN) => peregrine_base::sync::spin_loop(),
-            Err(_) => return false,
-        }
-    }
+    region.unprotect(units.pages(i)).is_ok()
 }
 
 #[cfg(test)]
