@@ -74,6 +74,10 @@ struct Supervisor {
     random: u64,
     /// Crashes of each thread (slot, generation) that it caused itself.
     crashes: HashMap<(u32, u32), u32>,
+    /// Deaths by SIGKILL in a row under one thread: its [`thread::identity`], images so far, how many.
+    killed: (u64, u64, u32),
+    /// The node that was killed on purpose last.
+    killed_on_purpose: Option<usize>,
     /// Slot, generation, [`thread::identity`] and reason.
     quarantine: Vec<(u32, u32, u64, String)>,
     image_due: Option<u64>,
