@@ -166,12 +166,6 @@ impl Frames {
                 moved.pages += 1;
             }
         }
-        // What grew after the image reads as zero when it grows again (S2).
-        let copied = pages(self.copy(), number);
-        for offset in pages(world_file(), number).into_iter().filter(|o| copied.binary_search(o).is_err()) {
-            let _ = memfd::punch_raw(world_file().as_raw_fd(), offset, PAGE as u64);
-            moved.pages += 1;
-        }
     }
 
     /// Where the frames of `number` are not what the copy holds: the address, and what either has there.
