@@ -205,7 +205,7 @@ pub fn interrupt_thread(tid: i32) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+    use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU32, Ordering};
     use std::{thread, time::Duration};
 
     /// The alternate stack that std gives a thread holds two frames of this kernel's size and no third.
@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn an_interruption_ends_a_wait() {
         let tid = AtomicI32::new(0);
-        let word = core::sync::atomic::AtomicU32::new(0);
+        let word = AtomicU32::new(0);
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
