@@ -1,7 +1,7 @@
 //! Making processes and OS threads from a thread.
 //!
 //! `fork` would run two processes on one shared stack, an OS thread would run on statics that are swapped under it:
-//! both are refused, by name. `posix_spawn` (what `std::process::Command` uses) works (`spawn`); but a child belongs to
+//! both are refused, by name. `posix_spawn` (what `std::process::Command` uses) needs no help; but a child belongs to
 //! the process that started it, so a *wait* that finds no child moves on to the next node and asks there.
 
 use super::errno::EOPNOTSUPP;
