@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn kill(pid: i32, signo: i32) -> i32;
-    fn getpid() -> i32;
 }
 
 fn computes(ms: u64) {

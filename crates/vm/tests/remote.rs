@@ -13,7 +13,7 @@ use peregrine_vm::region::{Answered, RawRegion, RawRegionRef, RawTraps};
 use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::trap::{Cause, Fault, Registration, RemoteFault, RemotePager, SignalHandler};
 use peregrine_vm::{
-    Access, Capabilities, Capability, Decision, Mapping, PAGE_SIZE, PageCount, PageRange, Protection, guard,
+    Access, Capabilities, Capability, Decision, Mapping, PAGE_SIZE, PageCount, Protection, guard,
 };
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -9,8 +9,7 @@ mod common;
 use common::{noting, unprotect};
 use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering, spin_loop};
 use peregrine_vm::{
-    AltStack, Capabilities, DirtyMechanism, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection,
-    Region, Tracker, Trap,
+    AltStack, Capabilities, DirtyMechanism, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection, Tracker,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;

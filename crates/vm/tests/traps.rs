@@ -1,6 +1,5 @@
 //! What a trap does to the thread that takes it and to the handlers around it.
 
-#[macro_use]
 mod common;
 
 use common::{On, inline, open_page, page};
@@ -9,13 +8,13 @@ use peregrine_sys::fault::{self, Action, SIGBUS, SIGSEGV};
 use peregrine_sys::mem;
 use peregrine_vm::trap::{Fault, Registration};
 use peregrine_vm::{
-    Access, AltStack, Capabilities, Capability, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount,
-    PageRange, Protection, Region, Trap, VirtAddr,
+    Access, AltStack, Capabilities, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,
+    Protection, Region, VirtAddr,
 };
 use std::ffi::c_void;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
-use testkit::{Outcome, run_helper, skip};
+use testkit::{Outcome, run_helper};
 
 fn a_bare_registration_learns_address_access_and_instruction() -> Outcome {
     static ADDRESS: AtomicUsize = AtomicUsize::new(0);
