@@ -156,6 +156,11 @@ fn act_on_pending() {
             if why == 0 || c.depth.load(Ordering::Relaxed) != 0 {
                 return;
             }
+            // A handler on the alternate stack, which is the node's, may come through here too: whoever is suspended there is lost.
+            let stack = (&raw const why) as usize;
+            if !crate::window::holds(c.current.load(Ordering::Relaxed), stack) {
+                return;
+            }
             c.depth.store(1, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
             c.pending.store(0, Ordering::Relaxed);
