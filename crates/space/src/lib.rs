@@ -28,7 +28,7 @@ pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 pub use record::{Access, Backing, Entry, Mapping, Place};
 pub use space::{
     AddressSpace, CreateError, Entries, FaultError, Filled, ForkError, MapError, ProtectError, Recovered,
-    SPACE_END, UnmapError,
+    SPACE_END, Stopped, UnmapError,
 };
 pub use spaces::{Arena, ArenaError, Member, NoPlace, Sizes, Spaces};
 pub use step::{Hook, Step};

@@ -16,7 +16,7 @@ use super::seat::{FillError, OPEN_PAGES, Seat, Tally};
 use super::table::{Lowering, MEMBERS, MemberIndex};
 use crate::{
     AddressSpace, Arena, Backing, Change, Contents, Entry, FaultError, FrameId, MapError, Mapping, MemberId,
-    MemberSet, Mmu, Place, ProtectError, Recovered, Sizes, SpaceId, Spaces, UnmapError,
+    MemberSet, Mmu, Place, ProtectError, Recovered, Sizes, SpaceId, Spaces, Stopped, UnmapError,
 };
 use core::ptr::NonNull;
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
@@ -473,7 +473,10 @@ impl<'s> Member<'s> {
             let views = Views(&raw const *inner.seat);
             let claimed = inner.operate(|_, me| me.spaces().members());
             let Some(dead) = claimed.iter().find(|m| views.is_dead(*m)) else { return found };
-            let mended = inner.operate(|space, me| space.recover(me, dead));
+            // A page table dies with its process.
+            let killed = MemberSet::only(dead);
+            let stopped = Stopped { killed, views_are_gone: true, ..Stopped::default() };
+            let mended = inner.operate(|space, me| space.recover_all(me, stopped));
             found.push((MemberIndex(dead.index() as u8), mended));
         }
     }

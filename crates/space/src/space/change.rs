@@ -182,12 +182,16 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         mapping: &Mapping,
         start: u64,
     ) -> Result<(Value, Option<ObjectId>), MapError> {
+        if let Backing::Home { object } = mapping.backing
+            && let Ok(name) = u32::try_from(object)
+        {
+            return Ok((Value::home(mapping.rights, name), None));
+        }
         let (kind, shared, object, first) = match mapping.backing {
             Backing::Anonymous => (Kind::Anonymous, false, 0, None),
             Backing::AnonymousShared => (Kind::Anonymous, true, 0, None),
             Backing::Object { object, first } => (Kind::Object, true, object, Some(first)),
             Backing::ObjectPrivate { object, first } => (Kind::Object, false, object, Some(first)),
-            Backing::Home { object: 0 } => (Kind::Home, true, 0, None),
             Backing::Home { object } => (Kind::Home, true, object, Some(0)),
         };
         let Some(first) = first else {

@@ -27,7 +27,7 @@ pub use change::{MapError, ProtectError, UnmapError};
 pub use fault::{FaultError, Filled};
 pub use fork::{CreateError, ForkError};
 pub use look::Entries;
-pub use recover::Recovered;
+pub use recover::{Recovered, Stopped};
 
 use crate::intent::Doing;
 use crate::member::MemberId;
