@@ -66,6 +66,7 @@ pub unsafe fn become_node(index: u32) -> ! {
         }
         statics::forget(carrier());
         at(Point::NodeCarried);
+        crate::records::become_node(index);
         local().clear();
         let l = local();
         l.tick = timer::Timer::new(preempt::SIG_TICK).ok();

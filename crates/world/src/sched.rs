@@ -294,12 +294,10 @@ fn quiet(c: &Carrier, shared: &NodeShared) -> bool {
 /// Whether `slot` can be entered at once: its guards are up, or it is in its window, and nobody wants it elsewhere.
 #[inline(always)]
 fn ready_here(c: &Carrier, l: &mut Local, slot: u32) -> bool {
-    // SAFETY: only plain words of a header are read, and only if the thread is ours and suspended.
     if is_windowed(slot) {
         return may_run(c, slot) && l.windows.is_in(slot);
     }
-    // SAFETY: as above.
-    may_run(c, slot) && *l.guards_of(slot) == unsafe { (*SlotHeader::of(slot)).stack_pages() }
+    may_run(c, slot) && l.is_admitted(slot, record(slot).generation.load(Ordering::Relaxed))
 }
 
 /// Whether an entry of the queue still stands: its thread is ours and may run. Whatever put it there, a thread that runs, waits,
@@ -456,16 +454,24 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     }
 }
 
-/// Puts up the guards of a slot in this process's page table, once for each geometry.
+/// Enters this node among those that have the slot in view, once for each thread, and puts up the slot's guards in this
+/// process's page table, once for each geometry.
 ///
 /// # Safety
 /// The slot is prepared and suspended.
 unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
+    let generation = record(slot).generation.load(Ordering::Relaxed);
+    if l.is_admitted(slot, generation) {
+        return true;
+    }
+    // SAFETY: between two threads.
+    unsafe { crate::records::enter_slot(slot) };
     // SAFETY: a prepared slot's header is intact.
     let header = unsafe { &*SlotHeader::of(slot) };
     let pages = header.stack_pages();
     let known = *l.guards_of(slot);
     if known == pages {
+        l.set_admitted(slot, generation);
         return true;
     }
     // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection before: a guard
@@ -483,6 +489,7 @@ unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
         }
     }
     *l.guards_of(slot) = pages;
+    l.set_admitted(slot, generation);
     true
 }
 

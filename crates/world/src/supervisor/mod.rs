@@ -249,6 +249,7 @@ impl Supervisor {
                 &t,
             )?);
             control::initialise(config.nodes, config.seed);
+            crate::records::make();
             strings::move_to_world()
         };
         let frames = memory::frames(c"peregrine-frames", config.window_bytes)?;
