@@ -3,6 +3,7 @@
 //! A *supervisor* (the process that was started) forks a *zygote*, the zygote forks *nodes*; nodes run threads, whose slots lie
 //! in memory that all of them map at the same addresses. See ARCHITECTURE.md for the whole picture.
 
+mod address_space;
 mod arena;
 mod carried;
 mod channel;
@@ -34,11 +35,13 @@ mod shadow;
 mod spawn;
 mod status;
 mod supervisor;
+mod tables;
 mod thread;
 mod transit;
 mod windows;
 mod zygote;
 
+pub use address_space::{in_view_of, unmapped_from};
 pub use arena::OutOfMemory;
 pub use carried::{TrustedDomain, TrustedDomainError};
 pub use channel::{Receiver, RecvError, SendError, Sender, channel};
@@ -52,7 +55,6 @@ pub use memory::MemoryError;
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use peregrine_thread::stack_kind::StackKind;
 pub use peregrine_thread::window::WindowsError;
-pub use records::{in_view_of, unmapped_from};
 pub use rendezvous::{RendezvousError, connect_all};
 pub use spawn::{Builder, JoinHandle, spawn};
 pub use status::{NodeStatus, Reply, Request, ThreadStatus, WorldStatus};

@@ -87,7 +87,7 @@ pub struct Local {
     pub windows: Owners,
     /// Guard geometry installed per slot: stack pages, 0 for none.
     guards: [u32; SLOT_COUNT],
-    /// Generation of the thread for which this node has each slot in view with its guards up (`records`), 0 for none.
+    /// Generation of the thread for which this node has each slot in view with its guards up (`address_space`), 0 for none.
     admitted: [u32; SLOT_COUNT],
     /// Slots from here on have no entry there.
     admitted_used: usize,

@@ -107,7 +107,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
             // Its window may be somebody's, even the caller's: it is prepared when it first comes there.
             r.stored.store(crate::windows::UNBORN, Ordering::Relaxed);
         } else {
-            if !crate::records::take_slot(slot, r.generation.load(Ordering::Relaxed) + 1) {
+            if !crate::address_space::take_slot(slot, r.generation.load(Ordering::Relaxed) + 1) {
                 give_back();
                 arena::free(argument);
                 release(slot);
@@ -324,7 +324,7 @@ pub fn bury(slot: u32) {
         crate::windows::bury(slot);
     } else {
         // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
-        unsafe { crate::records::give_slot(slot) };
+        unsafe { crate::address_space::give_slot(slot) };
     }
     at(Point::BuryPunched);
     imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);

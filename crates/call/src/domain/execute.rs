@@ -134,20 +134,18 @@ impl<'a> Executor<'a> {
         self.apart = header.affinity == Affinity::Apart;
         self.place.follow(header.affinity, usize::from(header.cpu));
         self.heavy |= header.spill != 0;
-        let results = match self.prepare(line, &header, call) {
-            Err(Wrong(head)) => return head.write(words, 2),
-            Ok(home) => {
-                reach("domain: arguments copied");
-                let account = (header.charge || usage::inherited()).then(Account::open);
-                let adopted =
-                    header.priority.then(|| Adopted::urgent(header.nice, self.domain.most_urgent)).flatten();
-                let outcome = self.run(line, &header);
-                drop(adopted);
-                let rows = account.map_or(0, |account| charge(words, self.domain.id, account));
-                line.peer.calls.fetch_add(1, Ordering::Relaxed);
-                self.put_results(line, call, &home, outcome, rows)
-            }
-        };
+        let results = self.prepare(line, &header, call).and_then(|home| {
+            reach("domain: arguments copied");
+            let account = (header.charge || usage::inherited()).then(Account::open);
+            let adopted =
+                header.priority.then(|| Adopted::urgent(header.nice, self.domain.most_urgent)).flatten();
+            let outcome = self.run(line, &header);
+            drop(adopted);
+            let rows = account.map_or(0, |account| charge(words, self.domain.id, account));
+            line.peer.calls.fetch_add(1, Ordering::Relaxed);
+            self.put_results(line, call, &home, outcome, rows)
+        });
+        // Of a call that was refused at a later argument too: an idle activation holds nobody's memory.
         for slot in &mut self.arguments.slots[..self.arguments.count] {
             slot.lent = None;
             slot.given.set(None);

@@ -1,11 +1,11 @@
 //! `query`, `entries` and `viewers`: looking without a lock.
 
 use super::{AddressSpace, pages_of, range_of};
+use crate::desk::Member;
 use crate::member::MemberSet;
 use crate::mmu::{Frames, Mmu};
 use crate::radix::PAGES;
 use crate::record::Entry;
-use crate::spaces::Member;
 use core::ops::Range;
 use peregrine_base::{PAGE_SHIFT, PageRange, VirtAddr};
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Imaged.regions:  │ name │ address │ bytes │ handles │ generation │ × MAX_REGIONS          (control memory, under its lock)
-//!                              └──▶ whole pages in the arena, mapped in the World's address space (`records`)
+//!                              └──▶ whole pages in the arena, mapped in the World's address space (`address_space`)
 //! ```
 //!
 //! **The World's rules hold.** A region lies in the arena, so its pages are part of what every node reports as written, of every

@@ -1,8 +1,8 @@
 //! The table of names: which region is where, and the records that say so.
 
 use super::{MAX_REGIONS, NAME_BYTES, RegionError};
+use crate::address_space;
 use crate::control::imaged;
-use crate::records;
 use crate::sched::in_thread;
 use peregrine_base::{PageRange, VirtAddr};
 
@@ -65,7 +65,7 @@ impl Table {
         let generation = entry.generation.wrapping_add(1);
         let new = Entry { name: *name, at, len, handles: 1, generation };
         // SAFETY: in a runtime section (`with_table`); the pages are the caller's.
-        if !unsafe { records::take_region(new.pages(), i as u32, generation) } {
+        if !unsafe { address_space::take_region(new.pages(), i as u32, generation) } {
             return Err(Refused::NoRecord);
         }
         *entry = new;
@@ -94,7 +94,7 @@ impl Table {
             Some((_, entry)) if entry.handles != 0 => Err(Some(entry.handles)),
             Some((_, entry)) => {
                 // SAFETY: in a runtime section (`with_table`); nobody has a handle.
-                unsafe { records::give_region(entry.pages()) };
+                unsafe { address_space::give_region(entry.pages()) };
                 let was = (entry.at, entry.len);
                 entry.at = 0;
                 Ok(was)

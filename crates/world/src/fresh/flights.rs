@@ -1,28 +1,9 @@
-//! Fresh calls of Peregrine threads: the thread parks, its node runs others, and nothing of the call can be rolled back into.
-//!
-//! ```text
-//!   thread                                node (process heap, scheduler's stack)              domain (any process)
-//!   Request on its stack ──switch──▶ begin: connection and portal, start the call ──line──▶ activation
-//!   PARKED, waits for CALL            others run; idle: poll the pipes of the flights          │
-//!   ◀── record.reply, a blob ──────── finish: outcome written to the arena  ◀─────────────────┘
-//! ```
-//!
-//! **Whose the connection is.** A connection is mappings and descriptors of one process, and a thread belongs to none: so connections are
-//! the node's. All that `peregrine-call` allocates is allocated on the scheduler's stack, where allocation goes to the process's heap. The
-//! thread's memory is read once, when it has just switched away and is still in place; its outcome comes like a message, through the
-//! arena. So it may be moved while it waits, and others may run in its window.
-//!
-//! **Rollback.** A caller notes the life that it calls in. If the World is rolled back while the call is under way, every flight is
-//! dropped, and a caller that an image held in mid-call is told [`FreshCallError::RolledBack`]: the domain, which is no part of the
-//! World, may have executed the call. **Death of a node** closes its side by the domain's own watch on the process; the
-//! descriptors, which its siblings share, are closed by the supervisor (`NodeShared::call_fds`).
-//!
-//! **When it is worth it.** A call that returns while nobody else wants the node costs no more than a switch to the scheduler and back;
-//! the node spins as it does for work, then sleeps in `poll`. If others are runnable they run at once.
+//! The node's side of fresh calls: its connections, and the calls under way. On the scheduler's stack, in the process's heap.
 
+use super::{DONE, FAILED, FULL, FreshCallError, NO_ROOM, Request};
 use crate::arena;
-use crate::control::{NONE, node, record, state, wait, world};
-use crate::local::{Action, Local};
+use crate::control::{node, record, state};
+use crate::local::Local;
 use crate::sched;
 use peregrine_base::sync::Ordering;
 use peregrine_call::chain::Caller;
@@ -30,192 +11,14 @@ use peregrine_call::{Call, CallError, Client, Deadline, Pending, PortalId};
 use peregrine_sys::signal;
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::preempt::SIG_RESET;
-use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Calls of one connection under way at once; more wait their turn. Below the least that a domain allows by default.
 const MOST_FLIGHTS: usize = 24;
+
 /// How often a call without news is looked at for its deadline or its domain's death, in ns.
 const LOOK_NS: u64 = 10_000_000;
-
-/// Why a fresh call of a Peregrine thread did not return its result.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FreshCallError {
-    /// The call came from outside.
-    #[error("not in a Peregrine thread: use peregrine_call::Client there")]
-    NoThread,
-    /// The caller was rolled back, or resumed from disk, while its call was under way.
-    #[error(
-        "the caller went back to an image while its call was under way; the call may or may not have been executed"
-    )]
-    RolledBack,
-    /// Nobody serves the path. Nothing was executed.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The domain said no. Nothing was executed.
-    #[error("{0}")]
-    Refused(String),
-    /// The portal speaks another version. Nothing was executed.
-    #[error(
-        "portal {portal}: this client speaks version {ours:#x}, the domain {theirs:#x}; build both from one interface"
-    )]
-    Version {
-        /// The portal.
-        portal: String,
-        /// Asked for.
-        ours: u64,
-        /// Exported.
-        theirs: u64,
-    },
-    /// The domain's process ended before the reply; the call may have been executed.
-    #[error("the domain died before it replied; the call may or may not have been executed")]
-    DomainDied,
-    /// The domain gave the call up.
-    #[error("the call was terminated by its domain")]
-    Terminated,
-    /// The deadline passed first.
-    #[error("the deadline passed before the reply; the callee may still run")]
-    Deadline,
-    /// The callee's own error.
-    #[error("the callee failed with code {code}, {} bytes of detail", .detail.len())]
-    Callee {
-        /// What kind.
-        code: u32,
-        /// The rest of it.
-        detail: Vec<u8>,
-    },
-    /// The handler panicked. Its domain lives.
-    #[error("the handler panicked: {0}")]
-    Panicked(String),
-    /// Anything else that `peregrine-call` reports.
-    #[error("{0}")]
-    Other(String),
-}
-
-impl From<CallError> for FreshCallError {
-    fn from(e: CallError) -> Self {
-        match e {
-            CallError::Unreachable { .. } => Self::Unreachable(e.to_string()),
-            CallError::Refused(_) => Self::Refused(e.to_string()),
-            CallError::Version { portal, ours, theirs } => Self::Version { portal, ours, theirs },
-            CallError::DomainDied => Self::DomainDied,
-            CallError::Terminated => Self::Terminated,
-            CallError::Deadline => Self::Deadline,
-            CallError::Callee(f) => Self::Callee { code: f.code, detail: f.detail },
-            CallError::Panicked(text) => Self::Panicked(text),
-            other => Self::Other(other.to_string()),
-        }
-    }
-}
-
-/// A portal of a domain at a socket's path, as a Peregrine thread calls it: a name, and so valid on every node and in every image.
-///
-/// # Examples
-/// ```no_run
-/// let upper = peregrine_world::Portal::new("/run/text.sock", "text.upper", 1);
-/// assert_eq!(upper.call(b"peregrine", 64).unwrap(), b"PEREGRINE");
-/// ```
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Portal {
-    path: PathBuf,
-    name: String,
-    version: u64,
-    within: Option<Duration>,
-}
-
-/// First byte of an outcome: the result follows.
-const DONE: u8 = 1;
-/// An error follows.
-const FAILED: u8 = 2;
-/// All calls that the connection may have under way are.
-const FULL: u8 = 3;
-/// In place of a blob's address: there was no World memory for it.
-const NO_ROOM: usize = 1;
-
-/// What a thread asks of its node: on the thread's stack, and read there before anybody else runs.
-struct Request {
-    portal: *const Portal,
-    input: (*const u8, usize),
-    /// Most bytes of the result.
-    most: usize,
-}
-
-/// What tells this life of this World from every other.
-fn life() -> u64 {
-    let w = world();
-    u64::from(w.supervisor.load(Ordering::Relaxed)) << 32 | u64::from(w.life.load(Ordering::Acquire))
-}
-
-impl Portal {
-    /// The portal `name`, of this version, of the domain that serves the socket at `path`. Nothing is connected yet.
-    pub fn new(path: impl AsRef<Path>, name: &str, version: u64) -> Self {
-        Self { path: path.as_ref().to_owned(), name: name.to_owned(), version, within: None }
-    }
-
-    /// The same, with each call to be done within `time`.
-    #[must_use]
-    pub const fn within(mut self, time: Duration) -> Self {
-        self.within = Some(time);
-        self
-    }
-
-    /// Calls with one argument, and returns one result of at most `most_bytes` bytes. The thread waits; its node runs others meanwhile.
-    ///
-    /// # Errors
-    /// [`FreshCallError`], which says for each kind whether the call may have been executed.
-    pub fn call(&self, input: &[u8], most_bytes: usize) -> Result<Vec<u8>, FreshCallError> {
-        let request = Request { portal: self, input: (input.as_ptr(), input.len()), most: most_bytes };
-        loop {
-            let outcome = sched::in_thread(|slot| {
-                // SAFETY: in a section of the running thread, which stays here until it is answered.
-                unsafe { ask(slot, &request) }
-            })
-            .ok_or(FreshCallError::NoThread)?;
-            let mut bytes = outcome?;
-            match bytes.first() {
-                Some(&DONE) => {
-                    bytes.remove(0);
-                    return Ok(bytes);
-                }
-                Some(&FULL) => crate::yield_now(),
-                Some(&FAILED) => {
-                    return Err(postcard::from_bytes(&bytes[1..])
-                        .unwrap_or_else(|e| FreshCallError::Other(format!("an unreadable error: {e}"))));
-                }
-                _ => return Err(FreshCallError::Other("an outcome of no kind".to_owned())),
-            }
-        }
-    }
-}
-
-/// Has the node make the call, and waits for the outcome.
-///
-/// # Safety
-/// In a runtime section of the running thread, whose number is `slot`.
-unsafe fn ask(slot: u32, request: &Request) -> Result<Vec<u8>, FreshCallError> {
-    let begun = life();
-    let r = record(slot);
-    r.reply.store(0, Ordering::Relaxed);
-    // SAFETY: as promised.
-    unsafe {
-        sched::call(core::ptr::from_ref(request) as usize);
-        loop {
-            // Acquire: pairs with the release in `answer`, which may have been on another node.
-            match r.reply.swap(0, Ordering::Acquire) {
-                // A wake-up meant for an earlier wait may come between.
-                0 if life() == begun => sched::park(0, wait::CALL, NONE),
-                0 => return Err(FreshCallError::RolledBack),
-                NO_ROOM => {
-                    let why = "the call was executed, and there is no World memory for its result: see Config::memory_bytes";
-                    return Err(FreshCallError::Other(why.to_owned()));
-                }
-                blob => return Ok(arena::take(blob).0),
-            };
-        }
-    }
-}
 
 /// A call under way. The boxes are leaked while it is and taken back when it ends.
 struct Flight {
@@ -487,13 +290,4 @@ pub fn drop_all(l: &mut Local) {
         }
     }
     l.in_flight = 0;
-}
-
-/// Parks a thread for its call; see [`sched::call`].
-pub fn parked(slot: u32, at: usize) -> Action {
-    let r = record(slot);
-    r.waiting.store(wait::CALL, Ordering::Relaxed);
-    r.waiting_on.store(NONE, Ordering::Relaxed);
-    r.state.store(state::PARKED, Ordering::Relaxed);
-    Action::Call(at)
 }

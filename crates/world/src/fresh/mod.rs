@@ -1,0 +1,151 @@
+//! Fresh calls of Peregrine threads: the thread parks, its node runs others, and nothing of the call can be rolled back into.
+//!
+//! ```text
+//!   thread                                node (process heap, scheduler's stack)              domain (any process)
+//!   Request on its stack ──switch──▶ begin: connection and portal, start the call ──line──▶ activation
+//!   PARKED, waits for CALL            others run; idle: poll the pipes of the flights          │
+//!   ◀── record.reply, a blob ──────── finish: outcome written to the arena  ◀─────────────────┘
+//! ```
+//!
+//! **Whose the connection is.** A connection is mappings and descriptors of one process, and a thread belongs to none: so connections are
+//! the node's. All that `peregrine-call` allocates is allocated on the scheduler's stack, where allocation goes to the process's heap. The
+//! thread's memory is read once, when it has just switched away and is still in place; its outcome comes like a message, through the
+//! arena. So it may be moved while it waits, and others may run in its window.
+//!
+//! **Rollback.** A caller notes the life that it calls in. If the World is rolled back while the call is under way, every flight is
+//! dropped, and a caller that an image held in mid-call is told [`FreshCallError::RolledBack`]: the domain, which is no part of the
+//! World, may have executed the call. **Death of a node** closes its side by the domain's own watch on the process; the
+//! descriptors, which its siblings share, are closed by the supervisor (`NodeShared::call_fds`).
+//!
+//! **When it is worth it.** A call that returns while nobody else wants the node costs no more than a switch to the scheduler and back;
+//! the node spins as it does for work, then sleeps in `poll`. If others are runnable they run at once.
+
+mod error;
+mod flights;
+
+use crate::arena;
+use crate::control::{NONE, record, state, wait, world};
+use crate::local::Action;
+use crate::sched;
+pub use error::FreshCallError;
+pub use flights::{Flights, begin, drop_all, finish};
+use peregrine_base::sync::Ordering;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A portal of a domain at a socket's path, as a Peregrine thread calls it: a name, and so valid on every node and in every image.
+///
+/// # Examples
+/// ```no_run
+/// let upper = peregrine_world::Portal::new("/run/text.sock", "text.upper", 1);
+/// assert_eq!(upper.call(b"peregrine", 64).unwrap(), b"PEREGRINE");
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Portal {
+    path: PathBuf,
+    name: String,
+    version: u64,
+    within: Option<Duration>,
+}
+
+/// First byte of an outcome: the result follows.
+const DONE: u8 = 1;
+/// An error follows.
+const FAILED: u8 = 2;
+/// All calls that the connection may have under way are.
+const FULL: u8 = 3;
+/// In place of a blob's address: there was no World memory for it.
+const NO_ROOM: usize = 1;
+
+/// What a thread asks of its node: on the thread's stack, and read there before anybody else runs.
+struct Request {
+    portal: *const Portal,
+    input: (*const u8, usize),
+    /// Most bytes of the result.
+    most: usize,
+}
+
+/// What tells this life of this World from every other.
+fn life() -> u64 {
+    let w = world();
+    u64::from(w.supervisor.load(Ordering::Relaxed)) << 32 | u64::from(w.life.load(Ordering::Acquire))
+}
+
+impl Portal {
+    /// The portal `name`, of this version, of the domain that serves the socket at `path`. Nothing is connected yet.
+    pub fn new(path: impl AsRef<Path>, name: &str, version: u64) -> Self {
+        Self { path: path.as_ref().to_owned(), name: name.to_owned(), version, within: None }
+    }
+
+    /// The same, with each call to be done within `time`.
+    #[must_use]
+    pub const fn within(mut self, time: Duration) -> Self {
+        self.within = Some(time);
+        self
+    }
+
+    /// Calls with one argument, and returns one result of at most `most_bytes` bytes. The thread waits; its node runs others meanwhile.
+    ///
+    /// # Errors
+    /// [`FreshCallError`], which says for each kind whether the call may have been executed.
+    pub fn call(&self, input: &[u8], most_bytes: usize) -> Result<Vec<u8>, FreshCallError> {
+        let request = Request { portal: self, input: (input.as_ptr(), input.len()), most: most_bytes };
+        loop {
+            let outcome = sched::in_thread(|slot| {
+                // SAFETY: in a section of the running thread, which stays here until it is answered.
+                unsafe { ask(slot, &request) }
+            })
+            .ok_or(FreshCallError::NoThread)?;
+            let mut bytes = outcome?;
+            match bytes.first() {
+                Some(&DONE) => {
+                    bytes.remove(0);
+                    return Ok(bytes);
+                }
+                Some(&FULL) => crate::yield_now(),
+                Some(&FAILED) => {
+                    return Err(postcard::from_bytes(&bytes[1..])
+                        .unwrap_or_else(|e| FreshCallError::Other(format!("an unreadable error: {e}"))));
+                }
+                _ => return Err(FreshCallError::Other("an outcome of no kind".to_owned())),
+            }
+        }
+    }
+}
+
+/// Has the node make the call, and waits for the outcome.
+///
+/// # Safety
+/// In a runtime section of the running thread, whose number is `slot`.
+unsafe fn ask(slot: u32, request: &Request) -> Result<Vec<u8>, FreshCallError> {
+    let begun = life();
+    let r = record(slot);
+    r.reply.store(0, Ordering::Relaxed);
+    // SAFETY: as promised.
+    unsafe {
+        sched::call(core::ptr::from_ref(request) as usize);
+        loop {
+            // Acquire: pairs with the release in `answer`, which may have been on another node.
+            match r.reply.swap(0, Ordering::Acquire) {
+                // A wake-up meant for an earlier wait may come between.
+                0 if life() == begun => sched::park(0, wait::CALL, NONE),
+                0 => return Err(FreshCallError::RolledBack),
+                NO_ROOM => {
+                    let why = "the call was executed, and there is no World memory for its result: see Config::memory_bytes";
+                    return Err(FreshCallError::Other(why.to_owned()));
+                }
+                blob => return Ok(arena::take(blob).0),
+            };
+        }
+    }
+}
+
+/// Parks a thread for its call; see [`sched::call`].
+pub fn parked(slot: u32, at: usize) -> Action {
+    let r = record(slot);
+    r.waiting.store(wait::CALL, Ordering::Relaxed);
+    r.waiting_on.store(NONE, Ordering::Relaxed);
+    r.state.store(state::PARKED, Ordering::Relaxed);
+    Action::Call(at)
+}
