@@ -23,23 +23,20 @@
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic but on broken structures.
 
-use crate::control::{MAX_NODES, node, record, state, world};
+mod repair;
+mod views;
+
+pub use repair::{repair, repair_regions, replace};
+
+use crate::control::{MAX_NODES, record, state, world};
 use crate::thread::ThreadId;
-use core::convert::Infallible;
 use core::ptr::NonNull;
-use peregrine_base::sync::{AtomicBool, Ordering};
+use peregrine_base::sync::Ordering;
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
-use peregrine_space::{
-    AddressSpace, Arena, Backing, Change, Contents, FrameId, Frames, Mapping, MemberId, MemberSet, Mmu,
-    Place, Sizes, SpaceId, Spaces, Stopped,
-};
-use peregrine_sys::mem::{self, Advice};
-use peregrine_thread::layout::{
-    ARENA, CARRIER, CONTROL, SLOT_BYTES, SLOT_COUNT, SLOTS, slot_base, slot_index_of,
-};
-use peregrine_thread::slot::SlotHeader;
-use peregrine_thread::stack_kind::{StackKind, is_windowed};
-use std::collections::BTreeMap;
+use peregrine_space::{AddressSpace, Arena, Backing, Mapping, MemberId, Place, Sizes, Spaces};
+use peregrine_thread::layout::{CARRIER, CONTROL, SLOT_BYTES, SLOT_COUNT, slot_base};
+use peregrine_thread::stack_kind::StackKind;
+use views::{Views, punched};
 
 /// Where the structures lie.
 pub const STRUCTURES: usize = CONTROL + (12 << 30);
@@ -111,78 +108,6 @@ impl Record {
         };
         Mapping { backing: Backing::Home { object: object.into() }, rights: Protection::ReadWrite }
     }
-}
-
-/// The page tables of the nodes, and the files behind them.
-#[derive(Clone, Copy, Debug)]
-struct Views;
-
-impl Mmu for Views {
-    type Error = Infallible;
-
-    /// The kernel fills, page by page.
-    fn fill(
-        &self,
-        _: SpaceId,
-        _: MemberId,
-        _: PageRange,
-        _: Contents,
-        _: Protection,
-    ) -> Result<(), Infallible> {
-        Ok(())
-    }
-
-    fn shootdown(&self, _: SpaceId, _: MemberId, range: PageRange, targets: &MemberSet, _: Change) {
-        let mut nodes = targets.words()[0];
-        while nodes != 0 {
-            node(nodes.trailing_zeros()).unmapped.fetch_add(1, Ordering::Relaxed);
-            nodes &= nodes - 1;
-        }
-        punch(range);
-        punched().store(true, Ordering::Relaxed);
-    }
-
-    fn wait(&self, _: MemberId, _: MemberId) {
-        // A holder that died takes this node's reset with it.
-        peregrine_sys::io::yield_now();
-    }
-}
-
-impl Frames for Views {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-    fn release(&self, _: MemberId, _: FrameId) {}
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
-
-    /// Frames go back zeroed (S2), be they in nobody's view.
-    fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
-        if !punched().swap(false, Ordering::Relaxed) {
-            punch(range);
-        }
-    }
-}
-
-fn punched() -> &'static AtomicBool {
-    // SAFETY: private memory of this process, zeros at first; nothing else lies there.
-    unsafe { &*(PUNCHED as *const AtomicBool) }
-}
-
-/// Punches what a slot uses. Regions keep their pages.
-fn punch(range: PageRange) {
-    let base = range.start().as_usize();
-    let Some(slot) = slot_index_of(base) else { return };
-    // A header that makes no sense tells nothing: then all of the slot goes.
-    let end = SlotHeader::extents_of_foreign(slot, false).map_or(base + SLOT_BYTES, |parts| parts[2].1);
-    let used = PageRange::covering(VirtAddr::new(base), (end - base).min(SLOT_BYTES));
-    // SAFETY: the slot's thread is gone, and its record locked.
-    let _ = unsafe { mem::advise(used, Advice::Remove) };
 }
 
 /// Makes the space, and the supervisor its first member.
@@ -329,95 +254,6 @@ pub unsafe fn take_region(range: PageRange, entry: u32, generation: u32) -> bool
 pub unsafe fn give_region(range: PageRange) -> bool {
     // SAFETY: as promised.
     unsafe { held() }.operate(|space, me| space.unmap(me, range).is_ok())
-}
-
-/// After deaths, or before an image from disk is made the World's state: finishes or undoes what every member was doing, and maps
-/// the slots of `live` threads (by number, with their generations) and no others. Regions follow ([`repair_regions`]).
-///
-/// # Safety
-/// In the supervisor, while every living node is paused and has dropped what it did; memory is rolled back after this, for what
-/// is unmapped here is punched.
-pub unsafe fn repair(live: &BTreeMap<u32, u32>) {
-    // SAFETY: as promised.
-    unsafe { held() }.operate(|space, me| {
-        let mut reset = me.spaces().members();
-        reset.remove(SUPERVISOR);
-        // The killed among them leave the sets when their successors are made ([`replace`]).
-        space.recover_all(me, Stopped { reset, ..Stopped::default() });
-        let wanted = |slot: u32| live.get(&slot).map(|g| Record::Slot { generation: *g }.mapping().backing);
-        let all = PageRange::covering(VirtAddr::new(SLOTS), SLOT_COUNT * SLOT_BYTES);
-        let mut missing = live.clone();
-        missing.retain(|slot, _| !is_windowed(*slot));
-        let mut surplus = Vec::new();
-        for entry in space.entries(me, all) {
-            let Some(slot) = slot_index_of(entry.range.start().as_usize()) else { continue };
-            if wanted(slot) == Some(entry.backing) {
-                missing.remove(&slot);
-            } else {
-                surplus.push(slot);
-            }
-        }
-        for slot in surplus {
-            let _ = space.unmap(me, slot_range(slot));
-        }
-        for (slot, generation) in missing {
-            let (range, mapping) = (slot_range(slot), Record::Slot { generation }.mapping());
-            let mapped = space.map(me, Place::FixedNoReplace(range.start()), range.pages(), &mapping);
-            debug_assert!(mapped.is_ok(), "nothing else lies there");
-        }
-    });
-}
-
-/// Maps the regions of the restored table and no others.
-///
-/// # Safety
-/// As [`repair`], once the tables are the image's.
-pub unsafe fn repair_regions(wanted: &[(PageRange, u32, u32)]) {
-    let mut missing: BTreeMap<usize, (PageRange, Backing, Record)> = wanted
-        .iter()
-        .map(|(range, entry, generation)| {
-            let record = Record::Region { entry: *entry, generation: *generation };
-            (range.start().as_usize(), (*range, record.mapping().backing, record))
-        })
-        .collect();
-    // SAFETY: as promised.
-    unsafe { held() }.operate(|space, me| {
-        let all = PageRange::covering(VirtAddr::new(ARENA), world().arena_bytes.load(Ordering::Relaxed));
-        let mut surplus = Vec::new();
-        for entry in space.entries(me, all) {
-            // One mapping may be several records, each as wide as its place in the array.
-            let of = wanted.iter().find(|(range, ..)| range.contains(entry.range.start()));
-            let fits = of.and_then(|(range, ..)| missing.get(&range.start().as_usize()));
-            match fits {
-                Some((range, backing, _))
-                    if *backing == entry.backing && entry.range.end() <= range.end() => {}
-                _ => surplus.push(entry.range),
-            }
-        }
-        for range in surplus {
-            let _ = space.unmap(me, range);
-        }
-        missing.retain(|_, (range, ..)| space.query(me, range.start()).is_none());
-        for (range, _, record) in missing.into_values() {
-            let mapped =
-                space.map(me, Place::FixedNoReplace(range.start()), range.pages(), &record.mapping());
-            debug_assert!(mapped.is_ok(), "nothing else lies there");
-        }
-    });
-}
-
-/// The processes of these nodes are gone or not yet made: they have nothing in view, and their places are free.
-///
-/// # Safety
-/// In the supervisor, while every other node is paused outside of operations.
-pub unsafe fn replace(nodes: impl Iterator<Item = u32>) {
-    let killed: MemberSet = nodes.map(|n| MemberId::new(n as usize)).collect();
-    if !killed.is_empty() {
-        // SAFETY: as promised.
-        unsafe { held() }.operate(|space, me| {
-            space.recover_all(me, Stopped { killed, views_are_gone: true, ..Stopped::default() })
-        });
-    }
 }
 
 /// The nodes that may have the thread's slot in view: those that made it or ran it. When it ends, its pages are taken from
