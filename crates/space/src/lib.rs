@@ -35,7 +35,7 @@ pub use record::{Access, Backing, Entry, Mapping, Place};
 pub use sizes::{ArenaError, Sizes};
 pub use space::{
     AddressSpace, CreateError, Entries, FaultError, Filled, ForkError, MapAdmitError, MapError, ProtectError,
-    Recovered, SPACE_END, UnmapError,
+    Recovered, SPACE_END, Stopped, UnmapError,
 };
 pub use spaces::{Arena, Spaces};
 pub use step::{Hook, Step};

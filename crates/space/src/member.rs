@@ -128,6 +128,15 @@ impl MemberSet {
         }
     }
 
+    /// Takes all members of `other` away.
+    pub const fn remove_all(&mut self, other: &Self) {
+        let mut i = 0;
+        while i < WORDS {
+            self.0[i] &= !other.0[i];
+            i += 1;
+        }
+    }
+
     /// The set as words, member 0 in the lowest bit of the first.
     pub const fn words(&self) -> &[u64; WORDS] {
         &self.0

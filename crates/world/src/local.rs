@@ -89,6 +89,10 @@ pub struct Local {
     pub windows: Owners,
     /// Guard geometry installed per slot: stack pages, 0 for none.
     guards: [u32; SLOT_COUNT],
+    /// Generation of the thread for which this node has each slot in view with its guards up (`address_space`), 0 for none.
+    admitted: [u32; SLOT_COUNT],
+    /// Slots from here on have no entry there.
+    admitted_used: usize,
     /// Slots whose pages this process's table may hold write-protected, one bit each: see `sched::raise_guards`.
     pub scanned: [u64; SLOT_COUNT / 64],
     heap: [Timer; MOST_THREADS + SLOT_COUNT],
@@ -227,6 +231,9 @@ impl Local {
         self.timers = 0;
         self.queue.clear();
         self.windows.clear();
+        // A thread made after the image may be made again with the same generation.
+        self.admitted[..self.admitted_used].fill(0);
+        self.admitted_used = 0;
         self.action = Action::None;
         self.previous = NONE;
         self.life = 0;
@@ -292,6 +299,18 @@ impl Local {
     #[inline(always)]
     pub fn guards_of(&mut self, slot: u32) -> &mut u32 {
         &mut self.guards[slot as usize]
+    }
+
+    /// Whether this node has `slot` in view, and its guards up, for the thread of this generation.
+    #[inline(always)]
+    pub fn is_admitted(&self, slot: u32, generation: u32) -> bool {
+        self.admitted[slot as usize] == generation
+    }
+
+    /// Notes that it has.
+    pub fn set_admitted(&mut self, slot: u32, generation: u32) {
+        self.admitted[slot as usize] = generation;
+        self.admitted_used = self.admitted_used.max(slot as usize + 1);
     }
 
     /// Whether `slot` was scanned since this was last asked.

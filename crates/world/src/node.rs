@@ -68,6 +68,7 @@ pub unsafe fn become_node(index: u32) -> ! {
         }
         statics::forget(carrier());
         at(Point::NodeCarried);
+        crate::address_space::become_node(index);
         local().clear();
         let l = local();
         l.tick = timer::Timer::new(preempt::SIG_TICK).ok();

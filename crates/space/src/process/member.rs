@@ -18,7 +18,7 @@ use super::table::MemberIndex;
 use super::views::Views;
 use crate::{
     AddressSpace, Backing, Entry, FaultError, MapAdmitError, MapError, Mapping, Mmu, Place, ProtectError,
-    Recovered, SpaceId, Spaces, UnmapError,
+    Recovered, SpaceId, Spaces, Stopped, UnmapError,
 };
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
@@ -288,7 +288,10 @@ impl<'s> Member<'s> {
             let views = Views(&raw const *inner.seat);
             let claimed = inner.operate(|_, me| me.spaces().members());
             let Some(dead) = claimed.iter().find(|m| views.is_dead(*m)) else { return found };
-            let mended = inner.operate(|space, me| space.recover(me, dead));
+            // A page table dies with its process.
+            let killed = crate::MemberSet::only(dead);
+            let stopped = Stopped { killed, views_are_gone: true, ..Stopped::default() };
+            let mended = inner.operate(|space, me| space.recover_all(me, stopped));
             found.push((MemberIndex(dead.index() as u8), mended));
         }
     }

@@ -11,7 +11,7 @@
 //! the published "lock, then check again" is one compare-and-swap here.
 //!
 //! `value` and `members` change under the lock only (S6). Both are read without it: `value` is one word, never torn;
-//! `members` is read under the lock.
+//! `members` is read under the lock, or as what it was a moment ago.
 
 use crate::member::{Generation, MemberId, SharedSet};
 use crate::record::Value;

@@ -60,16 +60,19 @@ pub enum MapAdmitError<E: core::fmt::Debug> {
     },
 }
 
-/// What a record says of a backing: its kind, whether forks share it, and object and first page if it has an object.
-const fn parts_of(backing: Backing) -> (Kind, bool, Option<(u64, u64)>) {
-    match backing {
+/// What a record says of a mapping, and object and first page if that takes a region.
+fn parts_of(mapping: &Mapping) -> (Value, Option<(u64, u64)>) {
+    let (kind, shared, object) = match mapping.backing {
         Backing::Anonymous => (Kind::Anonymous, false, None),
         Backing::AnonymousShared => (Kind::Anonymous, true, None),
         Backing::Object { object, first } => (Kind::Object, true, Some((object, first))),
         Backing::ObjectPrivate { object, first } => (Kind::Object, false, Some((object, first))),
-        Backing::Home { object: 0 } => (Kind::Home, true, None),
-        Backing::Home { object } => (Kind::Home, true, Some((object, 0))),
-    }
+        Backing::Home { object } => match u32::try_from(object) {
+            Ok(name) => return (Value::home(mapping.rights, name), None),
+            Err(_) => (Kind::Home, true, Some((object, 0))),
+        },
+    };
+    (Value::new(kind, shared, mapping.rights, None), object)
 }
 
 impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
@@ -158,9 +161,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         }
         let range = PageRange::new(start, count);
         let pages = pages_of(range).ok_or(bad)?;
-        let (kind, shared, object) = parts_of(mapping.backing);
         // What the records become is not known before the region is, if there is one, and that is taken under the lock.
-        let plain = Value::new(kind, shared, mapping.rights, None);
+        let (plain, object) = parts_of(mapping);
         let doing = if object.is_none() { Doing::Set(plain) } else { Doing::Fault };
         let operation = self.begin(member, doing, pages);
         let filled = self.map_locked(member, &operation, plain, object, replace, admit);

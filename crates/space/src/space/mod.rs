@@ -28,7 +28,7 @@ pub use fault::{FaultError, Filled};
 pub use fork::{CreateError, ForkError};
 pub use look::Entries;
 pub use map::{MapAdmitError, MapError};
-pub use recover::Recovered;
+pub use recover::{Recovered, Stopped};
 
 use crate::desk::Member;
 use crate::intent::Doing;

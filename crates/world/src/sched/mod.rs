@@ -160,16 +160,24 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     }
 }
 
-/// Puts up the guards of a slot in this process's page table, once for each geometry.
+/// Enters this node among those that have the slot in view, once for each thread, and puts up the slot's guards in this
+/// process's page table, once for each geometry.
 ///
 /// # Safety
 /// The slot is prepared and suspended.
 unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
+    let generation = record(slot).generation.load(Ordering::Relaxed);
+    if l.is_admitted(slot, generation) {
+        return true;
+    }
+    // SAFETY: between two threads.
+    unsafe { crate::address_space::enter_slot(slot) };
     // SAFETY: a prepared slot's header is intact.
     let header = unsafe { &*SlotHeader::of(slot) };
     let pages = header.stack_pages();
     let known = *l.guards_of(slot);
     if known == pages {
+        l.set_admitted(slot, generation);
         return true;
     }
     // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection before: a guard
@@ -187,6 +195,7 @@ unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
         }
     }
     *l.guards_of(slot) = pages;
+    l.set_admitted(slot, generation);
     true
 }
 

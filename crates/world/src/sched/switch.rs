@@ -78,7 +78,7 @@ unsafe fn switch_directly(requeue: bool) -> bool {
         }
         let Some(next) = l.first() else { return requeue };
         let to = SlotHeader::of(next);
-        if !ready_here(c, l, next, to) {
+        if !ready_here(c, l, next) {
             return false;
         }
         let (me, from) = (c.current.load(Ordering::Relaxed), c.header);
@@ -127,15 +127,13 @@ fn quiet(c: &Carrier, l: &Local, shared: &NodeShared) -> bool {
         && world().pause.load(Ordering::Relaxed) & 1 == 0
 }
 
-/// Whether `slot`, whose header lies at `header`, can be entered at once: its guards are up, or it is in its window.
+/// Whether `slot` can be entered at once: this node has it in view with its guards up, or it is in its window.
 #[inline(always)]
-fn ready_here(c: &Carrier, l: &mut Local, slot: u32, header: *const SlotHeader) -> bool {
-    // SAFETY: only plain words of a header are read, and only if the thread is ours and suspended.
+fn ready_here(c: &Carrier, l: &mut Local, slot: u32) -> bool {
     if is_windowed(slot) {
         return may_run(c, slot) && l.windows.is_in(slot);
     }
-    // SAFETY: as above.
-    may_run(c, slot) && *l.guards_of(slot) == unsafe { (*header).stack_pages() }
+    may_run(c, slot) && l.is_admitted(slot, record(slot).generation.load(Ordering::Relaxed))
 }
 
 /// Whether an entry of the queue still stands: its thread is ours and may run. Whatever put it there, a thread that runs, waits,

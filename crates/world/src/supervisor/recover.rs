@@ -125,6 +125,12 @@ impl Supervisor {
 
     /// Forks a process for each node that has none.
     pub(super) fn fork_missing(&mut self) -> Result<(), WorldError> {
+        // SAFETY: in a pause, always.
+        unsafe {
+            crate::address_space::replace(
+                (0..self.nodes.len()).filter(|i| self.nodes[*i].is_none()).map(|i| i as u32),
+            );
+        }
         for i in 0..self.nodes.len() {
             if self.nodes[i].is_some() {
                 continue;

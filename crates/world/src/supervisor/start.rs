@@ -39,6 +39,7 @@ impl Supervisor {
                 &t,
             )?);
             control::initialise(config.nodes, config.seed);
+            crate::address_space::make();
             strings::move_to_world()
         };
         let frames = memory::frames(c"peregrine-frames", config.window_bytes)?;
