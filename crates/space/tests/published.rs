@@ -220,11 +220,14 @@ fn rapid_mapping_and_unmapping_does_not_free_and_make_a_node_each_time() {
     });
 }
 
+/// What another member does meanwhile.
+type Disturbance<'a> = &'a dyn Fn(&Object);
+
 /// One counted object. While it is looked up, another member may do something: the moment between a sum's reading of the
 /// caches and its reading of the object.
 struct Disturbed<'a> {
     object: Object,
-    next: Cell<Option<&'a dyn Fn(&Object)>>,
+    next: Cell<Option<Disturbance<'a>>>,
 }
 
 impl Counted for Disturbed<'_> {
