@@ -1,0 +1,84 @@
+//! What can go wrong with a fresh call of a Peregrine thread: in words that an image can hold.
+
+use peregrine_call::{CallError, Failure};
+use serde::{Deserialize, Serialize};
+
+/// Why a fresh call of a Peregrine thread did not return its result.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FreshCallError {
+    /// The call came from outside.
+    #[error("not in a Peregrine thread: use peregrine_call::Client there")]
+    NoThread,
+    /// The caller was rolled back, or resumed from disk, while its call was under way.
+    #[error(
+        "the caller went back to an image while its call was under way; the call may or may not have been executed"
+    )]
+    RolledBack,
+    /// Nobody serves the path. Nothing was executed.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The domain said no. Nothing was executed.
+    #[error("{0}")]
+    Refused(String),
+    /// The portal speaks another version. Nothing was executed.
+    #[error(
+        "portal {portal}: this client speaks version {ours:#x}, the domain {theirs:#x}; build both from one interface"
+    )]
+    Version {
+        /// The portal.
+        portal: String,
+        /// Asked for.
+        ours: u64,
+        /// Exported.
+        theirs: u64,
+    },
+    /// The domain's process ended before the reply; the call may have been executed.
+    #[error("the domain died before it replied; the call may or may not have been executed")]
+    DomainDied,
+    /// The domain gave the call up.
+    #[error("the call was terminated by its domain")]
+    Terminated,
+    /// The deadline passed first.
+    #[error("the deadline passed before the reply; the callee may still run")]
+    Deadline,
+    /// The callee's own error.
+    #[error("the callee failed with code {code}, {} bytes of detail", .detail.len())]
+    Callee {
+        /// What kind.
+        code: u32,
+        /// The rest of it.
+        detail: Vec<u8>,
+    },
+    /// The handler panicked. Its domain lives.
+    #[error("the handler panicked: {0}")]
+    Panicked(String),
+    /// Anything else that `peregrine-call` reports.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<CallError> for FreshCallError {
+    fn from(e: CallError) -> Self {
+        match e {
+            CallError::Unreachable { .. } => Self::Unreachable(e.to_string()),
+            CallError::Refused(_) => Self::Refused(e.to_string()),
+            CallError::Version { portal, ours, theirs } => Self::Version { portal, ours, theirs },
+            CallError::DomainDied => Self::DomainDied,
+            CallError::Terminated => Self::Terminated,
+            CallError::Deadline => Self::Deadline,
+            CallError::Callee(f) => Self::Callee { code: f.code, detail: f.detail },
+            CallError::Panicked(text) => Self::Panicked(text),
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl FreshCallError {
+    /// The callee's own failure, if that is what it is.
+    pub(super) fn own(self) -> Result<Failure, Self> {
+        match self {
+            Self::Callee { code, detail } => Ok(Failure { code, detail }),
+            other => Err(other),
+        }
+    }
+}
