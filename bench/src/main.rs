@@ -7,6 +7,7 @@
 mod call;
 mod measure;
 mod million;
+mod others;
 mod report;
 mod space;
 mod stacks;

@@ -11,7 +11,6 @@
 //! event-driven objects. *Hit*: every thread has a window of its own. *Conflict*: one window for all.
 
 mod flows;
-mod others;
 mod plot;
 mod space;
 mod switch;
@@ -20,9 +19,6 @@ use crate::measure::{Options, Samples};
 use crate::report::Report;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-
-/// The processor that all subjects run on.
-pub const CPU: usize = 1;
 
 /// The whole suite; figures go to `figures`, if that is given.
 pub fn run(report: &mut Report, options: &Options, figures: Option<&Path>) {
@@ -44,7 +40,7 @@ pub fn run_case(arguments: &[String]) -> ExitCode {
     let known = match words.split_first() {
         Some((name, rest)) => {
             switch::case(name, rest)
-                || others::case(name, rest)
+                || crate::others::case(name, rest)
                 || space::case(name, rest)
                 || flows::case(name, rest)
         }

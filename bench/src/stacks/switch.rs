@@ -3,8 +3,9 @@
 //! All threads yield in turn, each at the bottom of so many bytes of live stack; the first looks at the clock. A sample is
 //! the processor time of some rounds divided by rounds and threads.
 
-use super::{CPU, numbers, subject};
+use super::{numbers, subject};
 use crate::measure::{Options, Samples};
+use crate::others::CPU;
 use crate::report::Report;
 use peregrine_sys::timer::process_cpu_ns;
 use peregrine_world::{Builder, Config, StackKind};
@@ -40,7 +41,7 @@ const WAYS: [(&str, StackKind, bool); 5] = [
 pub fn run(report: &mut Report, options: &Options) -> Curves {
     let mut curves = Curves::default();
     report.section(
-        "Switch over live stack, 2 threads, ns (baseline: isomalloc; for copy, the memcpy of as many bytes)",
+        "Switch over live stack, 2 threads, ns (baseline: isomalloc; of a conflict, the bare memcpy, or remap and faults)",
     );
     for (way, kind, hit) in WAYS {
         let mut points = Vec::new();
@@ -52,6 +53,10 @@ pub fn run(report: &mut Report, options: &Options) -> Curves {
             let baseline = match (kind, hit) {
                 (StackKind::Isomalloc, _) => None,
                 (StackKind::Copy, false) => Some(("memcpy out and in", format!("memcpy 2 {live}"))),
+                (StackKind::Alias, false) => {
+                    let (stack, window) = (stack_for(live), window_for(live));
+                    Some(("mmap and two faults", format!("remap 2 {live} {window} {stack}")))
+                }
                 _ => Some(("isomalloc", format!("world isomalloc 2 {live} 1"))),
             };
             if let Some(v) = row(report, options, &case, kind, 2, live, hit, baseline) {
@@ -169,7 +174,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         image_interval: None,
         windows,
         window_stack_bytes: stack,
-        window_bytes: (stack + (300 << 10)).next_power_of_two().max(512 << 10),
+        window_bytes: window_for(live),
         memory_bytes: 16 << 30,
         pack_after: None,
         ..Config::default()
@@ -186,12 +191,19 @@ fn stack_for(live: usize) -> usize {
     (live + live / 12 + (96 << 10)).next_multiple_of(4096)
 }
 
+/// And a window that has it.
+fn window_for(live: usize) -> usize {
+    (stack_for(live) + (300 << 10)).next_power_of_two().max(512 << 10)
+}
+
 fn main((kind, threads, live): (u32, u64, u64)) -> Vec<f64> {
     let kind = StackKind::ALL[kind as usize];
     let stack = stack_for(live as usize);
+    let rounds = rounds_of(kind, threads as usize, live as usize) as u64;
     let handles: Vec<_> = (0..threads)
         .map(|i| {
-            let spawned = Builder::new().kind(kind).stack_size(stack).spawn(flow, (threads, live, i == 0));
+            let spawned =
+                Builder::new().kind(kind).stack_size(stack).spawn(flow, (threads, live, rounds, i == 0));
             spawned.expect("a thread")
         })
         .collect();
@@ -199,28 +211,32 @@ fn main((kind, threads, live): (u32, u64, u64)) -> Vec<f64> {
 }
 
 /// One thread: goes down its stack, then takes turns.
-fn flow((threads, live, keeps_time): (u64, u64, bool)) -> Vec<f64> {
+fn flow((threads, live, rounds, keeps_time): (u64, u64, u64, bool)) -> Vec<f64> {
     const FRAME: usize = 4096;
     #[inline(never)]
-    fn down(left: usize, threads: u64, keeps_time: bool, depth: u64) -> Vec<f64> {
+    fn down(left: usize, threads: u64, rounds: u64, keeps_time: bool, depth: u64) -> Vec<f64> {
         let mut frame = [0u8; FRAME];
         // Every page of it is written, and looked at on the way up.
         frame[FRAME / 2] = depth as u8;
         let frame = std::hint::black_box(&mut frame);
         let samples = if left > FRAME {
-            down(left - FRAME, threads, keeps_time, depth + 1)
+            down(left - FRAME, threads, rounds, keeps_time, depth + 1)
         } else {
-            take_turns(threads as usize, keeps_time)
+            take_turns(threads as usize, rounds as usize, keeps_time)
         };
         assert_eq!(frame[FRAME / 2], depth as u8);
         samples
     }
-    down(live as usize, threads, keeps_time, 1)
+    down(live as usize, threads, rounds, keeps_time, 1)
 }
 
-fn take_turns(threads: usize, keeps_time: bool) -> Vec<f64> {
-    // About 10 ms a sample where a switch is cheap, and not much more where it is dear.
-    let rounds = (4_000 / threads).max(2);
+/// Rounds of a sample: of some ms where a switch is cheap, and of not much more where it is dear.
+fn rounds_of(kind: StackKind, threads: usize, live: usize) -> usize {
+    let (full, copied) = ((4_000 / threads).max(2), (200 << 20) / (threads * live));
+    if kind == StackKind::Copy { full.min(copied.max(2)) } else { full }
+}
+
+fn take_turns(threads: usize, rounds: usize, keeps_time: bool) -> Vec<f64> {
     let mut samples = Vec::with_capacity(SAMPLES);
     for _ in 0..rounds {
         peregrine_world::yield_now();

@@ -18,12 +18,11 @@ mod switch;
 mod talk;
 
 use crate::measure::{Options, Samples};
+// The processor that single-node cases share with nobody of their own.
+use crate::others::CPU;
 use crate::report::Report;
 use peregrine_world::{Config, Ended};
 use std::process::{Command, ExitCode, Stdio};
-
-/// The processor that single-node cases share with nobody of their own.
-const CPU: usize = 1;
 
 /// The whole suite.
 pub fn run(report: &mut Report, options: &Options) {

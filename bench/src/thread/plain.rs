@@ -1,43 +1,12 @@
-//! Baselines without a World: operating-system threads, and this crate's switch alone.
+//! Baselines without a World: operating-system threads that wake each other, and this crate's switch alone.
 
 use super::CPU;
 use super::switch::rounds_of;
-use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_sys::timer::process_cpu_ns;
 use peregrine_sys::{cpu, futex};
 use peregrine_thread::arch;
 use std::sync::Arc;
-
-/// Threads on one processor that yield: time over yields.
-pub fn os_yield(threads: usize, samples: usize) {
-    let _ = peregrine_sys::process::pin_to_cpu(CPU);
-    let stop = Arc::new(AtomicBool::new(false));
-    let turns: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
-    let all: Vec<_> = (0..threads)
-        .map(|i| {
-            let (stop, turns) = (stop.clone(), turns.clone());
-            std::thread::Builder::new()
-                .stack_size(64 << 10)
-                .spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        turns[i].fetch_add(1, Ordering::Relaxed);
-                        std::thread::yield_now();
-                    }
-                })
-                .expect("an OS thread")
-        })
-        .collect();
-    let total = || turns.iter().map(|t| t.load(Ordering::Relaxed)).sum::<u64>();
-    for _ in 0..samples {
-        let (begun, before) = (process_cpu_ns(), total());
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        println!("{}", (process_cpu_ns() - begun) as f64 / (total() - before).max(1) as f64);
-    }
-    stop.store(true, Ordering::Relaxed);
-    for t in all {
-        let _ = t.join();
-    }
-}
 
 /// Two threads on one processor that wake each other by futex.
 pub fn os_futex(samples: usize) {

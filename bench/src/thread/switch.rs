@@ -118,7 +118,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
             in_world(config, main, &words.join(" "));
         }
         "coroutines" => coroutines(n),
-        "os-yield" => plain::os_yield(n, SAMPLES),
+        "os-yield" => crate::others::os_threads(n, SAMPLES),
         "os-futex" => plain::os_futex(SAMPLES),
         "raw-switch" => plain::raw_switch(n, SAMPLES),
         _ => return false,

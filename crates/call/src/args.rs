@@ -165,6 +165,8 @@ impl<'a> Call<'a> {
 pub enum Argument<'b> {
     /// Bytes for the callee.
     Input(&'b [u8]),
+    /// Plain data that is lent.
+    Lent(&'b [u8]),
     /// A result, and its bound in bytes.
     Output(&'b mut Vec<u8>, usize),
     /// Bytes for the callee, and its result with its bound.
@@ -191,6 +193,7 @@ impl Call<'_> {
     pub fn argument(&mut self, index: usize) -> Argument<'_> {
         match &mut self.args[..self.count][index] {
             Arg::In(bytes) => Argument::Input(bytes),
+            Arg::Lend(Lend::Bytes(bytes)) => Argument::Lent(bytes),
             Arg::Out(into, most) => Argument::Output(into, *most),
             Arg::InOut(bytes, most) => Argument::InOut(bytes, *most),
             _ => Argument::Memory,

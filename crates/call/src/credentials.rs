@@ -20,7 +20,8 @@ pub struct Credentials {
 impl Credentials {
     /// Those of the process at the other end of a Unix socket.
     pub(crate) fn of_peer(socket: impl AsFd) -> rustix::io::Result<Self> {
-        let c = rustix::net::sockopt::socket_peercred(socket)?;
-        Ok(Self { pid: c.pid.as_raw_nonzero().get() as u32, uid: c.uid.as_raw(), gid: c.gid.as_raw() })
+        let [pid, uid, gid] = peregrine_sys::peer::credentials_of(socket)
+            .map_err(|e| rustix::io::Errno::from_raw_os_error(e.0))?;
+        Ok(Self { pid, uid, gid })
     }
 }

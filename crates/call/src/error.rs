@@ -162,8 +162,8 @@ pub enum DomainError {
         /// The kernel's answer.
         errno: Errno,
     },
-    /// Another domain serves this path.
-    #[error("{0} is served by a living process; stop it or take another path")]
+    /// Another domain serves this path, or it is not a socket.
+    #[error("{0} is served by a living process, or is not a socket; stop it or take another path")]
     PathInUse(PathBuf),
     /// A socket path does not fit the kernel's 107 bytes.
     #[error("{0} is too long for a socket path (107 bytes)")]

@@ -196,14 +196,14 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
     message.map(|m| (m, fd)).map_err(|_| RecvError::Garbage)
 }
 
-/// A listening socket at `path`. A path that nobody serves any more is taken over.
+/// A listening socket at `path`. A socket that nobody serves any more is taken over; any other file is left alone.
 pub(crate) fn listen(path: &Path) -> Result<OwnedFd, crate::DomainError> {
     use crate::error::{DomainError, setup};
     let address = SocketAddrUnix::new(path).map_err(|_| DomainError::PathTooLong(path.to_owned()))?;
     let socket = new_socket().map_err(setup("socket"))?;
     match net::bind(&socket, &address) {
         Err(Errno::ADDRINUSE) => {
-            if connect_once(&address).is_ok() {
+            if !is_stale(path, &address) {
                 return Err(DomainError::PathInUse(path.to_owned()));
             }
             rustix::fs::unlink(path).map_err(setup("unlink of a stale socket"))?;
@@ -213,6 +213,19 @@ pub(crate) fn listen(path: &Path) -> Result<OwnedFd, crate::DomainError> {
     }
     net::listen(&socket, 1024).map_err(setup("listen"))?;
     Ok(socket)
+}
+
+/// Whether `path` is a socket that nobody listens at. Any other file, a link, and a socket that we can't ask, is somebody's.
+fn is_stale(path: &Path, address: &SocketAddrUnix) -> bool {
+    let is_socket = rustix::fs::lstat(path)
+        .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Socket);
+    // Not waiting: a listener that is stopped may have its queue full, and lives.
+    let asked = || -> Result<(), Errno> {
+        let socket = new_socket()?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        net::connect(&socket, address)
+    };
+    is_socket && asked() == Err(Errno::CONNREFUSED)
 }
 
 fn new_socket() -> Result<OwnedFd, Errno> {
@@ -258,6 +271,25 @@ mod tests {
         assert!(matches!(receive::<FromClient>(&b, RecvFlags::empty()), Err(RecvError::Garbage)));
         drop((a, fd));
         assert!(matches!(receive::<FromClient>(&b, RecvFlags::empty()), Err(RecvError::Closed)));
+    }
+
+    #[test]
+    fn only_a_socket_that_nobody_listens_at_is_taken_over() {
+        use std::os::unix::net::UnixListener;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "precious").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        let other_kind = UnixListener::bind(at("stream")).unwrap();
+        for name in ["file", "link", "stream"] {
+            assert!(matches!(listen(&at(name)), Err(crate::DomainError::PathInUse(_))), "{name}");
+        }
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"precious");
+        drop(other_kind);
+        let living = listen(&at("stream")).unwrap();
+        assert!(matches!(listen(&at("stream")), Err(crate::DomainError::PathInUse(_))));
+        drop(living);
+        listen(&at("stream")).unwrap();
     }
 
     #[test]

@@ -135,12 +135,50 @@ fn one_clients_memory_is_not_anothers() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+fn a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones() -> testkit::Outcome {
+    const LEND: u64 = 4;
+    let served = serve(portals);
+    let honest = served.connect();
+    honest_calls(&honest, 10);
+    let before = served.holdings();
+    let socket = Socket::connect(&served.path()).unwrap();
+    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
+    let (FromDomain::Line { len_bytes, .. }, Some(fd)) = socket.ask(&FromClient::OpenLine, None).unwrap()
+    else {
+        panic!("a line")
+    };
+    let line = Memory::map(&fd, len_bytes as usize).unwrap();
+    let lent = memfd::create(c"peregrine-lent", PageCount::new(1), memfd::Pages::Base).unwrap();
+    memfd::seal_size(&lent).unwrap();
+    let lend = FromClient::AddBuffer { len_bytes: 4096, results: false };
+    let (FromDomain::Buffer { id }, _) = socket.ask(&lend, Some(lent.as_fd())).unwrap() else {
+        panic!("a buffer")
+    };
+    // Two arguments for portal 1: the buffer, and a kind that there is not.
+    line.set64(TARGET, 1 | 2 << 32);
+    line.set64(PLACE, 1);
+    for (at, word) in [(0, LEND | u64::from(id) << 32), (8, 4096), (16, 0), (24, 77)] {
+        line.set64(DESCRIPTORS + at, word);
+    }
+    line.set(CALL, 1);
+    socket.send(&FromClient::Ring { line: 0 }, None);
+    let begun = Instant::now();
+    while line.get(REPLY) != 1 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
+        std::thread::yield_now();
+    }
+    drop((socket, line, fd));
+    back_to(&served, before);
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         a_hostile_client_hurts_only_itself,
         a_client_that_never_reads_is_dropped_and_others_are_served,
         a_client_that_only_rings_is_dropped,
         what_a_malformed_call_brought_is_let_go,
+        a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones,
         one_clients_memory_is_not_anothers,
     ])
 }

@@ -205,19 +205,19 @@ fn caller_and_activation_never_sleep_at_once() {
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
 fn without_the_callers_fence_an_activation_oversleeps() {
     two_calls(Steps { bell: |gate| gate.guess(), ..RIGHT });
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
 fn without_the_activations_fence_it_oversleeps() {
     two_calls(Steps { park: |gate| gate.mode.store(PARKED, Ordering::Relaxed), ..RIGHT });
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
 fn without_the_fence_before_telling_a_caller_oversleeps() {
     let tell = |gate: Gate<'_>| match gate.wait.load(Ordering::Relaxed) {
         PARKED => Tell::Wake,
@@ -227,7 +227,7 @@ fn without_the_fence_before_telling_a_caller_oversleeps() {
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
 fn without_the_fence_before_dozing_a_caller_oversleeps() {
     two_calls(Steps { doze: |gate| gate.wait.store(PARKED, Ordering::Relaxed), ..RIGHT });
 }
@@ -311,9 +311,11 @@ fn leaving(leave: fn(Gate<'_>)) {
                 // Straight back into the queue.
                 other.socket.write();
             }
-            // The keeper: hears the ring, or sees the queue, and gives the line to an activation.
-            other.socket.read();
-            assert_eq!(other.gate().called(), 2, "a ring that an honest caller would not cause");
+            // The keeper: hears the ring, or sees the queue, and gives the line to an activation. A ring may also come late, for the call before:
+            // the rare one in vain that an honest client causes.
+            while other.gate().called() != 2 {
+                other.socket.read();
+            }
             other.gate().attend();
             other.serve(2);
             other.tell(other.gate().whom_to_tell());
@@ -337,7 +339,7 @@ fn a_call_that_comes_while_its_activation_leaves_is_served() {
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
 fn without_the_fence_before_leaving_a_call_is_forgotten() {
     leaving(|gate| gate.mode.store(call_loom::gate::UNBOUND, Ordering::Relaxed));
 }
@@ -385,7 +387,28 @@ fn an_activation_that_is_wanted_does_not_sleep_on() {
 }
 
 #[test]
-#[should_panic(expected = "deadlock")]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
 fn without_a_fence_a_wanted_activation_sleeps_on() {
     recalling(|gate| gate.mode.store(PARKED, Ordering::Relaxed));
+}
+
+/// Each planted fault in a process of its own, for a model that ends with everybody asleep may end its process.
+#[test]
+fn every_fence_is_needed() {
+    for fault in [
+        "without_the_callers_fence_an_activation_oversleeps",
+        "without_the_activations_fence_it_oversleeps",
+        "without_the_fence_before_telling_a_caller_oversleeps",
+        "without_the_fence_before_dozing_a_caller_oversleeps",
+        "without_the_fence_before_leaving_a_call_is_forgotten",
+        "without_a_fence_a_wanted_activation_sleeps_on",
+    ] {
+        let this = std::env::current_exe().unwrap();
+        let run = std::process::Command::new(this)
+            .args([fault, "--exact", "--ignored", "--nocapture"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(!run.status.success() && said.contains("deadlock; threads"), "not found: {fault}\n{said}");
+    }
 }

@@ -17,6 +17,7 @@ fn example(name: &str) -> PathBuf {
 struct Life<'a> {
     program: &'a Path,
     args: &'a [&'a str],
+    env: &'a [(&'a str, &'a str)],
     nodes: &'a [&'a str],
     store: &'a Path,
     output: &'a Path,
@@ -32,6 +33,7 @@ impl Life<'_> {
             .env("PEREGRINE_NODES", self.nodes[life % self.nodes.len()])
             .env("PEREGRINE_STORE_INTERVAL", "20")
             .env("PEREGRINE_MOVE_EVERY", "5")
+            .envs(self.env.iter().copied())
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(Stdio::piped())
@@ -95,14 +97,21 @@ fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
 }
 
 fn survives(program: &Path, args: &[&str], first: Duration, least_lives: u32) {
-    survives_on(&["2"], program, args, first, least_lives);
+    survives_on(&["2"], &[], program, args, first, least_lives);
 }
 
-fn survives_on(nodes: &[&str], program: &Path, args: &[&str], first: Duration, least_lives: u32) {
+fn survives_on(
+    nodes: &[&str],
+    env: &[(&str, &str)],
+    program: &Path,
+    args: &[&str],
+    first: Duration,
+    least_lives: u32,
+) {
     let expected = undisturbed(program, args);
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, output) = (dir.path().join("store"), dir.path().join("output"));
-    let lives = kill_until_done(&Life { program, args, nodes, store: &store, output: &output }, first);
+    let lives = kill_until_done(&Life { program, args, env, nodes, store: &store, output: &output }, first);
     let found = std::fs::read(&output).expect("output");
     assert!(lives >= least_lives, "only {lives} lives: the program was too quick for this test");
     assert!(
@@ -121,7 +130,51 @@ fn output_in_a_file_is_exactly_that_of_an_undisturbed_run_after_many_kills_of_ev
 
 #[test]
 fn a_thread_on_a_carried_call_goes_on_in_its_domain_with_any_number_of_nodes() {
-    survives_on(&["2", "3", "1"], &example("carried"), &["150"], Duration::from_millis(150), 3);
+    survives_on(&["2", "3", "1"], &[], &example("carried"), &["150"], Duration::from_millis(150), 3);
+}
+
+#[test]
+fn threads_of_all_kinds_go_on_after_kills_of_everything_in_windows_and_packed() {
+    let (program, nodes) = (example("kinds"), ["2", "3", "1"]);
+    for pack_after in ["0", "5", "86400000"] {
+        let env = [("PEREGRINE_WINDOWS", "2"), ("PEREGRINE_PACK_AFTER", pack_after)];
+        survives_on(&nodes, &env, &program, &["150"], Duration::from_millis(150), 3);
+    }
+}
+
+#[test]
+fn a_program_goes_on_after_kills_of_everything_whatever_kind_its_threads_are() {
+    for kind in ["alias", "copy"] {
+        let env = [("PEREGRINE_STACK_KIND", kind), ("PEREGRINE_WINDOWS", "1"), ("PEREGRINE_WINDOW", "8192")];
+        survives_on(&["2"], &env, &example("steps"), &["120"], Duration::from_millis(300), 3);
+    }
+}
+
+#[test]
+fn other_windows_than_those_of_the_image_are_refused_by_name() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+    let program = example("kinds");
+    let env = [("PEREGRINE_WINDOWS", "2")];
+    let life = Life {
+        program: &program,
+        args: &["100000"],
+        env: &env,
+        nodes: &["2"],
+        store: &store,
+        output: &output,
+    };
+    let mut first = life.start("PEREGRINE_STORE", 0);
+    wait_for_image(&store);
+    first.kill().expect("kill");
+    first.wait().expect("wait");
+    let done = Command::new(&program)
+        .env("PEREGRINE_RESUME", &store)
+        .env("PEREGRINE_WINDOWS", "4")
+        .output()
+        .expect("the program runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(!done.status.success() && said.contains("PEREGRINE_WINDOWS"), "{said}");
 }
 
 #[test]
@@ -207,7 +260,14 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, output) = (dir.path().join("store"), dir.path().join("output"));
     let program = example("steps");
-    let life = Life { program: &program, args: &["100000"], nodes: &["2"], store: &store, output: &output };
+    let life = Life {
+        program: &program,
+        args: &["100000"],
+        env: &[],
+        nodes: &["2"],
+        store: &store,
+        output: &output,
+    };
     let mut first = life.start("PEREGRINE_STORE", 0);
     wait_for_image(&store);
     let refused = |program: &Path, variable: &str, word: &str| {

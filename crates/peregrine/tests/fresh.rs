@@ -2,6 +2,8 @@
 //!
 //! The domain is the test's own process; the World is its child.
 
+#![allow(missing_docs)]
+
 use peregrine::testing::Program;
 use peregrine::{
     Builder, FreshCallError, Portal, channel, checkpoint, node_id, sleep, spawn, tally, yield_now,

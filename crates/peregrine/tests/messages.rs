@@ -329,3 +329,24 @@ fn a_conversation_is_consistent_on_both_sides_after_each_rollback() {
     drop(to);
     assert_eq!(h.join().unwrap(), sum);
 }
+
+#[peregrine::test(nodes = 1)]
+fn a_value_that_panics_while_it_is_sent_gives_its_ends_back() {
+    struct Explosive(Sender<u32>);
+    impl Serialize for Explosive {
+        fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+            let _ = self.0.serialize(s)?;
+            panic!("in the middle")
+        }
+    }
+    let (out, _in) = channel::<Explosive>();
+    let (tx, rx) = channel();
+    let sent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| out.send(&Explosive(tx))));
+    assert!(sent.is_err());
+    assert_eq!(rx.recv_timeout(Duration::from_secs(5)), Err(RecvError::Closed), "an end travels nowhere");
+    let (tx, _rx) = channel::<u32>();
+    assert!(
+        serde_json::to_string(&tx).is_err(),
+        "no value is on its way, and an end can't be written elsewhere"
+    );
+}

@@ -56,6 +56,16 @@ fn a_container_that_forbids_personality_gets_one_line_that_says_what_to_do() {
 }
 
 #[test]
+fn a_world_that_another_ones_thread_has_started_has_its_addresses_fixed_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = steps("1");
+    // As a child of a World with a store inherits it.
+    c.env("PEREGRINE_FIXED_ADDRESSES", std::process::id().to_string());
+    let o = c.env("PEREGRINE_STORE", dir.path().join("store")).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+}
+
+#[test]
 fn a_container_that_forbids_userfaultfd_is_served_by_comparing_and_told_so() {
     let expected = steps("30").output().unwrap();
     assert!(expected.status.success() && own_lines(&expected).is_empty(), "{}", text(&expected.stderr));

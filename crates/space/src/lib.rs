@@ -4,7 +4,9 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+mod desk;
 mod intent;
+mod keeper;
 pub mod embedding {
     #![doc = include_str!("../docs/embedding.md")]
 }
@@ -12,23 +14,28 @@ mod member;
 mod mmu;
 #[cfg(feature = "model")]
 pub mod model;
+#[cfg(peregrine_loom)]
+mod parts;
 mod pool;
 #[cfg(feature = "process")]
 pub mod process;
 mod radix;
 mod record;
 pub mod refcache;
+mod sizes;
 mod space;
 mod spaces;
 mod step;
 
+pub use desk::{Member, NoPlace};
 pub use member::{Generation, MAX_MEMBERS, MemberId, MemberSet, SharedSet};
 pub use mmu::{Change, Contents, FrameId, Frames, Mmu, SpaceId};
 pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 pub use record::{Access, Backing, Entry, Mapping, Place};
+pub use sizes::{ArenaError, Sizes};
 pub use space::{
     AddressSpace, CreateError, Entries, FaultError, Filled, ForkError, MapError, ProtectError, Recovered,
     SPACE_END, UnmapError,
 };
-pub use spaces::{Arena, ArenaError, Member, NoPlace, Sizes, Spaces};
+pub use spaces::{Arena, Spaces};
 pub use step::{Hook, Step};

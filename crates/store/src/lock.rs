@@ -1,9 +1,9 @@
 //! One life at a time: a lock that the kernel drops when the life is dead, and no clock.
 //!
-//! The lock is `flock` on `DIR/lock`. It belongs to the open file, so every process that shares the descriptor holds it:
-//! a supervisor that was killed while its nodes still run leaves the store locked until the last of them is gone. That
-//! is wanted, for until then the world is not dead. The descriptor is close-on-exec; a program that a thread starts does
-//! not hold it. The file's text is the process that took the lock, for the error message only.
+//! The lock is `flock` on `DIR/lock`. It belongs to the open file, so every process that inherits the descriptor holds it too:
+//! one that was forked after the lock was taken keeps the store locked until it is gone. A World forks its nodes before, so that a
+//! supervisor that was killed leaves the store to the next life at once; nodes write nothing there. The descriptor is close-on-exec.
+//! The file's text is the process that took the lock, for the error message only.
 
 use crate::error::{Result, StoreError};
 use crate::step::reach;

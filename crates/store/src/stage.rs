@@ -26,6 +26,8 @@ pub(crate) struct Staging {
     staged: Vec<Staged>,
     /// Names that exist and that no manifest lists yet.
     published: Vec<PathBuf>,
+    /// Directories that were made for them, and whose own names may not be durable yet.
+    made: Vec<PathBuf>,
 }
 
 /// A whole file under its temporary name.
@@ -74,6 +76,7 @@ impl Staging {
         for Staged { temporary, name, .. } in &self.staged {
             if let Some(directory) = name.parent() {
                 if disk::make_directory(directory)? {
+                    self.made.push(directory.to_path_buf());
                     directories.extend(directory.parent().map(Path::to_path_buf));
                 }
                 directories.insert(directory.to_path_buf());
@@ -95,9 +98,10 @@ impl Staging {
     pub(crate) fn keep(&mut self) {
         self.staged.clear();
         self.published.clear();
+        self.made.clear();
     }
 
-    /// Removes everything that was made.
+    /// Removes everything that was made. Directories too: a second try would find them there, and take their names for durable.
     ///
     /// # Errors
     /// If a *name* stays, for it would be in the way of a second try. What stays in `tmp` the next life removes.
@@ -107,6 +111,8 @@ impl Staging {
         }
         let removed: Vec<_> =
             std::mem::take(&mut self.published).iter().map(|name| disk::remove(name)).collect();
-        removed.into_iter().collect()
+        let made = std::mem::take(&mut self.made);
+        let gone: Vec<_> = made.iter().map(|directory| disk::remove_directory(directory)).collect();
+        removed.into_iter().chain(gone).collect()
     }
 }

@@ -141,6 +141,8 @@ impl Store {
         for name in disk::list(&self.paths.directory("tmp"))? {
             disk::remove(&self.paths.directory("tmp").join(name))?;
         }
+        // A life that died in a commit may have made directories there, whose names nobody has made durable.
+        disk::sync_directory(&self.paths.directory("threads"))?;
         self.held = Some(held);
         Ok(())
     }

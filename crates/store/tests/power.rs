@@ -17,7 +17,7 @@ mod scene;
 
 use peregrine_store::step;
 use scene::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -147,6 +147,11 @@ impl Cuts {
 }
 
 fn cut_everywhere(images: u64, max_deltas: usize, extra_threads: u64) {
+    cut_after(images, max_deltas, extra_threads, false);
+}
+
+/// `a_commit_fails`: when the names of its images are to be made durable; then it is made again.
+fn cut_after(images: u64, max_deltas: usize, extra_threads: u64, a_commit_fails: bool) {
     let scratch = scratch();
     let live = store_with(scratch.path(), images);
     let disks = scratch.path().join("disks");
@@ -166,19 +171,26 @@ fn cut_everywhere(images: u64, max_deltas: usize, extra_threads: u64) {
     let (mut store, generation, _) = go_on(&live).unwrap();
     store.set_max_deltas(max_deltas);
     cuts.borrow_mut().durable.sync_all(&live);
-    let watched = cuts.clone();
+    let (watched, fails) = (cuts.clone(), Cell::new(a_commit_fails));
     let watching = step::watch(move |step| {
         let mut cuts = watched.borrow_mut();
         cuts.settle();
         cuts.cut(format!("before {} {}", step.name, step.path.display()));
+        if fails.get() && step.name == "fsync directory" {
+            fails.set(false);
+            return Err(std::io::Error::other("the disk"));
+        }
         cuts.pending = Some((step.name, step.path.to_path_buf()));
         Ok(())
     });
+    if a_commit_fails {
+        commit_with_threads(&mut store, generation, extra_threads).unwrap_err();
+    }
     for _ in 0..3 {
         let committed = if extra_threads == 0 {
             commit_next(&mut store, generation).unwrap()
         } else {
-            commit_with_threads(&mut store, generation, extra_threads)
+            commit_with_threads(&mut store, generation, extra_threads).unwrap()
         };
         {
             let mut cuts = cuts.borrow_mut();
@@ -220,14 +232,14 @@ use peregrine_base::{PAGE_SIZE, VirtAddr};
 use peregrine_store::{Committed, Generation, Result, Store, StoreError, ThreadId};
 
 /// So many threads that the store syncs the whole filesystem at once, or so few that it syncs one by one.
-fn commit_with_threads(store: &mut Store, generation: Generation, threads: u64) -> Committed {
+fn commit_with_threads(store: &mut Store, generation: Generation, threads: u64) -> Result<Committed> {
     let sequence = store.next_sequence().unwrap();
     let mut commit = store.begin(generation, sequence).unwrap();
     for thread in (100..100 + threads).map(ThreadId::new) {
         let page = [sequence.get() as u8; PAGE_SIZE];
-        commit.thread(thread, commit.base_of(thread), [(VirtAddr::new(0x1000), &page)]).unwrap();
+        commit.thread(thread, commit.base_of(thread), [(VirtAddr::new(0x1000), &page)])?;
     }
-    commit.finish(Vec::new()).unwrap()
+    commit.finish(Vec::new())
 }
 
 fn check_threads(dir: &Path, threads: u64, before: u64) -> Result<u64> {
@@ -264,4 +276,9 @@ fn a_power_cut_in_a_commit_of_many_threads_leaves_the_old_image_or_the_new_one_w
 #[test]
 fn a_power_cut_in_the_first_commits_of_two_threads_leaves_no_image_or_a_whole_one() {
     cut_everywhere(0, 16, 2);
+}
+
+#[test]
+fn a_power_cut_after_a_commit_that_failed_and_was_made_again_leaves_a_whole_one() {
+    cut_after(0, 16, 2, true);
 }

@@ -5,7 +5,7 @@
 
 use crate::raw::{Errno, check, syscall6};
 use linux_raw_sys::general as g;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// What a process is doing (`/proc/PID/stat`, third field).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +110,26 @@ impl Pidfd {
         // SAFETY: no siginfo is passed; on anything but a pidfd the call fails.
         check(unsafe { syscall6(g::__NR_pidfd_send_signal, fd as usize, signo as usize, 0, 0, 0, 0) })
             .map(drop)
+    }
+}
+
+/// `pidfd_getfd(2)`: a copy of descriptor number `fd` of the process behind `pidfd`, close-on-exec.
+///
+/// # Errors
+/// EPERM: not allowed to trace that process. EBADF: it has no such descriptor, or `pidfd` is none. ESRCH: it is gone.
+/// ENOSYS: a kernel before 5.6.
+pub fn descriptor_of(pidfd: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers; the result is a descriptor that nobody else owns.
+    unsafe {
+        let (pidfd, fd) = (pidfd.as_raw_fd() as usize, fd as usize);
+        let copy = check(syscall6(g::__NR_pidfd_getfd, pidfd, fd, 0, 0, 0, 0))?;
+        Ok(OwnedFd::from_raw_fd(copy as i32))
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

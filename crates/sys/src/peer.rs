@@ -30,9 +30,48 @@ pub fn process_of(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Process, user and group of whoever connected the other end of `socket`, or listened for it (`SO_PEERCRED`). The process is 0 if it
+/// has no number in this process's namespace, which is why rustix's function is not used: its type of a process id can't be 0.
+///
+/// # Errors
+/// ENOTSOCK, EBADF: not a socket.
+pub fn credentials_of(socket: impl AsFd) -> Result<[u32; 3], Errno> {
+    const SOL_SOCKET: usize = 1;
+    const SO_PEERCRED: usize = 17;
+    let mut credentials = [0u32; 3];
+    let mut len = size_of_val(&credentials) as u32;
+    // SAFETY: both pointers are live for the call and `len` is the room at the first: a `struct ucred`, three words.
+    check(unsafe {
+        syscall6(
+            __NR_getsockopt,
+            socket.as_fd().as_raw_fd() as usize,
+            SOL_SOCKET,
+            SO_PEERCRED,
+            &raw mut credentials as usize,
+            &raw mut len as usize,
+            0,
+        )
+    })?;
+    Ok(credentials)
+}
+
 /// Whether the kernel answers [`process_of`].
 pub fn is_supported() -> bool {
     use crate::rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     pair.is_ok_and(|(a, _b)| process_of(&a).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn the_other_end_of_a_pair_is_this_process() {
+        use crate::rustix::process::{getegid, geteuid};
+        let (a, _b) = UnixStream::pair().unwrap();
+        let own = [std::process::id(), geteuid().as_raw(), getegid().as_raw()];
+        assert_eq!(credentials_of(&a), Ok(own));
+    }
 }

@@ -14,6 +14,8 @@
 //!
 //! **The promise**: a unit whose bit is 0 is write-protected in this process and holds the template's bytes. A bit is
 //! cleared after the protection is in force, and set before it is lifted, so at any instruction, and after a reset, it holds.
+//! Between setting and lifting whoever answers can be held up for long, and the writer need not wait for it: a tick or a reset takes
+//! it away. Then the protection of a unit that was sealed anew meanwhile would be lifted: nothing is sealed while somebody answers.
 //!
 //! Protection is userfaultfd's, with a descriptor that serves the kernel's own writes too (FACTS: a page protected by
 //! `mprotect`, or for user code only, makes `read` into a static fail with EFAULT). Such a descriptor takes
@@ -30,8 +32,8 @@ use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_base::{PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::raw::Errno;
-use peregrine_sys::uffd::{Features, RegisterMode, Uffd, UffdRef};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use peregrine_vm::region::{Answered, RawRegion, RawRegionRef, RawTraps};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 /// Most units.
 const MOST: usize = 64;
@@ -101,6 +103,8 @@ pub struct Seals {
     open: &'static AtomicU64,
     /// Whether somebody answers faults.
     pub answered: &'static AtomicU64,
+    /// Whether somebody is answering one now.
+    answering: &'static AtomicU64,
     /// What a full `open` is.
     all: u64,
     /// Granules of the units that this node believes sealed; a fault may have opened some since.
@@ -121,12 +125,13 @@ pub struct Seals {
 }
 
 impl Seals {
-    /// All units open. `open` and `answered` are shared with whoever answers faults; a review comes `every` so many
+    /// All units open. `open`, `answered` and `answering` are shared with whoever answers faults; a review comes `every` so many
     /// compares.
     pub fn new(
         t: &TemplateHeader,
         open: &'static AtomicU64,
         answered: &'static AtomicU64,
+        answering: &'static AtomicU64,
         every: u32,
     ) -> Self {
         let units = Units::of(t);
@@ -138,6 +143,7 @@ impl Seals {
         Self {
             open,
             answered,
+            answering,
             all: units.all(),
             sealed_granules: 0,
             seen: 0,
@@ -195,6 +201,11 @@ impl Seals {
         if self.every == 0 || self.fd < 0 || self.answered.load(Ordering::Acquire) == 0 {
             return;
         }
+        // Only a write of this process, which is here, can be answered: so who is not at it now will not begin before the next one.
+        // Acquire: pairs with the release after the last answer.
+        if self.answering.load(Ordering::Acquire) != 0 {
+            return;
+        }
         for i in 0..self.units.count() {
             let bit = 1 << i;
             if self.open.load(Ordering::Acquire) & bit == 0 {
@@ -214,7 +225,7 @@ impl Seals {
             self.clean[i] = 0;
             // Nothing was found written, in the compare just made either: the unit equals the template, and no thread
             // runs that could change it before it is protected.
-            if self.uffd().write_protect(self.units.pages(i), true).is_ok() {
+            if self.region().protect(self.units.pages(i)).is_ok() {
                 self.sealed |= bit;
                 self.open.fetch_and(!bit, Ordering::Release);
             }
@@ -245,8 +256,8 @@ impl Seals {
         for i in 0..self.units.count() {
             if self.sealed >> i & 1 != 0 && self.granules[i] & granules != 0 {
                 if self.open.fetch_or(1 << i, Ordering::Release) & 1 << i == 0 {
-                    // What fails here (the address space is changing) faults at the write, and is answered there.
-                    let _ = self.uffd().write_protect(self.units.pages(i), false);
+                    // What fails here faults at the write, and is answered there.
+                    let _ = self.region().unprotect(self.units.pages(i));
                 }
                 self.note_opened(i);
             }
@@ -254,10 +265,10 @@ impl Seals {
         self.sum_up();
     }
 
-    fn uffd(&self) -> UffdRef<'_> {
+    fn region(&self) -> RawRegionRef<'_> {
         // SAFETY: `prepare`'s descriptor, kept open for the life of the process. A program that closes foreign
         // descriptors gets an error from the ioctl, for nothing but a userfaultfd knows it.
-        UffdRef::new(unsafe { BorrowedFd::borrow_raw(self.fd) })
+        RawRegionRef::new(unsafe { BorrowedFd::borrow_raw(self.fd) })
     }
 
     /// Makes sealing possible in this process: gives the window pages that userfaultfd can protect, and returns the
@@ -269,19 +280,19 @@ impl Seals {
         if self.every == 0 {
             return None;
         }
-        let uffd = Uffd::open(Features::PAGEFAULT_FLAG_WP).ok()?;
-        if !uffd.access().serves_kernel_faults() {
+        let traps = RawTraps { answered: Answered::Pager, absent: false, writes: true, shared: false };
+        let region = RawRegion::open(traps).ok()?;
+        if !region.serves_system_calls() {
             return None;
         }
         let range = PageRange::covering(VirtAddr::new(self.units.start), self.units.end - self.units.start);
-        // SAFETY: the pages are this process's own, and nobody writes them meanwhile.
+        // SAFETY: the pages are this process's own, and nobody writes them meanwhile; whoever is given the descriptor answers.
         unsafe {
             make_anonymous(range).ok()?;
-            uffd.by_ref().register(range, RegisterMode::WP).ok()?;
+            region.watch(range).ok()?;
         }
-        self.fd = uffd.as_fd().as_raw_fd();
         // Kept open for the life of the process: the zygote closes it when the node is gone.
-        core::mem::forget(uffd);
+        self.fd = OwnedFd::from(region).into_raw_fd();
         Some(self.fd)
     }
 }
@@ -304,24 +315,52 @@ unsafe fn make_anonymous(range: PageRange) -> Result<(), Errno> {
     }
 }
 
-/// Answers a write to a sealed page at `addr` of the process behind `uffd`, whose `open` word this is. `false`: the
+/// Answers a write to a sealed page at `addr` of the process behind `region`, whose `open` word this is. `false`: the
 /// process is gone.
-pub fn answer(units: Units, open: &AtomicU64, uffd: UffdRef<'_>, addr: usize) -> bool {
+pub fn answer(units: Units, open: &AtomicU64, region: RawRegionRef<'_>, addr: usize) -> bool {
     let Some(i) = units.holding(addr) else { return true };
     // Release: pairs with the acquire in `Seals::open`. The writer goes on only after the protection is lifted.
     open.fetch_or(1 << i, Ordering::Release);
-    loop {
-        match uffd.write_protect(units.pages(i), false) {
-            Ok(()) => return true,
-            Err(Errno::EAGAIN) => peregrine_base::sync::spin_loop(),
-            Err(_) => return false,
-        }
-    }
+    region.unprotect(units.pages(i)).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_sealed_while_a_write_is_being_answered() {
+        static OPEN: AtomicU64 = AtomicU64::new(0);
+        static ANSWERED: AtomicU64 = AtomicU64::new(1);
+        static ANSWERING: AtomicU64 = AtomicU64::new(1);
+        let (write, pages) = (Protection::ReadWrite, peregrine_base::PageCount::new(4));
+        // SAFETY: a new place disturbs nobody.
+        let window = unsafe {
+            mem::map(pages, write, Source::Anonymous, Placement::Anywhere, MapOptions::default()).unwrap()
+        };
+        let t = TemplateHeader {
+            statics_start: window.start().as_usize(),
+            statics_len: window.len_bytes(),
+            granule: crate::statics::granule_bytes(window.len_bytes()),
+            ..TemplateHeader::default()
+        };
+        let mut seals = Seals::new(&t, &OPEN, &ANSWERED, &ANSWERING, 1);
+        // SAFETY: nobody else knows the window, and nobody writes there.
+        unsafe {
+            if seals.prepare().is_none() {
+                println!("skipped: no userfaultfd that serves the kernel's writes");
+                return;
+            }
+            let mut review = || {
+                seals.count(0);
+                seals.review();
+                seals.open()
+            };
+            assert!((0..8).all(|_| review().1), "a unit was sealed that an answer is about to open");
+            ANSWERING.store(0, Ordering::Release);
+            assert_eq!(review(), (0, false));
+        }
+    }
 
     #[test]
     fn units_cover_the_window_and_nothing_else() {

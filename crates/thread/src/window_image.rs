@@ -5,8 +5,9 @@
 //!           statics_len                   stack_len    header_len              heap_len
 //! ```
 //!
-//! Only what is live is in it: the stack from its pointer on, the heap up to its high water, of the statics what differs
-//! from the template. The statics come first so that what names the process can be mended in place when an image is resumed.
+//! Only what is live is in it: the stack from its pointer on (all of it if the pointer is elsewhere), the heap up to its high
+//! water, of the statics what differs from the template. The statics come first so that what names the process can be mended in
+//! place when an image is resumed.
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
@@ -32,12 +33,14 @@ pub struct Head {
 impl Head {
     /// What the thread with this header has. The header may be a copy that lies elsewhere; `at` is where it belongs.
     pub fn of(header: &SlotHeader, at: usize, t: &TemplateHeader) -> Self {
-        let sp = header.saved_sp.clamp(header.stack_low + 128, header.stack_high);
+        let (low, high) = (header.stack_low, header.stack_high);
+        // A red zone of 128 bytes lies below the stack pointer of a preempted leaf. A thread that waits on a stack of its own
+        // making, in its heap, has all of this one: where in it the code was that it will return to, nobody knows.
+        let live = if (low..=high).contains(&header.saved_sp) { header.saved_sp - 128 } else { low };
         Self {
             granules: header.statics_written,
             statics_len: granules(t, header.statics_written).map(|(_, len)| len).sum(),
-            // A red zone of 128 bytes lies below the stack pointer of a preempted leaf.
-            stack_len: header.stack_high - ((sp - 128) & !15),
+            stack_len: high - (live.max(low) & !15),
             header_len: header.statics - at,
             heap_len: header.heap.high_water() - header.heap_base,
         }

@@ -5,6 +5,7 @@
 //! Markers (`MADV_GUARD_INSTALL`, Linux 6.13, files 6.15) belong to one page table and split no mapping; where the kernel
 //! has none, pages without access (`PROT_NONE`) do the same, at the price of mappings (`vm.max_map_count`).
 
+use crate::region::retry;
 use peregrine_base::{PageRange, Protection};
 use peregrine_sys::mem;
 use peregrine_sys::raw::Errno;
@@ -40,11 +41,31 @@ pub enum Kind {
 pub unsafe fn install(range: PageRange) -> Result<Kind, Errno> {
     // SAFETY: the caller's promise.
     unsafe {
-        if peregrine_sys::guard::install(range).is_ok() {
-            return Ok(Kind::Markers);
+        match install_markers(range) {
+            Ok(()) => Ok(Kind::Markers),
+            // After any other failure `remove` would find that there are markers, and leave the pages without access.
+            Err(e) if is_without_markers(e) => mem::protect(range, Protection::None).map(|()| Kind::NoAccess),
+            Err(e) => Err(e),
         }
-        mem::protect(range, Protection::None).map(|()| Kind::NoAccess)
     }
+}
+
+/// As [`install`], by markers or not at all: the mapping is never split.
+///
+/// # Errors
+/// EINVAL: a kernel before 6.13 (6.15 for a memfd or a file), or locked memory. ENOMEM: a hole in the range.
+///
+/// # Safety
+/// As [`install`].
+#[inline]
+pub unsafe fn install_markers(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    retry(|| unsafe { peregrine_sys::guard::install(range) })
+}
+
+/// No markers on this kernel, for this memory, or under this filter.
+const fn is_without_markers(e: Errno) -> bool {
+    matches!(e, Errno::EINVAL | Errno::EPERM | Errno::ENOSYS)
 }
 
 /// Takes the guards out of `range`, which is readable and writable then; pages without one are left alone.
@@ -53,13 +74,26 @@ pub unsafe fn install(range: PageRange) -> Result<Kind, Errno> {
 /// ENOMEM: a hole in the range.
 ///
 /// # Safety
-/// The caller owns the mapping, which is readable and writable but for guards.
+/// The caller owns the mapping, which is readable and writable but for guards, and not locked (`mlock`).
 pub unsafe fn remove(range: PageRange) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe {
-        if peregrine_sys::guard::remove(range).is_ok() {
-            return Ok(());
+        match remove_markers(range) {
+            Err(e) if is_without_markers(e) => mem::protect(range, Protection::ReadWrite),
+            done => done,
         }
-        mem::protect(range, Protection::ReadWrite)
     }
+}
+
+/// As [`remove`], of markers only.
+///
+/// # Errors
+/// As [`install_markers`].
+///
+/// # Safety
+/// The caller owns the mapping.
+#[inline]
+pub unsafe fn remove_markers(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    retry(|| unsafe { peregrine_sys::guard::remove(range) })
 }

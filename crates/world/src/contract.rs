@@ -205,6 +205,8 @@ fn is_position_independent() -> bool {
     read.is_err() || u16::from_le_bytes([head[16], head[17]]) == 3
 }
 
+/// Holds the id of the process that executes itself once more, which it keeps: a program that a thread starts, and that inherits the
+/// variable, is not meant.
 const AGAIN: &str = "PEREGRINE_FIXED_ADDRESSES";
 
 /// Makes sure that addresses in this process are those that a later process will have: executes the program once more with
@@ -219,7 +221,8 @@ pub fn fix_addresses() -> Result<(), ContractError> {
     }
     let persona = personality().map_err(ContractError::Personality)?;
     let path = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-    let again = std::env::var_os(AGAIN).is_some();
+    let own = std::process::id().to_string();
+    let again = std::env::var_os(AGAIN).is_some_and(|id| id == own.as_str());
     if persona & ADDR_NO_RANDOMIZE != 0 {
         if again {
             // Programs that the threads start are to be random again.
@@ -236,7 +239,7 @@ pub fn fix_addresses() -> Result<(), ContractError> {
     if let Some(name) = args.next() {
         command.arg0(name);
     }
-    let source = command.args(args).env(AGAIN, "1").exec();
+    let source = command.args(args).env(AGAIN, own).exec();
     Err(ContractError::Exec { path, source })
 }
 

@@ -15,13 +15,17 @@
 //! imaged goes back to the last image, what is not is either a node's own (its replacement starts anew) or
 //! derived from the records.
 
-use crate::killpoint::{Point, at};
 use crate::lock::Lock;
+pub use crate::records::{Channel, ChannelState, End, JoinCell, ThreadRecord, ending, mail, state, wait};
+pub use crate::tables::{
+    Arena, DomainEntry, Domains, FreeList, Imaged, TABLES, imaged_tables, numbers, numbers_of, table_bounds,
+    tables_of, used_now,
+};
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_thread::layout::CONTROL;
-use peregrine_thread::stack_kind::{MOST_THREADS, StackKind};
+use peregrine_thread::stack_kind::MOST_THREADS;
 use peregrine_vm::dirty::DirtyRun;
-use talc::{DefaultBinning, base::Talc, source::Manual};
+use talc::{base::Talc, source::Manual};
 
 const GIB: usize = 1 << 30;
 /// Most nodes of a World.
@@ -32,9 +36,12 @@ pub const MAX_CHANNELS: usize = 1 << 20;
 pub const MAX_ENDS: usize = 1 << 22;
 /// Where the imaged part begins.
 pub const IMAGED: usize = CONTROL + GIB;
-const RECORDS: usize = CONTROL + 2 * GIB;
-const CHANNELS: usize = CONTROL + 4 * GIB;
-const ENDS: usize = CONTROL + 6 * GIB;
+/// Where the threads' records begin.
+pub const RECORDS: usize = CONTROL + 2 * GIB;
+/// Where the channels begin.
+pub const CHANNELS: usize = CONTROL + 4 * GIB;
+/// Where the ends begin.
+pub const ENDS: usize = CONTROL + 6 * GIB;
 /// The output ring.
 pub const OUTPUT: usize = CONTROL + 8 * GIB;
 /// Its size in bytes, a power of two.
@@ -83,7 +90,8 @@ pub struct World {
     pub pause: AtomicU32,
     /// What for: a [`PauseKind`].
     pub pause_kind: AtomicU32,
-    /// Counts rollbacks, from 1: a node whose queue is of an earlier life fills it anew.
+    /// Counts rollbacks, from a random number, so that no life of a World has another's, resumed ones included: a node whose queue
+    /// is of an earlier life fills it anew.
     pub life: AtomicU32,
     /// Bumped by a node that has paused or is ready; the supervisor sleeps on it.
     pub acks: AtomicU32,
@@ -181,6 +189,8 @@ pub struct NodeShared {
     pub window_open: AtomicU64,
     /// Whether the supervisor answers writes to the others.
     pub seals_answered: AtomicU64,
+    /// Whether it is answering one now.
+    pub seals_answering: AtomicU64,
     /// Writes to sealed units so far.
     pub seal_faults: AtomicU64,
     /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
@@ -236,261 +246,9 @@ impl NodeShared {
     }
 }
 
-/// The part of the control memory that every image holds (with the tables below).
-#[repr(C)]
-pub struct Imaged {
-    /// Threads of each kind: free list and high-water mark.
-    pub threads: [Lock<FreeList>; 3],
-    /// Channels.
-    pub channels: Lock<FreeList>,
-    /// Ends.
-    pub ends: Lock<FreeList>,
-    /// The arena's allocator.
-    pub arena: Lock<Arena>,
-    /// End of the claimed part, for readers without the lock.
-    pub arena_end: AtomicUsize,
-    /// Output: total bytes written, under its lock.
-    pub output_tail: Lock<u64>,
-    /// World memory given to slots and messages, in bytes.
-    pub memory_used: AtomicU64,
-    /// Sequence of the image that this state belongs to or follows.
-    pub sequence: AtomicU64,
-    /// Ordinary nodes of the World that this state was made in.
-    pub nodes: AtomicU32,
-    /// The domains for carried calls.
-    pub domains: Lock<Domains>,
-    /// Counts images that threads asked for.
-    pub checkpoints_asked: AtomicU64,
-    /// Slot of `main`.
-    pub main: AtomicU32,
-    /// Exit code of `main`, plus one; 0 while it runs.
-    pub main_exit: AtomicU32,
-    /// Shared regions by name.
-    pub regions: Lock<crate::region::Table>,
-}
-
-/// The domains that threads have opened, in the order of their nodes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Domains {
-    /// Entries in use.
-    pub count: u32,
-    /// The entries.
-    pub entries: [DomainEntry; MAX_DOMAINS],
-}
-
-/// A domain for carried calls: a node that runs nothing else. Its number is the World's node count and its place in the table.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct DomainEntry {
-    /// Name, NUL-padded.
-    pub name: [u8; 32],
-    /// Address of the `fn()` that its process runs first.
-    pub setup: usize,
-}
-
-impl DomainEntry {
-    /// Tells it from every other domain (FNV-1a; never 0).
-    pub fn identity(&self) -> u64 {
-        let bytes = self.name.into_iter().chain(self.setup.to_ne_bytes());
-        bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)) | 1
-    }
-}
-
-impl Domains {
-    /// No domain.
-    pub const NONE: Self = Self { count: 0, entries: [DomainEntry { name: [0; 32], setup: 0 }; MAX_DOMAINS] };
-
-    /// The entries in use.
-    pub fn used(&self) -> &[DomainEntry] {
-        &self.entries[..(self.count as usize).min(MAX_DOMAINS)]
-    }
-}
-
 /// Whether node `index` is a domain: it runs carried calls and nothing else.
 pub fn is_domain(index: u32) -> bool {
     index >= world().node_count.load(Ordering::Relaxed)
-}
-
-/// Indices given back, linked through the entries, and how many were ever used.
-#[repr(C)]
-pub struct FreeList {
-    /// First free entry below `used`, or [`NONE`].
-    pub head: u32,
-    /// Entries from here on were never used.
-    pub used: u32,
-}
-
-/// Allocator of messages.
-#[repr(C)]
-pub struct Arena {
-    /// The books.
-    pub talc: Talc<Manual, DefaultBinning>,
-    /// End of the claimed part, 0 before the first claim.
-    pub end: usize,
-}
-
-/// States of a thread.
-pub mod state {
-    /// The record and slot are free.
-    pub const FREE: u32 = 0;
-    /// May run.
-    pub const RUNNABLE: u32 = 1;
-    /// Runs on `node`.
-    pub const RUNNING: u32 = 2;
-    /// Waits to be woken.
-    pub const PARKED: u32 = 3;
-    /// Waits to be woken, or for `wake_at`.
-    pub const SLEEPING: u32 = 4;
-    /// Has ended; its result waits to be joined.
-    pub const ENDED: u32 = 5;
-    /// Its slot is being filled for a new thread, or emptied after the last: what lies there means nothing. Never at a safe
-    /// point; a node that dies or is reset in the middle leaves it so, and a rollback then takes nothing there for granted.
-    pub const IN_TRANSIT: u32 = 6;
-
-    /// Whether a thread lives in a slot of this state.
-    pub const fn is_alive(state: u32) -> bool {
-        !matches!(state, FREE | ENDED | IN_TRANSIT)
-    }
-}
-
-/// Bits of [`ThreadRecord::mail`].
-pub mod mail {
-    /// Become runnable.
-    pub const WAKE: u32 = 1;
-    /// Changes nodes: `node` is new.
-    pub const ARRIVE: u32 = 2;
-    /// Look at `move_to`.
-    pub const MOVE: u32 = 4;
-    /// Is on some node's inbox.
-    pub const POSTED: u32 = 8;
-}
-
-/// How a thread ended.
-pub mod ending {
-    /// Its function returned; the result is a blob.
-    pub const RETURNED: u32 = 1;
-    /// It panicked; the blob is the message.
-    pub const PANICKED: u32 = 2;
-    /// It brought down every node it ran on.
-    pub const QUARANTINED: u32 = 3;
-}
-
-/// What a thread waits for; for people.
-pub mod wait {
-    /// A message.
-    pub const RECEIVE: u32 = 1;
-    /// Another thread's end.
-    pub const JOIN: u32 = 2;
-    /// Time.
-    pub const SLEEP: u32 = 3;
-    /// An image.
-    pub const CHECKPOINT: u32 = 4;
-    /// Room for output.
-    pub const OUTPUT: u32 = 5;
-    /// A domain's process.
-    pub const DOMAIN: u32 = 6;
-    /// The reply to a fresh call.
-    pub const CALL: u32 = 7;
-}
-
-/// One thread.
-#[repr(C, align(128))]
-pub struct ThreadRecord {
-    /// See [`state`]. Written by the owning node.
-    pub state: AtomicU32,
-    /// The owning node.
-    pub node: AtomicU32,
-    /// See [`mail`].
-    pub mail: AtomicU32,
-    /// Link in an inbox.
-    pub inbox_next: AtomicU32,
-    /// How often this slot was used.
-    pub generation: AtomicU32,
-    /// Link in the free list.
-    pub next_free: u32,
-    /// Where somebody wants it: node, or [`NONE`].
-    pub move_to: AtomicU32,
-    /// Distinguishes the waits of a thread, so that a timer of an old one is not taken for a new one's.
-    pub waits: AtomicU32,
-    /// Deadline while SLEEPING (monotonic ns).
-    pub wake_at: AtomicU64,
-    /// What it waits for: [`wait`], and the channel or thread.
-    pub waiting: AtomicU32,
-    /// See `waiting`.
-    pub waiting_on: AtomicU32,
-    /// Join cell.
-    pub join: Lock<JoinCell>,
-    /// Moves so far.
-    pub moves: AtomicU64,
-    /// When it left its last node (monotonic ns); 0 once it was taken up.
-    pub sent_at: AtomicU64,
-    /// The outcome of its fresh call, a blob's address; 0: none has come.
-    pub reply: AtomicUsize,
-    /// Stack bytes.
-    pub stack_bytes: AtomicU64,
-    /// Bytes granted to the thread's stack and heap.
-    pub granted: AtomicU64,
-    /// Of a windowed thread: where its memory is kept (`windows`).
-    pub stored: AtomicUsize,
-    /// What it runs: body, function, argument.
-    pub entry: [AtomicUsize; 3],
-    /// Name, NUL-padded.
-    pub name: [u8; 48],
-}
-
-/// A thread's end, and who waits for it.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct JoinCell {
-    /// [`ending`], 0 while it runs.
-    pub how: u32,
-    /// Slot of the thread that joins, or [`NONE`].
-    pub joiner: u32,
-    /// Nobody will join.
-    pub detached: u32,
-    /// The result, a blob's address, or 0.
-    pub result: usize,
-}
-
-/// A channel: a queue of blobs, one receiver, many senders.
-#[repr(C)]
-pub struct Channel {
-    /// All of it, under one lock.
-    pub state: Lock<ChannelState>,
-}
-
-/// The locked part of a channel.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct ChannelState {
-    /// First and last blob, 0 if empty.
-    pub head: usize,
-    /// Last blob.
-    pub tail: usize,
-    /// Number of blobs.
-    pub len: u32,
-    /// Living senders.
-    pub senders: u32,
-    /// Living receivers: 1 or 0.
-    pub receivers: u32,
-    /// Slot of the thread waiting in `recv`, or [`NONE`].
-    pub waiter: u32,
-    /// Link in the free list.
-    pub next_free: u32,
-}
-
-/// An end of a channel, with who holds it: so that a thread taken away by force gives back its ends.
-#[repr(C)]
-pub struct End {
-    /// The channel.
-    pub channel: AtomicU32,
-    /// 0 free, 1 sender, 2 receiver.
-    pub kind: AtomicU32,
-    /// Slot of the holder, or [`NONE`] while it travels in a message.
-    pub holder: AtomicU32,
-    /// Link in the free list.
-    pub next_free: u32,
 }
 
 /// The World of this process.
@@ -545,101 +303,6 @@ pub fn dirty_list(index: u32) -> *mut DirtyRun {
     (DIRTY + index as usize * DIRTY_STRIDE) as *mut DirtyRun
 }
 
-/// The tables that an image holds besides slots and arena: address and used bytes of each.
-pub fn imaged_tables() -> [(usize, usize); TABLES] {
-    let i = imaged();
-    let used = |list: &Lock<FreeList>| list.with(|l| l.used) as usize;
-    tables_of([&i.threads[0], &i.threads[1], &i.threads[2], &i.channels, &i.ends].map(used))
-}
-
-/// Number of tables of an image.
-pub const TABLES: usize = 6;
-
-/// The tables, if of threads by kind, channels and ends so many entries are in use.
-pub fn tables_of(used: [usize; 5]) -> [(usize, usize); TABLES] {
-    let records = |i: usize| (records_of(StackKind::ALL[i]), used[i] * size_of::<ThreadRecord>());
-    [
-        (IMAGED, size_of::<Imaged>()),
-        records(0),
-        records(1),
-        records(2),
-        (CHANNELS, used[3] * size_of::<Channel>()),
-        (ENDS, used[4] * size_of::<End>()),
-    ]
-}
-
-const fn records_of(kind: StackKind) -> usize {
-    RECORDS + kind.first() as usize * size_of::<ThreadRecord>()
-}
-
-/// How many entries of each table were ever used, read without the locks, which the dead may hold; never more than there are.
-pub fn used_now() -> [usize; 5] {
-    let i = imaged();
-    // SAFETY: plain words of mapped memory that nodes may write meanwhile, read at once and bounded before use (S1, S4).
-    let used = |list: &Lock<FreeList>| unsafe { (&raw const (*list.as_ptr()).used).read_volatile() } as usize;
-    let threads = |k: StackKind| used(&i.threads[k as usize]).min(k.most());
-    [
-        threads(StackKind::Isomalloc),
-        threads(StackKind::Alias),
-        threads(StackKind::Copy),
-        used(&i.channels).min(MAX_CHANNELS),
-        used(&i.ends).min(MAX_ENDS),
-    ]
-}
-
-/// Every number that a thread has or ever had. (Takes no lock: it is asked for while a dead node may hold it.)
-pub fn numbers() -> impl Iterator<Item = u32> + Clone {
-    numbers_of(used_now())
-}
-
-/// The numbers of so many threads of each kind.
-pub fn numbers_of(used: [usize; 5]) -> impl Iterator<Item = u32> + Clone {
-    StackKind::ALL.into_iter().flat_map(move |k| k.first()..k.first() + used[k as usize] as u32)
-}
-
-/// Most bytes of the imaged table at `addr`, if there is one.
-pub fn table_bounds(addr: usize) -> Option<usize> {
-    match addr {
-        IMAGED => Some(size_of::<Imaged>()),
-        a if StackKind::ALL.into_iter().any(|k| a == records_of(k)) => {
-            let kind = StackKind::ALL.into_iter().find(|k| a == records_of(*k))?;
-            Some(kind.most() * size_of::<ThreadRecord>())
-        }
-        CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
-        ENDS => Some(MAX_ENDS * size_of::<End>()),
-        _ => None,
-    }
-}
-
-/// Links entries of a table that were given back. `link` gives the place of the next free index in an entry.
-impl FreeList {
-    /// Takes an entry, below `capacity`.
-    pub fn take(&mut self, capacity: usize, link: impl Fn(u32) -> *mut u32) -> Option<u32> {
-        if self.head != NONE {
-            let i = self.head;
-            // SAFETY: a free entry's link is guarded by the list's lock, which the caller holds.
-            self.head = unsafe { *link(i) };
-            at(Point::ListPopped);
-            return Some(i);
-        }
-        if (self.used as usize) < capacity {
-            self.used += 1;
-            at(Point::ListRaised);
-            return Some(self.used - 1);
-        }
-        None
-    }
-
-    /// Gives entry `i` back.
-    pub fn give(&mut self, i: u32, link: impl Fn(u32) -> *mut u32) {
-        // SAFETY: as above.
-        unsafe { *link(i) = self.head };
-        at(Point::ListLinked);
-        self.head = i;
-        at(Point::ListGiven);
-    }
-}
-
 /// Place of the free-list link of a thread record.
 pub fn thread_link(i: u32) -> *mut u32 {
     // SAFETY: only the address is computed; accesses happen under the list's lock.
@@ -686,7 +349,10 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
     }
     let w = world();
     w.node_count.store(node_count, Ordering::Relaxed);
-    w.life.store(1, Ordering::Relaxed);
+    let mut life = [0; 4];
+    peregrine_sys::random::fill(&mut life);
+    // Never 0, which is none, however many rollbacks there are.
+    w.life.store(u32::from_ne_bytes(life) >> 1 | 1, Ordering::Relaxed);
     #[cfg(feature = "killpoints")]
     crate::killpoint::prepare(seed);
     for n in &w.nodes {

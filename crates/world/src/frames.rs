@@ -150,7 +150,15 @@ impl Frames {
         if record(number).stored.load(Ordering::Relaxed) != IN_FRAMES {
             return crate::windows::punch_frames(number);
         }
-        for offset in pages(self.copy(), number) {
+        let then = pages(self.copy(), number);
+        // Pages that the copy has not were zero, or not there, when the image was taken.
+        for offset in pages(world_file(), number).into_iter().filter(|o| then.binary_search(o).is_err()) {
+            if memfd::punch_raw(world_file().as_raw_fd(), offset, PAGE as u64).is_err() {
+                write(world_file(), offset, &[0; PAGE]);
+            }
+            moved.pages += 1;
+        }
+        for offset in then {
             let page = read(self.copy(), offset);
             moved.compared += 1;
             if page != read(world_file(), offset) {
@@ -158,6 +166,48 @@ impl Frames {
                 moved.pages += 1;
             }
         }
+        // What grew after the image reads as zero when it grows again (S2).
+        let copied = pages(self.copy(), number);
+        for offset in pages(world_file(), number).into_iter().filter(|o| copied.binary_search(o).is_err()) {
+            let _ = memfd::punch_raw(world_file().as_raw_fd(), offset, PAGE as u64);
+            moved.pages += 1;
+        }
+    }
+
+    /// Where the frames of `number` are not what the copy holds: the address, and what either has there.
+    #[cfg(feature = "killpoints")]
+    pub fn differences(&self, number: u32) -> Vec<(usize, u8, u8)> {
+        if StackKind::of(number) != StackKind::Alias
+            || record(number).stored.load(Ordering::Relaxed) != IN_FRAMES
+        {
+            return Vec::new();
+        }
+        let w = shape();
+        let all: BTreeSet<u64> =
+            pages(world_file(), number).into_iter().chain(pages(self.copy(), number)).collect();
+        let mut list = Vec::new();
+        for offset in all {
+            let (ours, copied) = (read(world_file(), offset), read(self.copy(), offset));
+            let first = ours.iter().zip(&copied).rposition(|(a, b)| a != b);
+            list.extend(first.map(|i| {
+                (w.base_of(number) + (offset - w.file_offset(number)) as usize + i, ours[i], copied[i])
+            }));
+        }
+        list
+    }
+
+    /// The stack pointer that `number` was suspended with, as the copy has it.
+    #[cfg(feature = "killpoints")]
+    pub fn stack_pointer(&self, number: u32) -> usize {
+        let w = shape();
+        let at = SlotHeader::of(number) as usize + core::mem::offset_of!(SlotHeader, saved_sp);
+        let mut sp = 0usize;
+        let place = w.file_offset(number) + (at - w.base_of(number)) as u64;
+        // SAFETY: a word of this function's own. A thread without a header has no stack either.
+        let _ = unsafe {
+            memfd::read_raw(self.copy.as_raw_fd(), place, &raw mut sp as usize, size_of::<usize>())
+        };
+        sp
     }
 
     /// The pages of the copy that `number` has, by their addresses in its window.

@@ -58,6 +58,10 @@ points! {
     "timers" { TimerSet, TimerDue, TimerQueued }
     "moves" { SendEvicted, SendCounted, SendMarked, SendHanded, DonateTaken, ArriveCounted, MoveAsked }
     "statics window" { WindowBrought }
+    "thread windows" { WindowLeft, WindowFreed, WindowMapped, WindowEntered, BirthPrepared, BirthCharged }
+    "copy blocks" { BlockMade, BlockKnown, BlockFilled, BlockBuried }
+    "packed threads" { PackMade, PackKnown, PackGivenBack, Unpacked, UnpackGivenBack, UnpackCharged }
+    "frames" { FramesPunched }
     "dirty reports" { ReportBegins, ReportScanned, ReportCounted }
     "image handshake" { PauseSeen, PauseSaved, PauseReported, PauseAnswered, PauseAcked, PauseOver, CheckpointAsked }
     "rollback handshake" { ResetHeard, ResetCleared }
@@ -212,6 +216,19 @@ mod armed {
         static ARMED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
         let asked = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         *ARMED.get_or_init(|| asked("PEREGRINE_KILL_POINTS") || asked("PEREGRINE_KILL_SUPERVISOR"))
+    }
+
+    static DIFFERENCES: AtomicU64 = AtomicU64::new(0);
+
+    /// Tells of memory that is not what the image says it is.
+    pub(crate) fn differs(what: std::fmt::Arguments<'_>) {
+        DIFFERENCES.fetch_add(1, Ordering::Relaxed);
+        eprintln!("peregrine: not as in the image: {what}");
+    }
+
+    /// How often memory was found to be other than the image says, by the supervisor of this process.
+    pub fn differences() -> u64 {
+        DIFFERENCES.load(Ordering::Relaxed)
     }
 
     /// Reads `PEREGRINE_KILL_POINTS`.

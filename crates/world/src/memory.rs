@@ -137,3 +137,21 @@ impl WorldMemory {
         Ok(Self { fds })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::initialise;
+
+    /// A supervisor that resumes a World in a container often has the process id of the one that was killed.
+    #[test]
+    fn a_world_that_is_made_again_has_another_life() {
+        let _memory = WorldMemory::new(1, 1).expect("World memory");
+        let lives = [(); 4].map(|()| {
+            // SAFETY: mapped, and this test alone uses it.
+            unsafe { initialise(1, 0) };
+            world().life.load(Ordering::Relaxed)
+        });
+        assert!(!lives.contains(&0) && lives.iter().any(|life| *life != lives[0]), "{lives:?}");
+    }
+}

@@ -48,6 +48,7 @@ pub unsafe fn become_node(index: u32) -> ! {
                 template(),
                 &node(index).window_open,
                 &node(index).seals_answered,
+                &node(index).seals_answering,
                 world().seal_every.load(Ordering::Relaxed),
             ),
             on_preempt: sched::on_preempt,
@@ -129,8 +130,10 @@ unsafe fn install_handlers() -> Result<(), Errno> {
     unsafe {
         signal::set_altstack(altstack_base(), ALTSTACK_BYTES)?;
         preempt::install()?;
-        preempt::install_on_altstack(SIG_RESET, on_reset)?;
-        preempt::install_on_altstack(SIG_TRACE, on_trace)?;
+        // Each blocked while it runs: they are queued while the process is stopped, and then come all at once.
+        for (signo, handler) in [(SIG_RESET, on_reset as signal::Handler), (SIG_TRACE, on_trace)] {
+            signal::install_masked(signo, handler, HandlerFlags::ON_ALTSTACK, signal::bit(signo))?;
+        }
         preempt::install_on_altstack(number::SEGV, on_fault)?;
         preempt::install_on_altstack(number::BUS, on_fault)
     }

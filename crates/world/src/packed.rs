@@ -14,6 +14,7 @@
 
 use crate::arena;
 use crate::control::{imaged, record, world};
+use crate::killpoint::{Point, at as kill_at};
 use crate::local::{SCRATCH_BYTES, scratch};
 use crate::windows::{Block, IN_FRAMES, UNBORN, block_layout, new_block, punch_frames};
 use peregrine_base::sync::Ordering;
@@ -66,13 +67,16 @@ pub unsafe fn pack(number: u32) {
         let bytes = (block as usize + size_of::<Block>()) as *mut u8;
         core::ptr::copy_nonoverlapping(raw as *const u8, bytes, head.statics_len);
         core::ptr::copy_nonoverlapping(to as *const u8, bytes.add(head.statics_len), len);
+        kill_at(Point::PackMade);
         r.stored.store(block as usize, Ordering::Relaxed);
+        kill_at(Point::PackKnown);
         if at > UNBORN {
             arena::give_back(at, block_layout((*(at as *const Block)).capacity));
         } else {
             punch_frames(number);
         }
     }
+    kill_at(Point::PackGivenBack);
     // What was granted is not used any more; it is charged again when the thread is unpacked.
     imaged().memory_used.fetch_sub(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
     world().packed[0].fetch_add(1, Ordering::Relaxed);

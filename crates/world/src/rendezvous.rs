@@ -96,7 +96,8 @@ impl Drop for Place {
     }
 }
 
-/// Connections to this user's Worlds, by process id. Names of Worlds that are gone are removed.
+/// Connections to this user's Worlds, by process id. Names of Worlds that are gone are removed. A World that is stopped, and has
+/// more connections waiting than the kernel keeps, is left out.
 ///
 /// # Errors
 /// [`RendezvousError`].
@@ -110,7 +111,7 @@ fn listening(dir: &Path) -> Vec<(u32, UnixStream)> {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let Some(pid) = name.strip_suffix(".sock").and_then(|n| n.parse::<u32>().ok()) else { continue };
-        match UnixStream::connect(entry.path()) {
+        match connect(&entry.path()) {
             Ok(stream) if is_mine(&stream) => {
                 let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
                 found.push((pid, stream));
@@ -126,8 +127,47 @@ fn listening(dir: &Path) -> Vec<(u32, UnixStream)> {
     found
 }
 
+/// Connects without waiting: the queue of a World that is stopped fills up, and then `connect(2)` would wait for it.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// Whether the process at the other end is this user's (`SO_PEERCRED`).
 pub(crate) fn is_mine(stream: &UnixStream) -> bool {
-    let peer = rustix::net::sockopt::socket_peercred(stream);
-    peer.is_ok_and(|p| p.uid == rustix::process::getuid())
+    let peer = peregrine_sys::peer::credentials_of(stream);
+    peer.is_ok_and(|[_, uid, _]| uid == rustix::process::getuid().as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+
+    #[test]
+    fn a_world_that_is_stopped_holds_nobody_up_and_one_that_is_gone_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let serve = |name: &str, queue: i32| {
+            let listener = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+            bind(&listener, &SocketAddrUnix::new(dir.path().join(name)).unwrap()).unwrap();
+            listen(&listener, queue).unwrap();
+            listener
+        };
+        let (_stopped, _alive) = (serve("1.sock", 0), serve("2.sock", 8));
+        drop(serve("3.sock", 8));
+        // The kernel keeps one connection more than it is told.
+        let _waiting = UnixStream::connect(dir.path().join("1.sock")).unwrap();
+        let (told, found) = std::sync::mpsc::channel();
+        let path = dir.path().to_owned();
+        std::thread::spawn(move || told.send(listening(&path).iter().map(|w| w.0).collect::<Vec<_>>()));
+        let found =
+            found.recv_timeout(Duration::from_secs(10)).expect("it waits for a World that is stopped");
+        assert_eq!(found, [2]);
+        assert!(dir.path().join("1.sock").exists() && !dir.path().join("3.sock").exists());
+    }
 }

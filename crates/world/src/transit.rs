@@ -14,29 +14,42 @@ struct Transit {
     ends: Vec<u32>,
 }
 
-/// Serialises `value`; the bytes, and the ends in them.
-pub fn pack<T: serde::Serialize>(value: &T) -> Result<(Vec<u8>, Vec<u32>), postcard::Error> {
-    let outer =
-        TRANSIT.with_borrow_mut(|t| core::mem::replace(t, Transit { active: true, ends: Vec::new() }));
-    let bytes = postcard::to_allocvec(value);
-    let mine = TRANSIT.with_borrow_mut(|t| core::mem::replace(t, outer));
-    match bytes {
-        Ok(bytes) => Ok((bytes, mine.ends)),
-        Err(e) => {
-            release(&mine.ends);
-            Err(e)
+/// A list of ends in place of the one that was there, which comes back when this is dropped: a value may panic while it is
+/// serialised or read, and its thread may go on. Ends that are still in the list then are nobody's.
+struct Listed(Option<Transit>);
+
+impl Listed {
+    fn new(ends: Vec<u32>) -> Self {
+        Self(Some(TRANSIT.with_borrow_mut(|t| core::mem::replace(t, Transit { active: true, ends }))))
+    }
+
+    /// The ends in the list, which are the caller's now.
+    fn take(&self) -> Vec<u32> {
+        TRANSIT.with_borrow_mut(|t| core::mem::take(&mut t.ends))
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if let Some(outer) = self.0.take() {
+            let mine = TRANSIT.with_borrow_mut(|t| core::mem::replace(t, outer));
+            release(&mine.ends.into_iter().filter(|e| *e != TAKEN).collect::<Vec<_>>());
         }
     }
 }
 
+/// Serialises `value`; the bytes, and the ends in them.
+pub fn pack<T: serde::Serialize>(value: &T) -> Result<(Vec<u8>, Vec<u32>), postcard::Error> {
+    let listed = Listed::new(Vec::new());
+    let bytes = postcard::to_allocvec(value)?;
+    Ok((bytes, listed.take()))
+}
+
 /// Reads a value back.
 pub fn unpack<T: serde::de::DeserializeOwned>(bytes: &[u8], ends: Vec<u32>) -> Result<T, postcard::Error> {
-    let outer = TRANSIT.with_borrow_mut(|t| core::mem::replace(t, Transit { active: true, ends }));
-    let value = postcard::from_bytes(bytes);
-    let mine = TRANSIT.with_borrow_mut(|t| core::mem::replace(t, outer));
-    // Ends that nobody claimed would be held for ever.
-    release(&mine.ends.into_iter().filter(|e| *e != TAKEN).collect::<Vec<_>>());
-    value
+    // Ends that nobody claimed are given back: they would be held for ever.
+    let _listed = Listed::new(ends);
+    postcard::from_bytes(bytes)
 }
 
 const TAKEN: u32 = u32::MAX;

@@ -27,6 +27,7 @@
 
 use crate::arena;
 use crate::control::{NONE, ThreadRecord, imaged, node, record, state, world};
+use crate::killpoint::{Point, at as kill_at};
 use crate::local::Local;
 use crate::packed;
 use peregrine_base::sync::Ordering;
@@ -152,8 +153,10 @@ pub unsafe fn bring(c: &mut Carrier, l: &mut Local, number: u32) {
     // SAFETY: nobody is in the window now.
     unsafe {
         map(l, w, number);
+        kill_at(Point::WindowMapped);
         enter(number);
     }
+    kill_at(Point::WindowEntered);
     l.windows.set(number, number);
 }
 
@@ -194,8 +197,10 @@ unsafe fn enter(number: u32) {
         match r.stored.load(Ordering::Relaxed) {
             UNBORN => {
                 SlotHeader::prepare(number, t, 0, crate::thread::first);
+                kill_at(Point::BirthPrepared);
                 r.stored.store(IN_FRAMES, Ordering::Relaxed);
                 charge_frames(r, number, FRAMES_CHARGE);
+                kill_at(Point::BirthCharged);
             }
             // A copy thread's block, once it is born, is never away but while it is in its window.
             IN_FRAMES => {}
@@ -204,10 +209,13 @@ unsafe fn enter(number: u32) {
                 if block.compressed_len != 0 {
                     packed::unpack(number, t, block);
                     world().packed[1].fetch_add(1, Ordering::Relaxed);
+                    kill_at(Point::Unpacked);
                     arena::give_back(at, block_layout(block.capacity));
+                    kill_at(Point::UnpackGivenBack);
                     r.stored.store(IN_FRAMES, Ordering::Relaxed);
                     let granted = r.granted.load(Ordering::Relaxed);
                     imaged().memory_used.fetch_add(granted, Ordering::Relaxed);
+                    kill_at(Point::UnpackCharged);
                 } else {
                     block.head.scatter(number, t, at + size_of::<Block>());
                 }
@@ -239,8 +247,10 @@ pub unsafe fn leave(c: &mut Carrier, l: &mut Local, number: u32) {
             store(c, number, t);
         }
     }
+    kill_at(Point::WindowLeft);
     l.windows.set(number, 0);
     l.windows.note_idle(number);
+    kill_at(Point::WindowFreed);
 }
 
 /// Brings the blocks of all copy threads in windows up to date. Their windows stay theirs.
@@ -279,7 +289,9 @@ unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
             // A little more than now: live stacks differ from switch to switch.
             let capacity = (needed + needed / 8).next_multiple_of(256);
             block = new_block(capacity);
+            kill_at(Point::BlockMade);
             r.stored.store(block as usize, Ordering::Relaxed);
+            kill_at(Point::BlockKnown);
         }
         (*block).compressed_len = 0;
         (*block).head = head;
@@ -288,6 +300,7 @@ unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
             core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len);
         });
     }
+    kill_at(Point::BlockFilled);
 }
 
 /// What the arena is asked for a block of `capacity` bytes.
@@ -353,6 +366,7 @@ pub fn bury(number: u32) {
                 imaged().memory_used.fetch_add(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
             }
             arena::give_back(at, block_layout(block.capacity));
+            kill_at(Point::BlockBuried);
         }
     }
     if StackKind::of(number) == StackKind::Alias && at != UNBORN {
@@ -364,6 +378,7 @@ pub fn bury(number: u32) {
 pub fn punch_frames(number: u32) {
     let (w, fd) = (shape(), world().frames_fd.load(Ordering::Relaxed) as i32);
     let _ = memfd::punch_raw(fd, w.file_offset(number), w.bytes() as u64);
+    kill_at(Point::FramesPunched);
 }
 
 /// Notes that the thread which ended was in its window.

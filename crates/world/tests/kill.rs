@@ -30,10 +30,9 @@ fn run(kills: &str, plan: &Plan) -> Vec<Tallied> {
         image_interval: Some(Duration::from_millis(3)),
         slice: Duration::from_micros(500),
         move_every: Some(Duration::from_millis(2)),
-        memory_bytes: 600 << 20,
         output: Some(output.clone()),
         seed: seed.into(),
-        ..Config::default()
+        ..program::config()
     };
     println!("seed {seed}, {kills} kills at each place");
     let ended = run_with(config, program::main, plan).expect("a World");
@@ -55,6 +54,11 @@ fn run(kills: &str, plan: &Plan) -> Vec<Tallied> {
         s.images,
         s.moves,
         s.quarantined
+    );
+    assert_eq!(
+        killpoint::differences(),
+        0,
+        "after an image or a rollback, memory was not what the image says"
     );
     assert_eq!((s.crashes, s.quarantined), (0, 0), "no thread is to blame for a kill");
     killpoint::table()

@@ -3,7 +3,7 @@
 //! Pages are sealed after every other switch here, so each write meets a sealed page as often as not.
 
 use peregrine_base::sync::{AtomicU64, Ordering};
-use peregrine_sys::uffd::{Features, Uffd};
+use peregrine_vm::region::{Answered, RawRegion, RawTraps};
 use peregrine_world::{Builder, Config, Stats, yield_now};
 use std::io::Read;
 use std::time::Duration;
@@ -95,7 +95,8 @@ fn all_together() {
 }
 
 fn may_seal() -> bool {
-    Uffd::open(Features::PAGEFAULT_FLAG_WP).is_ok_and(|u| u.access().serves_kernel_faults())
+    let traps = RawTraps { answered: Answered::Pager, absent: false, writes: true, shared: false };
+    RawRegion::open(traps).is_ok_and(|region| region.serves_system_calls())
 }
 
 fn what_is_written_to_sealed_pages_is_the_writers_alone() -> Outcome {

@@ -33,12 +33,11 @@ fn life(dir: &Path) -> ExitCode {
         store: Some(dir.join("store")),
         store_interval: Duration::from_millis(8),
         output: Some(dir.join("output")),
-        memory_bytes: 600 << 20,
         move_every: Some(Duration::from_millis(3)),
         // So that recovery is among the steps.
         kill_every: Some(Duration::from_millis(90)),
         seed: std::env::var("PEREGRINE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1),
-        ..Config::default()
+        ..program::config()
     };
     let plan = Plan { rounds: (ROUNDS, ROUNDS), seconds: 60.0, more: false };
     let ended: Result<Ended, WorldError> = if std::env::var_os(RESUME).is_some() {
@@ -69,11 +68,9 @@ fn live(dir: &Path, resumed: bool, kill: &str) -> Life {
         c.env(RESUME, "1");
     }
     let o = c.output().expect("this program can be run again");
-    Life {
-        killed: o.status.signal() == Some(9),
-        code: o.status.code(),
-        said: String::from_utf8_lossy(&o.stderr).into_owned(),
-    }
+    let said = String::from_utf8_lossy(&o.stderr).into_owned();
+    assert!(!said.contains("not as in the image"), "{said}");
+    Life { killed: o.status.signal() == Some(9), code: o.status.code(), said }
 }
 
 /// Lives on from the store until the program ends, and compares the output.

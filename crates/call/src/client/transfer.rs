@@ -203,11 +203,28 @@ fn sizes(call: &Call<'_>) -> (usize, usize) {
             Arg::In(bytes) | Arg::Lend(Lend::Bytes(bytes)) => payload = align_argument(payload) + bytes.len(),
             Arg::InOut(bytes, bound) => {
                 payload = align_argument(payload) + bytes.len();
-                results = align_argument(results).saturating_add(*bound);
+                results = with_bound(results, *bound);
             }
-            Arg::Out(_, bound) => results = align_argument(results).saturating_add(*bound),
+            Arg::Out(_, bound) => results = with_bound(results, *bound),
             _ => {}
         }
     }
     (payload, results)
+}
+
+/// `results` and one more of at most `bound` bytes; a caller that takes whatever comes says `usize::MAX`, each time.
+fn with_bound(results: usize, bound: usize) -> usize {
+    results.checked_next_multiple_of(8).map_or(usize::MAX, |at| at.saturating_add(bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_without_a_bound_add_up_to_no_bound() {
+        let (mut a, mut b, mut c) = (Vec::new(), b"abc".to_vec(), Vec::new());
+        let call = Call::new().output(&mut a, usize::MAX).inout(&mut b, usize::MAX).output(&mut c, 8);
+        assert_eq!(sizes(&call), (3, usize::MAX));
+    }
 }

@@ -154,7 +154,7 @@ impl Keeper {
 
     fn admit(&mut self, socket: OwnedFd, process: Option<OwnedFd>) -> rustix::io::Result<()> {
         let credentials = Credentials::of_peer(&socket)?;
-        let domain = &self.domain;
+        let domain = self.domain.clone();
         if !domain.access.admits(&credentials, domain.uid) {
             let _ = socket::send(&socket, &FromDomain::Refused(Why::NotAdmitted), None);
             return Ok(());

@@ -1,8 +1,9 @@
 //! An arena on the heap.
 
+use crate::sizes::Sizes;
 #[cfg(not(peregrine_loom))]
 use crate::spaces::Arena;
-use crate::spaces::{Sizes, Spaces};
+use crate::spaces::Spaces;
 
 /// Zeroed memory that holds an arena, for one process.
 #[derive(Debug)]
@@ -12,7 +13,7 @@ pub struct HeapArena {
     #[cfg(not(peregrine_loom))]
     layout: std::alloc::Layout,
     #[cfg(peregrine_loom)]
-    parts: crate::spaces::Parts,
+    parts: crate::parts::Parts,
 }
 
 #[cfg(not(peregrine_loom))]
@@ -70,7 +71,7 @@ unsafe impl Sync for HeapArena {}
 impl HeapArena {
     /// Makes an arena.
     pub fn new(sizes: &Sizes) -> Self {
-        Self { parts: crate::spaces::Parts::new(sizes) }
+        Self { parts: crate::parts::Parts::new(sizes) }
     }
 
     /// What lies in it.

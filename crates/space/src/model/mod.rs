@@ -34,11 +34,11 @@ pub use arena::HeapArena;
 pub use frames::ModelFrames;
 pub use table::Tables;
 
+use crate::desk::Member;
 use crate::member::{MemberId, MemberSet};
 use crate::mmu::{Change, Contents, Mmu, SpaceId};
 use crate::record::Access;
 use crate::space::FaultError;
-use crate::spaces::Member;
 use crate::{AddressSpace, PageRange, Protection, VirtAddr};
 use frames::Lives;
 use peregrine_base::PAGE_SHIFT;

@@ -1,136 +1,31 @@
-//! A space of processes, and what a member does with it.
+//! What a member of a space of processes does with it.
 //!
 //! ```text
-//!   Space::create ── fork ─▶ Space::join ─▶ Member: map, unmap, protect, bytes
-//!                                             │ a touch of a closed page: SIGSEGV or SIGBUS
-//!                                             ▼
-//!                                           AddressSpace::fault ─▶ joins the record's set, opens a block ─▶ the access repeats
+//!   map, unmap, protect, bytes
+//!     │ a touch of a closed page: SIGSEGV or SIGBUS
+//!     ▼
+//!   AddressSpace::fault ─▶ joins the record's set, opens a block ─▶ the access repeats
 //! ```
 //!
 //! A member belongs to one thread. Operations never touch the region's own bytes (they zero frames through the alias), so a trap
 //! is never taken inside one, and the trap may take locks as an operation does.
 
 use super::frames::FrameError;
-use super::ground::{Config, Ground, GroundError, GroundJoinError};
-use super::seat::{FillError, OPEN_PAGES, Seat, Tally};
-use super::table::{Lowering, MEMBERS, MemberIndex};
+use super::ground::Ground;
+use super::seat::{FillError, Seat, Tally};
+use super::space::JoinError;
+use super::table::MemberIndex;
+use super::views::Views;
 use crate::{
-    AddressSpace, Arena, Backing, Change, Contents, Entry, FaultError, FrameId, MapError, Mapping, MemberId,
-    MemberSet, Mmu, Place, ProtectError, Recovered, Sizes, SpaceId, Spaces, UnmapError,
+    AddressSpace, Backing, Entry, FaultError, MapError, Mapping, Mmu, Place, ProtectError, Recovered,
+    SpaceId, Spaces, UnmapError,
 };
-use core::ptr::NonNull;
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
-use peregrine_sys::io;
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
 use peregrine_vm::{Access, AltStack, Decision, Volatile};
 use std::boxed::Box;
 use std::cell::{Cell, UnsafeCell};
 use std::fmt;
-
-/// What a process's views and frames are to the address space. It stays where its seat is.
-#[derive(Clone, Copy)]
-struct Views(*const Seat);
-
-impl Views {
-    fn seat(&self) -> &Seat {
-        // SAFETY: the seat lives in a box of the member that holds the address space, and longer than it (field order in `Inner`).
-        unsafe { &*self.0 }
-    }
-}
-
-impl Mmu for Views {
-    type Error = FillError;
-    const BLOCK_PAGES: usize = OPEN_PAGES;
-
-    fn fill(
-        &self,
-        _: SpaceId,
-        _: MemberId,
-        range: PageRange,
-        contents: Contents,
-        rights: Protection,
-    ) -> Result<(), FillError> {
-        match contents {
-            Contents::Home => self.seat().open(range, rights),
-            Contents::Frame(_) => Err(FillError::NotHome { range }),
-        }
-    }
-
-    fn shootdown(&self, _: SpaceId, _: MemberId, range: PageRange, targets: &MemberSet, change: Change) {
-        let what = match change {
-            Change::Restrict(Protection::ReadWrite) => return,
-            Change::Restrict(Protection::Read) => Lowering::ReadOnly,
-            Change::Drop | Change::Restrict(Protection::None) => Lowering::Close,
-        };
-        self.seat().take_away(range, targets.words()[0], what);
-    }
-
-    fn wait(&self, _: MemberId, _: MemberId) {
-        self.seat().poll();
-        io::yield_now();
-    }
-
-    fn is_dead(&self, member: MemberId) -> bool {
-        let index = member.index();
-        // Whoever has a place in the structures took it in the table first (`Ground::reserve`).
-        index < MEMBERS
-            && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
-            && self.seat().is_gone(index)
-    }
-}
-
-impl crate::Frames for Views {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-
-    fn release(&self, _: MemberId, _: FrameId) {}
-
-    fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
-        self.seat().vacated(range);
-    }
-
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
-}
-
-/// A space could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum SpaceError {
-    /// Its memory.
-    #[error(transparent)]
-    Ground(#[from] GroundError),
-    /// Its structures.
-    #[error(transparent)]
-    Arena(#[from] crate::ArenaError),
-    /// The first address space.
-    #[error(transparent)]
-    Create(#[from] crate::CreateError),
-    /// The maker's place.
-    #[error(transparent)]
-    NoPlace(#[from] crate::NoPlace),
-}
-
-/// A process could not become a member.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// All places are taken; dead members keep theirs until [`Member::reap`].
-    #[error(transparent)]
-    NoPlace(#[from] crate::NoPlace),
-    /// Its view or its handlers.
-    #[error(transparent)]
-    Ground(#[from] GroundJoinError),
-    /// Its traps.
-    #[error("traps can't be caught: {0}")]
-    Trap(peregrine_sys::raw::Errno),
-}
 
 /// A range could not be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -152,122 +47,6 @@ pub enum MapRangeError {
         /// The region.
         region: PageRange,
     },
-}
-
-/// An address space over processes: one region, at the same addresses in every member.
-///
-/// ```
-/// use peregrine_space::process::{Config, Filling, Space};
-/// use peregrine_space::{PageCount, Protection};
-/// let space = Space::create(Config { pages: PageCount::new(1024), filling: Filling::Kernel, at: None })?;
-/// // Processes forked from here on may join.
-/// let mut member = space.join()?;
-/// let range = member.map_anywhere(PageCount::new(16), Protection::ReadWrite)?;
-/// member.bytes(range).store_u64(8, 42)?;
-/// member.unmap(range)?;
-/// // From here on no member reaches the frames; the next owner finds zeros.
-/// let again = member.map_at(range, Protection::ReadWrite)?;
-/// assert_eq!(member.bytes(again).load_u64(8)?, 0);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub struct Space {
-    ground: Ground,
-    sizes: Sizes,
-    id: SpaceId,
-}
-
-/// The nodes that a region of `pages` pages can need: all of it page by page, its path, and some for each member's churn.
-const fn nodes_for(pages: usize) -> usize {
-    2 * (pages / 512) + 4 * MEMBERS + 16
-}
-
-impl Space {
-    /// Makes the memory and the structures. Whoever is to join inherits them by fork.
-    ///
-    /// # Errors
-    /// [`SpaceError`].
-    pub fn create(config: Config) -> Result<Self, SpaceError> {
-        let sizes = Sizes {
-            members: MEMBERS,
-            spaces: 1,
-            nodes: nodes_for(config.pages.get()),
-            regions: 1,
-            frames: 0,
-        };
-        let ground = Ground::new(config, PageCount::for_bytes(sizes.bytes()))?;
-        let arena = Self::arena(&ground);
-        // SAFETY: the pool is zeros, and nobody has seen it.
-        let spaces = unsafe { Spaces::create(&arena, &sizes)? };
-        let mut maker = spaces.join()?;
-        let id = AddressSpace::create(&mut maker, NoViews, NoViews)?.id();
-        maker.leave();
-        Ok(Self { ground, sizes, id })
-    }
-
-    fn arena(ground: &Ground) -> Arena<'_> {
-        let pool = ground.pool();
-        let base = NonNull::new(pool.start().as_ptr::<u8>()).expect("a mapping is not at address 0");
-        // SAFETY: the pool is mapped as long as the ground; nobody but arenas of this crate touches it; zeros, or what `create`
-        // made of it.
-        unsafe { Arena::new(base, pool.len_bytes()) }
-    }
-
-    /// The region.
-    pub fn region(&self) -> PageRange {
-        self.ground.region()
-    }
-
-    /// How much the structures can hold.
-    pub const fn sizes(&self) -> Sizes {
-        self.sizes
-    }
-
-    /// Makes this process a member; all of the region is closed to it at first. The calling thread gets an alternate stack for
-    /// signals.
-    ///
-    /// # Errors
-    /// [`JoinError`].
-    pub fn join(&self) -> Result<Member<'_>, JoinError> {
-        let spaces = Spaces::open(&Self::arena(&self.ground)).expect("made in `create`");
-        let none = crate::NoPlace { members: MEMBERS };
-        let is_free = |index: usize| !spaces.members().contains(MemberId::new(index));
-        let index = self.ground.reserve(is_free).ok_or(none)?;
-        let me = spaces.join_at(MemberId::new(index)).inspect_err(|_| self.ground.release(index))?;
-        let seat = match self.ground.join(index) {
-            Ok(seat) => seat,
-            Err(e) => {
-                me.leave();
-                self.ground.release(index);
-                return Err(e.into());
-            }
-        };
-        let views = Views(&raw const *seat);
-        let space = AddressSpace::open(spaces, self.id, views, views);
-        let inner = Box::new(Inner { space, me: UnsafeCell::new(me), busy: Cell::new(false), seat });
-        let trapper = Trapper((&raw const *inner).cast());
-        let registration = Registration::new(self.region(), trapper).map_err(JoinError::Trap);
-        let stack = AltStack::install(64 << 10).map_err(JoinError::Trap);
-        match (registration, stack) {
-            (Ok(registration), Ok(stack)) => Ok(Member {
-                registration: Some(registration),
-                inner: Some(inner),
-                _stack: stack,
-                ground: &self.ground,
-            }),
-            (Err(e), _) | (_, Err(e)) => {
-                let Inner { me, seat, .. } = *inner;
-                me.into_inner().leave();
-                self.ground.leave(seat);
-                Err(e)
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Space {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Space({:?}, {:?})", self.region(), self.ground.filling())
-    }
 }
 
 struct Inner<'s> {
@@ -333,6 +112,33 @@ pub struct Member<'s> {
 }
 
 impl<'s> Member<'s> {
+    /// With a place in the structures and a seat; gives both back if traps can't be caught.
+    pub(super) fn new(
+        ground: &'s Ground,
+        spaces: Spaces<'s>,
+        space: SpaceId,
+        me: crate::Member<'s>,
+        seat: Box<Seat>,
+    ) -> Result<Self, JoinError> {
+        let views = Views(&raw const *seat);
+        let space = AddressSpace::open(spaces, space, views, views);
+        let inner = Box::new(Inner { space, me: UnsafeCell::new(me), busy: Cell::new(false), seat });
+        let trapper = Trapper((&raw const *inner).cast());
+        let registration = Registration::new(ground.region(), trapper).map_err(JoinError::Trap);
+        let stack = AltStack::install(64 << 10).map_err(JoinError::Trap);
+        match (registration, stack) {
+            (Ok(registration), Ok(stack)) => {
+                Ok(Self { registration: Some(registration), inner: Some(inner), _stack: stack, ground })
+            }
+            (Err(e), _) | (_, Err(e)) => {
+                let Inner { me, seat, .. } = *inner;
+                me.into_inner().leave();
+                ground.leave(seat);
+                Err(e)
+            }
+        }
+    }
+
     #[inline]
     fn inner(&self) -> &Inner<'s> {
         self.inner.as_ref().expect("taken in drop only")
@@ -529,38 +335,4 @@ impl Drop for Member<'_> {
             self.ground.leave(seat);
         }
     }
-}
-
-/// For the maker, which has no view.
-#[derive(Clone, Copy)]
-struct NoViews;
-
-impl Mmu for NoViews {
-    type Error = core::convert::Infallible;
-    fn fill(
-        &self,
-        _: SpaceId,
-        _: MemberId,
-        _: PageRange,
-        _: Contents,
-        _: Protection,
-    ) -> Result<(), Self::Error> {
-        Ok(())
-    }
-    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
-    fn wait(&self, _: MemberId, _: MemberId) {}
-}
-
-impl crate::Frames for NoViews {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-    fn release(&self, _: MemberId, _: FrameId) {}
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
 }

@@ -20,7 +20,8 @@
 //! | `liveness` | asking the kernel whether a member runs, is stopped, or dead |
 //! | `mine` | a child of a member is not the member |
 //! | `seat` | these together, without records |
-//! | `member` | with records: what programs use |
+//! | `views` | a seat, as an MMU and frames of the address space |
+//! | `space`, `member` | with records: what programs use |
 //!
 //! **How many mappings.** A member has four of the space's: table, region, alias, and a page that a fork wipes. However much is mapped and unmapped, no
 //! mapping is split. A frame can't be at a second address, so `fork` and copy on write are not offered here.
@@ -39,13 +40,16 @@ mod member;
 mod mine;
 mod seat;
 mod shootdown;
+mod space;
 mod table;
 mod view;
+mod views;
 
 pub use frames::{FrameError, PUNCH_PAGES};
 pub use ground::{Config, Ground, GroundError, GroundJoinError};
-pub use member::{JoinError, MapRangeError, Member, Space, SpaceError};
+pub use member::{MapRangeError, Member};
 pub use seat::{BLOCK_PAGES, FillError, OPEN_PAGES, Seat, Tally};
 pub use shootdown::{SIGNAL, SILENCE_NS};
+pub use space::{JoinError, Space, SpaceError};
 pub use table::{Lowering, MEMBERS, MemberIndex};
 pub use view::{Filling, ViewError};

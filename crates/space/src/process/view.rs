@@ -19,12 +19,12 @@
 
 use super::frames::Frames;
 use super::table::{Lowering, writable};
-use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
-use peregrine_sys::guard;
+use peregrine_base::{PageCount, PageRange, Protection};
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
-use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
 use peregrine_sys::raw::Errno;
-use peregrine_sys::uffd::{Features, FillMode, OpenError, RegisterMode, Uffd};
+use peregrine_vm::dirty::{DirtyRun, RawTracker, Taken};
+use peregrine_vm::region::{Answered, OpenError, RawRegion, RawTraps};
+use peregrine_vm::{TrackError, guard};
 use std::os::fd::BorrowedFd;
 
 /// Who fills a region's pages.
@@ -66,19 +66,26 @@ pub enum ViewError {
     Pagemap(Errno),
 }
 
+impl From<TrackError> for ViewError {
+    fn from(e: TrackError) -> Self {
+        match e {
+            TrackError::Open(e) => Self::Userfaultfd(e),
+            TrackError::Pagemap(e) => Self::Pagemap(e),
+            TrackError::Kernel { errno, .. } => Self::Register(errno),
+            // A `RawTracker` gives no others.
+            _ => Self::Register(Errno::EINVAL),
+        }
+    }
+}
+
 /// How the view is opened and closed.
 #[derive(Debug)]
 enum Means {
     Guard,
     /// Nothing is closed; frames are dropped from the page table.
     Trust,
-    Tracked {
-        uffd: Uffd,
-        pagemap: Pagemap,
-    },
-    Continue {
-        uffd: Uffd,
-    },
+    Tracked(RawTracker),
+    Continue(RawRegion),
 }
 
 /// One process's view of a region.
@@ -121,42 +128,29 @@ impl View {
             Filling::Kernel => {}
             Filling::KernelTrusting => view.means = Means::Trust,
             Filling::KernelTracked => {
-                let features = Features::WP_ASYNC
-                    .union(Features::PAGEFAULT_FLAG_WP)
-                    .union(Features::WP_HUGETLBFS_SHMEM)
-                    .union(Features::WP_UNPOPULATED);
-                let uffd = Uffd::open(features).map_err(ViewError::Userfaultfd)?;
-                // SAFETY: the mapping is this view's; asynchronous protection never traps.
-                unsafe { uffd.by_ref().register(range, RegisterMode::WP) }.map_err(ViewError::Register)?;
-                let pagemap = Pagemap::open().map_err(ViewError::Pagemap)?;
-                view.means = Means::Tracked { uffd, pagemap };
+                let tracker = RawTracker::open()?;
+                // SAFETY: the mapping is this view's, which nobody else tracks; protection is lifted before a guard is laid.
+                unsafe { tracker.watch(range) }?;
+                view.means = Means::Tracked(tracker);
             }
             Filling::Trap => {
-                let features = Features::SIGBUS
-                    .union(Features::MINOR_SHMEM)
-                    .union(Features::MISSING_SHMEM)
-                    .union(Features::PAGEFAULT_FLAG_WP)
-                    .union(Features::WP_HUGETLBFS_SHMEM);
-                let uffd = Uffd::open(features).map_err(ViewError::Userfaultfd)?;
-                let mode = RegisterMode::MISSING.union(RegisterMode::MINOR).union(RegisterMode::WP);
+                let traps = RawTraps { answered: Answered::Inline, absent: true, writes: true, shared: true };
+                let region = RawRegion::open(traps).map_err(ViewError::Userfaultfd)?;
                 // SAFETY: the mapping is this view's, and its users know that it traps.
-                unsafe { uffd.by_ref().register(range, mode) }.map_err(ViewError::Register)?;
-                view.means = Means::Continue { uffd };
+                unsafe { region.watch(range) }.map_err(ViewError::Register)?;
+                view.means = Means::Continue(region);
             }
         }
-        if matches!(view.means, Means::Guard | Means::Tracked { .. }) {
-            retry(|| {
-                // SAFETY: the mapping was made above; nothing refers to it, and no page of it is write-protected yet.
-                unsafe { guard::install(range) }
-            })
-            .map_err(ViewError::Guard)?;
+        if matches!(view.means, Means::Guard | Means::Tracked(_)) {
+            // SAFETY: the mapping was made above; nothing refers to it, and no page of it is write-protected yet.
+            unsafe { guard::install_markers(range) }.map_err(ViewError::Guard)?;
         }
         Ok(view)
     }
 
     /// Whether pages must be mapped one by one after they were filled.
     pub(crate) const fn is_trap_filled(&self) -> bool {
-        matches!(self.means, Means::Continue { .. })
+        matches!(self.means, Means::Continue(_))
     }
 
     /// Opens `range`. Kernel-filled: for reading and writing. Trap-filled: its frames exist, and `rights` hold.
@@ -165,37 +159,17 @@ impl View {
         match &self.means {
             Means::Trust => Ok(()),
             // SAFETY: the range lies in the view's mapping.
-            Means::Guard => retry(|| unsafe { guard::remove(range) }),
-            Means::Tracked { pagemap, .. } => {
+            Means::Guard => unsafe { guard::remove_markers(range) },
+            Means::Tracked(tracker) => {
                 // SAFETY: as above.
-                retry(|| unsafe { guard::remove(range) })?;
+                unsafe { guard::remove_markers(range)? };
                 // From here on its writes are seen.
-                protect_for_tracking(pagemap, range)
+                take(range, |part, into| tracker.by_ref().take_into(part, into), |_| {})
             }
-            Means::Continue { uffd } => {
-                let mode = FillMode { write_protected: !writable(rights), leave_asleep: false };
-                let end = range.end().as_usize();
-                let mut at = range.start().as_usize();
-                while at < end {
-                    let rest = PageRange::new(VirtAddr::new(at), PageCount::new((end - at) / PAGE_SIZE));
-                    // SAFETY: absent pages of this view, on which nobody relies.
-                    match unsafe { uffd.by_ref().continue_(rest, mode) } {
-                        Ok(()) => break,
-                        Err(p) if p.done_bytes > 0 => at += p.done_bytes,
-                        Err(p) => match p.errno {
-                            Errno::EEXIST => {
-                                if writable(rights) {
-                                    let page = PageRange::new(rest.start(), PageCount::new(1));
-                                    retry(|| uffd.by_ref().write_protect(page, false))?;
-                                }
-                                at += PAGE_SIZE;
-                            }
-                            Errno::EAGAIN | Errno::EINTR => {}
-                            other => return Err(other),
-                        },
-                    }
-                }
-                Ok(())
+            Means::Continue(region) => {
+                let access = if writable(rights) { Protection::ReadWrite } else { Protection::Read };
+                // SAFETY: absent pages of this view, on which nobody relies.
+                unsafe { region.by_ref().fill_continue(range, access) }.map(drop)
             }
         }
     }
@@ -205,24 +179,25 @@ impl View {
     #[inline]
     pub(crate) fn lower(&self, range: PageRange, to: Lowering, frames: &Frames) -> Result<(), Errno> {
         match (&self.means, to) {
-            (Means::Guard, _) => retry(|| {
-                // SAFETY: the range lies in the view's mapping; no userfaultfd is registered on it. Its users hold no
-                // references to its bytes (S1).
-                unsafe { guard::install(range) }
-            }),
-            (Means::Tracked { uffd, pagemap }, _) => {
-                note_written(pagemap, range, frames, false)?;
-                retry(|| uffd.by_ref().write_protect(range, false))?;
+            // SAFETY: the range lies in the view's mapping; no userfaultfd is registered on it. Its users hold no references to
+            // its bytes (S1).
+            (Means::Guard, _) => unsafe { guard::install_markers(range) },
+            (Means::Tracked(tracker), _) => {
+                let tracker = tracker.by_ref();
+                take(
+                    range,
+                    |part, into| tracker.peek_unguarded_into(part, into),
+                    |found| frames.note_written(found.range()),
+                )?;
+                retry(|| tracker.mark_written(range))?;
                 // SAFETY: as above; the protection was lifted just now, and only this thread could have set it anew.
-                retry(|| unsafe { guard::install(range) })
+                unsafe { guard::install_markers(range) }
             }
-            (Means::Continue { .. }, Lowering::Close) | (Means::Trust, _) => retry(|| {
+            (Means::Continue(_), Lowering::Close) | (Means::Trust, _) => retry(|| {
                 // SAFETY: the range lies in the view's mapping; the frames stay in the memfd.
                 unsafe { mem::advise(range, Advice::DontNeed) }
             }),
-            (Means::Continue { uffd }, Lowering::ReadOnly) => {
-                retry(|| uffd.by_ref().write_protect(range, true))
-            }
+            (Means::Continue(region), Lowering::ReadOnly) => region.by_ref().protect(range),
         }
     }
 
@@ -234,41 +209,27 @@ impl View {
     /// Notes the pages of `range` that this member has written since the last such call, and starts over.
     pub(crate) fn note_written(&self, range: PageRange, frames: &Frames) -> Result<(), Errno> {
         match &self.means {
-            Means::Tracked { pagemap, .. } => note_written(pagemap, range, frames, true),
+            Means::Tracked(tracker) => take(
+                range,
+                |part, into| tracker.by_ref().take_unguarded_into(part, into),
+                |found| frames.note_written(found.range()),
+            ),
             _ => Ok(()),
         }
     }
 }
 
-/// Write-protects asynchronously what of `range` is not, reporting nothing.
-fn protect_for_tracking(pagemap: &Pagemap, range: PageRange) -> Result<(), Errno> {
-    scan(pagemap, ScanArgs::take_written(range), |_| {})
-}
-
-fn note_written(pagemap: &Pagemap, range: PageRange, frames: &Frames, again: bool) -> Result<(), Errno> {
-    let args = ScanArgs { write_protect: again, ..ScanArgs::take_written(range) };
-    // A page that was never there counts as written by its lack of protection: only those that are there matter.
-    let args = ScanArgs {
-        all_of: peregrine_sys::pagemap::Categories::WRITTEN
-            .union(peregrine_sys::pagemap::Categories::PRESENT),
-        ..args
-    };
-    scan(pagemap, args, |found| frames.note_written(found.range()))
-}
-
-fn scan(pagemap: &Pagemap, mut args: ScanArgs, mut found: impl FnMut(&PageRegion)) -> Result<(), Errno> {
-    let end = args.range.end();
-    let mut into = [PageRegion::default(); 16];
-    while args.range.start() < end {
-        match pagemap.by_ref().scan(args, &mut into) {
-            Ok(done) => {
-                into[..done.regions].iter().for_each(&mut found);
-                let left = end.as_usize() - done.walk_end.as_usize();
-                args.range = PageRange::new(done.walk_end, PageCount::new(left / PAGE_SIZE));
-            }
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
-        }
+/// Calls `more` until all of `range` was looked at, and `found` with each run.
+fn take(
+    mut range: PageRange,
+    more: impl Fn(PageRange, &mut [DirtyRun]) -> Result<Taken, Errno>,
+    found: impl Fn(&DirtyRun),
+) -> Result<(), Errno> {
+    let mut into = [DirtyRun::default(); 16];
+    while !range.is_empty() {
+        let taken = more(range, &mut into)?;
+        into[..taken.runs].iter().for_each(&found);
+        range = taken.rest;
     }
     Ok(())
 }

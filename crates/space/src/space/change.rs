@@ -1,12 +1,12 @@
 //! `map`, `unmap`, `protect`: operations on a range.
 
 use super::{AddressSpace, Operation, pages_of, range_of};
+use crate::desk::Member;
 use crate::intent::Doing;
 use crate::member::MemberSet;
 use crate::mmu::{Change, Frames, Mmu};
 use crate::record::{Backing, Kind, Mapping, Place, Value};
 use crate::refcache::ObjectId;
-use crate::spaces::Member;
 use crate::step::Step;
 use core::ops::Range;
 use peregrine_base::sync::Ordering;

@@ -10,12 +10,12 @@
 //! Pages that are *home* need no frame and are filled as a block; their records stay as coarse as they are.
 
 use super::{AddressSpace, Operation, range_of};
+use crate::desk::Member;
 use crate::intent::Doing;
 use crate::member::MemberSet;
 use crate::mmu::{Change, Contents, FrameId, Frames, Mmu};
 use crate::radix::{PAGES, Spot};
 use crate::record::{Access, Kind, Value};
-use crate::spaces::Member;
 use crate::step::Step;
 use core::ops::Range;
 use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};

@@ -5,6 +5,7 @@
 //! written without locks; if its maker dies, it is dropped as a whole, and marks that are left in the parent only cost a copy each.
 
 use super::{AddressSpace, range_of};
+use crate::desk::Member;
 use crate::intent::Doing;
 use crate::member::MemberSet;
 use crate::mmu::{Change, Frames, Mmu, SpaceId};
@@ -14,7 +15,7 @@ use crate::radix::slot::{Shape, SlotWord};
 use crate::radix::{PAGES, Spot, Tree};
 use crate::record::{Kind, Value};
 use crate::refcache::ObjectId;
-use crate::spaces::{Member, RootState, Spaces};
+use crate::spaces::{RootState, Spaces};
 use crate::step::Step;
 use core::ops::Range;
 use peregrine_base::Protection;

@@ -5,8 +5,8 @@
 //! different members do not share nodes. Only if that finds nothing is every gap looked at.
 
 use super::{AddressSpace, pages_of};
+use crate::desk::Member;
 use crate::mmu::{Frames, Mmu};
-use crate::spaces::Member;
 use peregrine_base::{PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
 /// Pages in 4 GiB.

@@ -1,10 +1,10 @@
 //! `query` and `entries`: looking without a lock.
 
 use super::{AddressSpace, pages_of, range_of};
+use crate::desk::Member;
 use crate::mmu::{Frames, Mmu};
 use crate::radix::PAGES;
 use crate::record::Entry;
-use crate::spaces::Member;
 use core::ops::Range;
 use peregrine_base::{PAGE_SHIFT, PageRange, VirtAddr};
 

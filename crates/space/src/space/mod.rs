@@ -29,13 +29,14 @@ pub use fork::{CreateError, ForkError};
 pub use look::Entries;
 pub use recover::Recovered;
 
+use crate::desk::Member;
 use crate::intent::Doing;
 use crate::member::MemberId;
 use crate::mmu::{Frames, Mmu, SpaceId};
 use crate::radix::lock::Attempt;
 use crate::radix::slot::Owner;
 use crate::radix::{PAGES, Tree};
-use crate::spaces::{Member, Spaces};
+use crate::spaces::Spaces;
 use crate::step::Step;
 use core::fmt;
 use core::ops::Range;

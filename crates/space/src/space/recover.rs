@@ -21,13 +21,14 @@
 //! killed too, for what it is about to change can't be known. It holds up nothing else.
 
 use super::AddressSpace;
+use crate::desk::Member;
 use crate::intent::Phase;
 use crate::member::{MemberId, MemberSet};
 use crate::mmu::{Frames, Mmu};
 use crate::radix::slot::{Shape, SlotWord};
 use crate::radix::{FANOUT, LEVELS, Tree};
 use crate::refcache::{Counted, ObjectId};
-use crate::spaces::{Member, RootState};
+use crate::spaces::RootState;
 use peregrine_base::sync::{Ordering, spin_loop};
 
 /// What a recovery found.

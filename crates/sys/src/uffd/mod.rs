@@ -449,7 +449,7 @@ impl<'a> UffdRef<'a> {
     /// Reads the next messages without blocking; returns how many of `into` were written.
     ///
     /// # Errors
-    /// EAGAIN: none waits. EINVAL: the descriptor has [`Features::SIGBUS`], so it never has any.
+    /// EAGAIN: none waits; with [`Features::SIGBUS`] always so.
     pub fn read(self, into: &mut [MaybeUninit<Message>]) -> Result<usize, Errno> {
         const { assert!(size_of::<Message>() == size_of::<g::uffd_msg>()) };
         let len = core::mem::size_of_val(into);

@@ -149,7 +149,13 @@ extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
 
 #[unsafe(no_mangle)]
 extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
-    get(size, align.next_power_of_two())
+    match align.checked_next_power_of_two() {
+        Some(align) => get(size, align),
+        None => {
+            fail(EINVAL);
+            null_mut()
+        }
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -159,7 +165,8 @@ extern "C" fn valloc(size: usize) -> *mut c_void {
 
 #[unsafe(no_mangle)]
 extern "C" fn pvalloc(size: usize) -> *mut c_void {
-    get(size.next_multiple_of(PAGE_SIZE), PAGE_SIZE)
+    // What is too large to be rounded up is too large to be had.
+    get(size.checked_next_multiple_of(PAGE_SIZE).unwrap_or(usize::MAX), PAGE_SIZE)
 }
 
 #[unsafe(no_mangle)]

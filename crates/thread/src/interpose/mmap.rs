@@ -160,7 +160,7 @@ unsafe fn in_slot(
     if flags & k::MAP_SHARED != 0 || prot & k::PROT_EXEC != 0 {
         return Err(EOPNOTSUPP);
     }
-    let pages = len.div_ceil(PAGE);
+    let pages = len.checked_next_multiple_of(PAGE).ok_or(ENOMEM)? / PAGE;
     let fixed = flags & (k::MAP_FIXED | k::MAP_FIXED_NOREPLACE) != 0;
     // SAFETY: the pages are this thread's: new ones, or part of a mapping that it has.
     unsafe {
@@ -288,7 +288,11 @@ unsafe extern "C" fn mremap(
 ) -> *mut c_void {
     if is_own(old) {
         const MAYMOVE: i32 = k::MREMAP_MAYMOVE as i32;
-        let (old_bytes, new_bytes) = (old_len.next_multiple_of(PAGE), new_len.next_multiple_of(PAGE));
+        let whole = |len: usize| len.checked_next_multiple_of(PAGE);
+        let (Some(old_bytes), Some(new_bytes)) = (whole(old_len), whole(new_len)) else {
+            fail(EINVAL);
+            return FAILED;
+        };
         if new_len == 0 || holding(old as usize, old_bytes).is_none() {
             fail(EINVAL);
             return FAILED;

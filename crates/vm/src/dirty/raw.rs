@@ -159,21 +159,59 @@ impl<'a> RawTrackerRef<'a> {
     /// EPERM: a mapping in `part` is not watched. ENOTTY: not a pagemap, or a kernel before 6.7.
     #[inline]
     pub fn take_into(self, part: PageRange, into: &mut [DirtyRun]) -> Result<Taken, Errno> {
-        // To the kernel an empty vector means "report nothing, and reset all the same".
-        if part.is_empty() || into.is_empty() {
-            return Ok(Taken { runs: 0, rest: part });
-        }
         let args = match self.pool {
             false => ScanArgs::take_written(part),
             true => ScanArgs::take_written_or_absent(part),
         };
+        let mut taken = self.scan(part, args, into)?;
+        if self.pool {
+            taken.runs = keep_written(into, taken.runs);
+        }
+        Ok(taken)
+    }
+
+    /// As [`RawTrackerRef::take_into`], without the pages behind a guard, which else count as written: they are not
+    /// write-protected. Before Linux 6.15, which tells guards from pages, only pages that are in memory are found.
+    ///
+    /// # Errors
+    /// As [`RawTrackerRef::take_into`].
+    pub fn take_unguarded_into(self, part: PageRange, into: &mut [DirtyRun]) -> Result<Taken, Errno> {
+        self.scan_unguarded(part, ScanArgs::take_written(part), into)
+    }
+
+    /// As [`RawTrackerRef::take_unguarded_into`], leaving everything as it is: what is found now is found again by the next
+    /// call. For a range that is about to be unmapped or guarded.
+    ///
+    /// # Errors
+    /// As [`RawTrackerRef::take_into`].
+    pub fn peek_unguarded_into(self, part: PageRange, into: &mut [DirtyRun]) -> Result<Taken, Errno> {
+        let args = ScanArgs { write_protect: false, ..ScanArgs::take_written(part) };
+        self.scan_unguarded(part, args, into)
+    }
+
+    fn scan_unguarded(self, part: PageRange, args: ScanArgs, into: &mut [DirtyRun]) -> Result<Taken, Errno> {
+        let all_of = Categories::WRITTEN.union(Categories::GUARD);
+        match self.scan(part, ScanArgs { all_of, inverted: Categories::GUARD, ..args }, into) {
+            Err(Errno::EINVAL) => {
+                let all_of = Categories::WRITTEN.union(Categories::PRESENT);
+                self.scan(part, ScanArgs { all_of, ..args }, into)
+            }
+            done => done,
+        }
+    }
+
+    #[inline]
+    fn scan(self, part: PageRange, args: ScanArgs, into: &mut [DirtyRun]) -> Result<Taken, Errno> {
+        // To the kernel an empty vector means "report nothing, and reset all the same".
+        if part.is_empty() || into.is_empty() {
+            return Ok(Taken { runs: 0, rest: part });
+        }
         loop {
             match self.pagemap.scan(args, into) {
                 Ok(scanned) => {
                     let left = part.end().as_usize() - scanned.walk_end.as_usize();
                     let rest = PageRange::new(scanned.walk_end, PageCount::for_bytes(left));
-                    let runs = if self.pool { keep_written(into, scanned.regions) } else { scanned.regions };
-                    return Ok(Taken { runs, rest });
+                    return Ok(Taken { runs: scanned.regions, rest });
                 }
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),

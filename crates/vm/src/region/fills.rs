@@ -4,6 +4,7 @@
 //! the first wins, and the second leaves the page alone.
 
 use super::operations::{Operations, RegionError, retry};
+use super::raw::{self, Present};
 use crate::mapping::{Backing, Mapping};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice};
@@ -202,7 +203,7 @@ impl Operations {
         }
     }
 
-    /// Calls `fill` until the whole range is served: skips pages that are there (EEXIST), goes on after EAGAIN.
+    /// Calls `fill` until the whole range is served; pages that are there stay as they are.
     #[inline]
     fn fill_loop(
         &self,
@@ -214,32 +215,9 @@ impl Operations {
     ) -> Result<PageCount, RegionError> {
         self.check(range)?;
         let uffd = self.uffd(operation)?;
-        let end = range.end().as_usize();
-        let (mut at, mut filled) = (range.start().as_usize(), 0);
-        while at < end {
-            let rest = PageRange::new(VirtAddr::new(at), PageCount::new((end - at) / PAGE_SIZE));
-            match fill(uffd, rest) {
-                Ok(()) => return Ok(PageCount::new(filled + rest.pages().get())),
-                Err(Partial { done_bytes, errno: Errno::EAGAIN }) if done_bytes > 0 => {
-                    at += done_bytes;
-                    filled += done_bytes / PAGE_SIZE;
-                }
-                // The address space is changing (a fork, a remap): the other side will finish.
-                Err(Partial { errno: Errno::EAGAIN, .. }) => io::yield_now(),
-                Err(Partial { errno: Errno::EEXIST, .. }) => {
-                    let page = self.mapping.grain_of(rest.start());
-                    if let (Some(mode), true) = (or_continue, self.minor) {
-                        // In the object, though perhaps not in this page table.
-                        // SAFETY: the page is the region's.
-                        let _ = unsafe { uffd.continue_(page, mode) };
-                    }
-                    // There now in any case: whoever waits for it may go on.
-                    let _ = uffd.wake(page);
-                    at += page.len_bytes();
-                }
-                Err(Partial { errno, .. }) => return Err(self.failed(operation, rest)(errno)),
-            }
-        }
-        Ok(PageCount::new(filled))
+        let or_continue = if self.minor { or_continue } else { None };
+        let present = Present { or_continue, lift: false, grain: self.mapping.grain() };
+        raw::fill_loop(uffd, range, present, |part| fill(uffd, part))
+            .map_err(|(part, errno)| self.failed(operation, part)(errno))
     }
 }

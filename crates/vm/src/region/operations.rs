@@ -235,7 +235,7 @@ impl Operations {
 
 /// Repeats a call that the kernel broke off for a signal or a changing address space.
 #[inline]
-pub(super) fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+pub(crate) fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
     loop {
         match call() {
             Err(Errno::EINTR | Errno::EAGAIN) => {}

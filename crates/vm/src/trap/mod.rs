@@ -9,6 +9,7 @@ mod altstack;
 pub(crate) mod grace;
 pub(crate) mod pager;
 mod registry;
+mod remote;
 mod signal;
 
 use peregrine_base::{PageRange, VirtAddr};
@@ -17,6 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use altstack::AltStack;
+pub use remote::{RemoteFault, RemotePager};
 
 /// What was attempted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

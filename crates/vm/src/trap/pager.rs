@@ -3,14 +3,13 @@
 //! Between two messages it allocates nothing, so that memory of the program's allocator may be paged by it, as far as the
 //! handler itself keeps to that.
 
-use super::{Access, Cause, Decision, Fault};
+use super::remote::{RemoteFault, read_faults};
+use super::{Cause, Decision, Fault};
 use crate::region::{Operations, PagerHandler, Trap};
 use peregrine_base::VirtAddr;
 use peregrine_sys::raw::Errno;
-use peregrine_sys::uffd::{Event, Message};
 use peregrine_sys::{fault as signal, io};
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
@@ -58,28 +57,17 @@ impl fmt::Debug for PagerThread {
 
 fn serve(operations: &Operations, mut handler: Box<dyn PagerHandler>, stop: &std::io::PipeReader) {
     let Some(uffd) = operations.uffd_for_pager() else { return };
-    let mut messages = [const { MaybeUninit::<Message>::uninit() }; 16];
     loop {
         match io::wait_readable(&[uffd.as_fd(), stop.as_fd()], None) {
             Ok(ready) if ready & 2 != 0 => return,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
-        let count = uffd.read(&mut messages).unwrap_or(0);
-        for message in &messages[..count] {
-            // SAFETY: `read` said that so many messages were written.
-            let event = unsafe { message.assume_init_ref() }.event();
-            if let Event::PageFault { address, write, write_protected, minor, thread_id } = event {
-                let cause = match (write_protected, minor) {
-                    (true, _) => Cause::WriteProtected,
-                    (false, true) => Cause::Minor,
-                    (false, false) => Cause::Missing,
-                };
-                let access = if write { Access::Write } else { Access::Read };
-                let fault = Fault { address, access, cause, instruction: VirtAddr::new(0) };
-                answer(operations, handler.as_mut(), fault, thread_id);
-            }
-        }
+        // EAGAIN: somebody else answered, or the toucher was killed.
+        let _ = read_faults(uffd, |RemoteFault { address, access, cause }, thread_id| {
+            let fault = Fault { address, access, cause, instruction: VirtAddr::new(0) };
+            answer(operations, handler.as_mut(), fault, thread_id);
+        });
     }
 }
 

@@ -142,6 +142,7 @@ impl Flights {
             // look at it again.
             let input = piece.input.map(|(at, len)| unsafe { core::slice::from_raw_parts(at, len) });
             call = match (input, piece.most) {
+                (Some(bytes), None) if piece.lent => call.lend(bytes),
                 (Some(bytes), None) => call.input(bytes),
                 (None, Some(most)) => call.output(homes.next().expect("one an argument"), most),
                 (Some(bytes), Some(most)) => {

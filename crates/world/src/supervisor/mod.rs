@@ -17,104 +17,41 @@
 mod control_socket;
 mod domains;
 mod durable;
+mod ending;
+mod error;
 mod image;
 mod outlet;
 mod recover;
 mod seals;
+mod start;
 mod stats;
+mod status;
 mod strings;
+mod trouble;
 
 use crate::config::Config;
-use crate::contract::{Contract, ContractError, fix_addresses};
-use crate::control::{self, NONE, PauseKind, imaged, node, record, request, state, world};
-use crate::killpoint::{hold_fire, supervisor_at};
-use crate::memory::{self, MemoryError, WorldMemory};
+use crate::contract::{Contract, fix_addresses};
+use crate::control::{imaged, request, world};
+use crate::memory::WorldMemory;
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
-use crate::zygote::{Zygote, ZygoteError};
+use crate::zygote::Zygote;
 pub use durable::{DurableError, Resumed};
+pub use ending::Ended;
+use ending::reap;
+pub use error::WorldError;
+use error::kernel;
 pub use outlet::OutputError;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::signal::{self, number};
+use peregrine_sys::rustix;
+use peregrine_sys::signal::number;
 use peregrine_sys::timer::monotonic_ns;
-use peregrine_sys::{process, rustix};
-use peregrine_thread::layout::SLOT_COUNT;
 use peregrine_thread::stack_kind::StackKind;
-use peregrine_thread::template::{self, TemplateError};
-use peregrine_thread::window::{Windows, WindowsError};
+use peregrine_thread::template;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::Pid;
 pub use stats::{Stats, median_ms, percentile_ms};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
-
-/// Why a World could not be made or had to end.
-#[derive(Debug, thiserror::Error)]
-pub enum WorldError {
-    /// No memory for it.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The program can't be taken apart.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// The settings of the windows can't be.
-    #[error(transparent)]
-    Windows(#[from] WindowsError),
-    /// No processes.
-    #[error(transparent)]
-    Zygote(#[from] ZygoteError),
-    /// Addresses can't be fixed.
-    #[error(transparent)]
-    Contract(#[from] ContractError),
-    /// The store can't be used.
-    #[error(transparent)]
-    Durable(#[from] DurableError),
-    /// The file named for output can't be used.
-    #[error(transparent)]
-    Output(#[from] OutputError),
-    /// The store refuses any further image.
-    #[error("the World was stopped, for its store can't go on: {0}")]
-    Store(peregrine_store::StoreError),
-    /// `main` could not be started.
-    #[error("cannot start the main thread: {0}")]
-    Main(#[from] crate::error::SpawnError),
-    /// The kernel refused something that everything rests on.
-    #[error("{what}: {source}")]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
-    /// Nodes die faster than they can be replaced.
-    #[error("{deaths} nodes died before one could run: {last}")]
-    CannotStart {
-        /// How many.
-        deaths: u32,
-        /// How the last one ended.
-        last: String,
-    },
-}
-
-fn kernel(what: &'static str) -> impl Fn(rustix::io::Errno) -> WorldError {
-    move |e| WorldError::Kernel { what, source: e.into() }
-}
-
-/// How a World ended.
-#[derive(Clone, Debug)]
-pub struct Ended {
-    /// Exit code for the process.
-    pub code: i32,
-    /// What happened in between.
-    pub stats: Stats,
-    /// The signal that stopped it, if one did.
-    pub stopped_by: Option<i32>,
-    /// What it was resumed from, if it was.
-    pub resumed: Option<Resumed>,
-    /// What `main` left: its exit code, then its value as postcard has it. Empty if it did not return.
-    pub result: Vec<u8>,
-}
 
 /// A node's process, seen from here.
 #[derive(Debug)]
@@ -231,118 +168,6 @@ impl Supervisor {
         Contract::of_this_process(unsafe { template::template() }, vdso)
     }
 
-    fn new(mut config: Config, is_new: bool) -> Result<Self, WorldError> {
-        if config.store.is_some() {
-            // Output leaves with images; without any it would never leave.
-            config.image_interval.get_or_insert(config.store_interval);
-        }
-        assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
-        let outlet = outlet::Outlet::new(config.output.as_deref(), is_new)?;
-        let memory = WorldMemory::new(config.slots.clamp(1, SLOT_COUNT), config.nodes)?;
-        // SAFETY: just mapped; no node exists.
-        let strings_len = unsafe {
-            let t = template::install()?;
-            template::set_windows(Windows::new(
-                config.windows,
-                config.window_bytes,
-                config.window_stack_bytes,
-                &t,
-            )?);
-            control::initialise(config.nodes, config.seed);
-            strings::move_to_world()
-        };
-        let frames = memory::frames(c"peregrine-frames", config.window_bytes)?;
-        let w = world();
-        w.frames_fd.store(std::os::fd::AsRawFd::as_raw_fd(&frames) as u32, Ordering::Relaxed);
-        w.default_kind.store(config.kind as u32, Ordering::Relaxed);
-        let pack_after = config.pack_after.map_or(u64::MAX, |d| d.as_nanos() as u64);
-        w.pack_after_ns.store(pack_after, Ordering::Relaxed);
-        w.supervisor.store(process::pid() as u32, Ordering::Relaxed);
-        w.memory_limit.store(config.memory_bytes, Ordering::Relaxed);
-        w.slice_ns.store(config.slice.as_nanos() as u64, Ordering::Relaxed);
-        // Where all share one processor, whoever spins keeps off the one that it waits for.
-        let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
-        w.spin_ns.store(if alone { 0 } else { config.spin.as_nanos() as u64 }, Ordering::Relaxed);
-        w.track.store(config.track, Ordering::Relaxed);
-        w.hold_output.store(config.image_interval.is_some(), Ordering::Relaxed);
-        w.seal_every.store(config.seal_every, Ordering::Relaxed);
-        w.cpu.store(crate::node::cpu_flags(), Ordering::Relaxed);
-        for (i, addr) in vdso_range().into_iter().enumerate() {
-            w.vdso[i].store(addr, Ordering::Relaxed);
-        }
-        // Nodes begin paused, so that the first image holds the World before anything ran.
-        w.pause_kind.store(PauseKind::Image as u32, Ordering::Relaxed);
-        w.pause.store(1, Ordering::Release);
-        peregrine_thread::interpose::warm_up();
-        supervisor_at("memory made");
-        // SAFETY: one thread, checked above.
-        let zygote = unsafe { Zygote::fork() }?;
-        supervisor_at("zygote forked");
-        let shadow = Shadow::new(config.window_bytes)?;
-        let signals = take_signals()?;
-        let nodes = (0..config.nodes).map(|_| None).collect();
-        Ok(Self {
-            random: config.seed | 1,
-            config,
-            _memory: memory,
-            _frames: frames,
-            zygote,
-            nodes,
-            shadow,
-            changes: Changes::default(),
-            signals,
-            stats: Stats::new(),
-            crashes: HashMap::new(),
-            quarantine: Vec::new(),
-            image_due: None,
-            kill_due: None,
-            move_due: None,
-            status_due: None,
-            last_image_ns: 0,
-            outlet,
-            durable: None,
-            store_due: 0,
-            save_failing: false,
-            resumed: None,
-            strings_len,
-            failed_starts: 0,
-            // After the zygote was forked: nodes do not inherit it.
-            control: control_socket::ControlSocket::open(),
-            seals: seals::Answers::none(),
-        })
-    }
-
-    /// Starts the nodes and takes the first image.
-    fn start(&mut self) -> Result<(), WorldError> {
-        loop {
-            self.fork_missing()?;
-            if self.wait_for_pause(Duration::from_secs(10)) {
-                break;
-            }
-            self.bury_dead()?;
-        }
-        self.answer_seals();
-        self.collect_reports();
-        self.commit();
-        supervisor_at("first image in memory");
-        self.resume();
-        // From here on there is something to resume.
-        self.save()?;
-        let now = monotonic_ns();
-        self.image_due = self.config.image_interval.map(|d| now + d.as_nanos() as u64);
-        self.move_due = self.config.move_every.map(|d| now + d.as_nanos() as u64);
-        self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
-        self.status_due = self.config.progress.then_some(now);
-        if self.config.track && !world().track.load(Ordering::Relaxed) {
-            eprintln!(
-                "peregrine: this system does not track writes, so all memory is compared for each image, which is slower; `peregrine doctor` says what to change"
-            );
-        }
-        supervisor_at("started");
-        hold_fire(false);
-        Ok(())
-    }
-
     fn supervise(mut self) -> Result<Ended, WorldError> {
         loop {
             let timeout = self.next_due().map(|at| at.saturating_sub(monotonic_ns()));
@@ -351,6 +176,8 @@ impl Supervisor {
                 return Ok(self.stop(signo));
             }
             if let Some(code) = self.bury_dead()? {
+                // The program's end. What it wrote goes out with it.
+                self.outlet.commit(crate::output::tail_now());
                 return Ok(self.finish(code));
             }
             if self.nodes.iter().any(Option::is_none) {
@@ -439,158 +266,4 @@ impl Supervisor {
         }
         Ok(ending)
     }
-
-    fn move_one(&mut self) {
-        let numbers = control::numbers();
-        let used = numbers.clone().count();
-        let nodes = self.config.nodes;
-        if nodes < 2 || used == 0 {
-            return;
-        }
-        for _ in 0..8 {
-            let Some(slot) = numbers.clone().nth((self.next_random() % used as u64) as usize) else { return };
-            let r = record(slot);
-            if !state::is_alive(r.state.load(Ordering::Relaxed)) {
-                continue;
-            }
-            let at = r.node.load(Ordering::Relaxed);
-            let to = (at + 1 + (self.next_random() % (u64::from(nodes) - 1)) as u32) % nodes;
-            self.post_move(slot, to);
-            return;
-        }
-    }
-
-    /// Asks for a move.
-    fn post_move(&mut self, slot: u32, to: u32) {
-        let r = record(slot);
-        r.move_to.store(to, Ordering::Release);
-        crate::sched::post(slot, control::mail::MOVE);
-        let at = r.node.load(Ordering::Relaxed);
-        if node(at).current.load(Ordering::Relaxed) == slot
-            && let Some(Some(n)) = self.nodes.get(at as usize)
-        {
-            let _ = signal::kill(n.pid, peregrine_thread::preempt::SIG_TICK);
-        }
-        self.stats.moves_asked += 1;
-    }
-
-    /// Kills a node: mostly one that runs a thread, for that is the harder case.
-    fn kill_one(&mut self) {
-        let runs = |i: usize| node(i as u32).current.load(Ordering::Relaxed) != NONE;
-        let mut i = (self.next_random() % self.nodes.len() as u64) as usize;
-        if !self.next_random().is_multiple_of(4) {
-            let begun = monotonic_ns();
-            while !runs(i) && monotonic_ns() - begun < 200_000 {
-                i = (i + 1) % self.nodes.len();
-            }
-        }
-        if let Some(n) = &self.nodes[i] {
-            let hit = node(i as u32).current.load(Ordering::Relaxed) != NONE;
-            if signal::kill(n.pid, number::KILL).is_ok() {
-                self.stats.kills += 1;
-                self.stats.kills_hit += hit as u64;
-                let counts = [self.stats.kills, self.stats.kills_hit];
-                world().kills.iter().zip(counts).for_each(|(a, n)| a.store(n, Ordering::Relaxed));
-            }
-        }
-    }
-
-    fn next_random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
-    }
-
-    /// `main` has ended: one last image makes that certain.
-    fn try_finish(&mut self) -> Result<Option<i32>, WorldError> {
-        supervisor_at("main has ended");
-        let code = imaged().main_exit.load(Ordering::Acquire);
-        // Nothing is taken back between here and the image: if it is complete, the end and all output are in it.
-        let complete = self.image(true)?;
-        Ok((code != 0 && complete).then(|| code as i32 - 1))
-    }
-
-    fn stop(mut self, signo: i32) -> Ended {
-        self.kill_all();
-        self.collect_stats();
-        Ended {
-            code: 128 + signo,
-            stats: self.stats,
-            stopped_by: Some(signo),
-            resumed: self.resumed,
-            result: Vec::new(),
-        }
-    }
-
-    fn finish(mut self, code: i32) -> Ended {
-        supervisor_at("last image taken");
-        self.kill_all();
-        supervisor_at("nodes killed");
-        self.outlet.flush_all();
-        supervisor_at("last output out");
-        self.note_released();
-        supervisor_at("last output noted");
-        self.collect_stats();
-        Ended {
-            code,
-            stats: self.stats,
-            stopped_by: None,
-            resumed: self.resumed,
-            result: thread::result_of_main(),
-        }
-    }
-
-    fn collect_stats(&mut self) {
-        self.stats.end(world().nodes.iter().take(self.nodes.len()));
-    }
-
-    fn kill_all(&mut self) {
-        for n in self.nodes.iter().flatten() {
-            let _ = signal::kill(n.pid, number::KILL);
-        }
-        let _ = signal::kill(self.zygote.pid, number::KILL);
-        for n in &mut self.nodes {
-            if let Some(n) = n.take() {
-                reap(n.pid);
-            }
-        }
-        reap(self.zygote.pid);
-    }
-}
-
-fn reap(pid: i32) -> Option<rustix::process::WaitStatus> {
-    let pid = Pid::from_raw(pid)?;
-    loop {
-        match rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()) {
-            Ok(status) => return status.map(|(_, s)| s),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
-}
-
-fn threads_of_this_process() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
-}
-
-fn vdso_range() -> [usize; 2] {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let range = maps.lines().find(|l| l.ends_with("[vdso]")).and_then(|l| {
-        let (low, high) = l.split_whitespace().next()?.split_once('-')?;
-        Some([usize::from_str_radix(low, 16).ok()?, usize::from_str_radix(high, 16).ok()?])
-    });
-    range.unwrap_or([0, 0])
-}
-
-fn take_signals() -> Result<OwnedFd, WorldError> {
-    use std::os::fd::FromRawFd;
-    let mut mask = 0;
-    for signo in [number::INT, number::TERM, number::HUP, number::CHLD, crate::SIG_NOTIFY] {
-        mask |= signal::bit(signo);
-    }
-    signal::set_mask(mask);
-    let fd = signal::signalfd(mask).map_err(|e| WorldError::Kernel { what: "signalfd", source: e.into() })?;
-    // SAFETY: just opened, owned by nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

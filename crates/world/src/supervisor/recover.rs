@@ -15,7 +15,8 @@ use std::time::Duration;
 const MOST_CRASHES: u32 = 3;
 
 impl Supervisor {
-    /// Takes note of nodes that have died; an exit code if the program ended itself with `exit`.
+    /// Takes note of nodes that have died; an exit code if the program ended itself with `exit`. In the middle of a recovery that
+    /// is a death like any other: survivors have dropped what they ran, and the thread that called `exit` goes back with all others.
     pub(super) fn bury_dead(&mut self) -> Result<Option<i32>, WorldError> {
         for i in 0..self.nodes.len() {
             if self.nodes[i].is_none() || !self.is_dead(i) {
@@ -24,15 +25,16 @@ impl Supervisor {
             hold_fire(true);
             supervisor_at("a node has died");
             let dead = self.nodes[i].take().expect("checked above");
-            let status = reap(dead.pid);
             let n = node(i as u32);
+            // Once it is reaped its number may be another process's, and a node that polls is woken by a signal.
+            n.idle.store(0, Ordering::SeqCst);
+            let status = reap(dead.pid);
             let current = n.current.load(Ordering::Relaxed);
             let exited = status.and_then(WaitStatus::exit_status);
             if let Some(code) = exited
                 && current != NONE
             {
-                // std::process::exit: the program's end. What it wrote goes out with it.
-                self.outlet.commit(output::tail_now());
+                // std::process::exit.
                 return Ok(Some(code));
             }
             let signo = status.and_then(WaitStatus::terminating_signal).unwrap_or(0);

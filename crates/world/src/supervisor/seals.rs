@@ -13,18 +13,17 @@ use super::Supervisor;
 use crate::control::node;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
-use peregrine_sys::uffd::{Event, Message, UffdRef};
 use peregrine_thread::seal::{self, Units};
 use peregrine_thread::template::template;
+use peregrine_vm::sys_errno::Errno;
+use peregrine_vm::trap::RemotePager;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
-/// Node number and its userfaultfd; replaces an earlier one of that node.
-type Watched = (u32, OwnedFd);
+/// Node number and the pager of its window; replaces an earlier one of that node.
+type Watched = (u32, RemotePager);
 
 /// The OS thread that answers, once there is something to answer.
 #[derive(Debug)]
@@ -91,9 +90,9 @@ impl Supervisor {
             if fd < 0 || n.seals_answered.load(Ordering::Relaxed) != 0 {
                 continue;
             }
-            let watched = pidfd_getfd(&process.pidfd, fd, PidfdGetfdFlags::empty())
+            let watched = RemotePager::of_process(process.pidfd.as_fd(), fd)
                 .map_err(std::io::Error::from)
-                .and_then(|uffd| self.seals.watch((i, uffd)));
+                .and_then(|pager| self.seals.watch((i, pager)));
             if watched.is_ok() {
                 // Release: the node seals only after this.
                 n.seals_answered.store(1, Ordering::Release);
@@ -114,17 +113,17 @@ fn answer_all(kick: &OwnedFd, incoming: &Receiver<Watched>) {
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let mut i = 0;
-        watched.retain(|(index, fd)| {
+        watched.retain(|(index, pager)| {
             i += 1;
-            !ready[i] || answer(units, *index, UffdRef::new(fd.as_fd()))
+            !ready[i] || answer(units, *index, pager)
         });
         if ready[0] {
             let _ = rustix::io::read(kick, &mut [0u8; 8]);
             loop {
                 match incoming.try_recv() {
-                    Ok((index, fd)) => {
+                    Ok((index, pager)) => {
                         watched.retain(|(old, _)| *old != index);
-                        watched.push((index, fd));
+                        watched.push((index, pager));
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
@@ -135,16 +134,19 @@ fn answer_all(kick: &OwnedFd, incoming: &Receiver<Watched>) {
 }
 
 /// Answers what node `index` waits for; `false` if it is gone.
-fn answer(units: Units, index: u32, uffd: UffdRef<'_>) -> bool {
-    let mut messages = [const { MaybeUninit::<Message>::uninit() }; 4];
-    match uffd.read(&mut messages) {
-        Ok(n) => messages[..n].iter().all(|m| {
-            // SAFETY: the kernel wrote the first `n`.
-            let Event::PageFault { address, .. } = unsafe { m.assume_init() }.event() else { return true };
-            let shared = node(index);
-            shared.seal_faults.fetch_add(1, Ordering::Relaxed);
-            seal::answer(units, &shared.window_open, uffd, address.as_usize())
-        }),
-        Err(e) => e == peregrine_sys::raw::Errno::EAGAIN || e == peregrine_sys::raw::Errno::EINTR,
+fn answer(units: Units, index: u32, pager: &RemotePager) -> bool {
+    let shared = node(index);
+    let mut there = true;
+    // Before the read: a message is there only while its writer waits, which looks at this when it does not (`Seals::review`).
+    shared.seals_answering.store(1, Ordering::SeqCst);
+    let read = pager.read(|fault| {
+        shared.seal_faults.fetch_add(1, Ordering::Relaxed);
+        there &= seal::answer(units, &shared.window_open, pager.by_ref(), fault.address.as_usize());
+    });
+    // Release: pairs with the acquire in `Seals::review`; what was to be lifted has been.
+    shared.seals_answering.store(0, Ordering::Release);
+    match read {
+        Ok(_) => there,
+        Err(e) => e == Errno::EAGAIN || e == Errno::EINTR,
     }
 }

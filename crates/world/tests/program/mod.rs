@@ -2,15 +2,15 @@
 //!
 //! ```text
 //!   main ── token ──▶ relay 0 ──▶ relay 1 ──▶ relay 2 ──▶ main       lives as long as the program: lost or doubled
-//!     │                                                              messages would change the token
+//!     │               (a slot)    (alias)     (copy)                 messages would change the token
 //!     └─ each round: workers, channels, ends in messages, sleeps, moves, output …, all new and all gone at its end
 //! ```
 //!
 //! A round's sum depends on its number alone, so each line it prints is known beforehand, however often it was begun.
 
 use peregrine_world::{
-    Builder, Receiver, RecvError, Sender, channel, checkpoint, migrate_to, node_count, node_id, sleep, spawn,
-    yield_now,
+    Builder, Config, Receiver, RecvError, Sender, StackKind, channel, checkpoint, migrate_to, node_count,
+    node_id, sleep, spawn, yield_now,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -89,21 +89,28 @@ fn panics(n: u32) -> u32 {
     std::panic::resume_unwind(Box::new(format!("number {n}")))
 }
 
+/// Workers of a round.
+const WORKERS: u64 = 5;
+
 fn one_round(round: u64) -> u64 {
     let mut total = round;
     // Workers on all nodes, or all on one, which must then give some away.
     let mut open = Vec::new();
     let (answer, answers) = channel();
-    for k in 0..4 {
+    for k in 0..WORKERS {
         let (ask, questions) = channel();
         let seed = round * 100 + k;
-        let builder = Builder::new().name(format!("worker {k}")).stack_size(128 << 10);
+        // Workers of all kinds, and as many more in windows as make them conflict.
+        let kind =
+            [StackKind::Isomalloc, StackKind::Alias, StackKind::Copy, StackKind::Copy, StackKind::Alias]
+                [k as usize];
+        let builder = Builder::new().name(format!("worker {k}")).stack_size(128 << 10).kind(kind);
         let builder = if round.is_multiple_of(2) { builder.node(k as u32 % node_count()) } else { builder };
         let handle = builder.spawn(worker, Work { seed, answer: answer.clone(), questions }).unwrap();
         open.push((seed, ask, handle));
     }
     drop(answer);
-    for _ in 0..4 {
+    for _ in 0..WORKERS {
         let (seed, reply) = answers.recv().unwrap();
         reply.send(&(seed * 5)).unwrap();
     }
@@ -144,6 +151,16 @@ fn one_round(round: u64) -> u64 {
     total
 }
 
+/// The settings of every World that runs it: two windows, from which threads are packed as soon as they wait elsewhere.
+pub fn config() -> Config {
+    Config {
+        memory_bytes: 600 << 20,
+        windows: 2,
+        pack_after: Some(Duration::from_millis(1)),
+        ..Config::default()
+    }
+}
+
 /// What `main` is told.
 #[derive(Serialize, Deserialize)]
 pub struct Plan {
@@ -169,6 +186,7 @@ pub fn main(plan: Plan) -> u64 {
             let (from, to) = (ends[k].1.take().unwrap(), ends[k + 1].0.take().unwrap());
             Builder::new()
                 .name(format!("relay {k}"))
+                .kind(StackKind::ALL[k])
                 .spawn(relay, Relay { number: k as u64, from, to })
                 .unwrap()
         })
@@ -225,7 +243,7 @@ pub fn oracle(rounds: u64) -> String {
     let mut token = 1;
     for round in 0..rounds {
         let mut total = round;
-        for seed in (0..4).map(|k| round * 100 + k) {
+        for seed in (0..WORKERS).map(|k| round * 100 + k) {
             total = turned(total, expected(seed, seed * 3, seed * 5).0);
         }
         token = (0..3).fold(token, turned);

@@ -75,6 +75,8 @@ const NO_ROOM: usize = 1;
 struct Piece {
     /// What goes in, if anything does.
     input: Option<(*const u8, usize)>,
+    /// Whether that is lent.
+    lent: bool,
     /// Most bytes of the result, if there is one.
     most: Option<usize>,
 }
@@ -131,14 +133,15 @@ impl Portal {
     pub fn invoke(&self, mut call: Call<'_>) -> Result<(), FreshCallError> {
         let mut attributes = Attributes { charge: false, ..call.get_attributes() };
         attributes.deadline = Deadline::earlier(attributes.deadline, self.within.map(Deadline::after));
-        let none = Piece { input: None, most: None };
+        let none = Piece { input: None, lent: false, most: None };
         let (mut pieces, count) = ([none; MOST_ARGUMENTS], call.len());
         for (index, piece) in pieces[..count].iter_mut().enumerate() {
             let at = |bytes: &[u8]| Some((bytes.as_ptr(), bytes.len()));
             *piece = match call.argument(index) {
-                Argument::Input(bytes) => Piece { input: at(bytes), most: None },
-                Argument::Output(_, most) => Piece { input: None, most: Some(most) },
-                Argument::InOut(bytes, most) => Piece { input: at(bytes), most: Some(most) },
+                Argument::Input(bytes) => Piece { input: at(bytes), ..none },
+                Argument::Lent(bytes) => Piece { input: at(bytes), lent: true, ..none },
+                Argument::Output(_, most) => Piece { most: Some(most), ..none },
+                Argument::InOut(bytes, most) => Piece { input: at(bytes), most: Some(most), ..none },
                 Argument::Memory => {
                     let why = "memory of a connection, lent in place or given, can't go through a Portal: pass a slice";
                     return Err(FreshCallError::Other(why.to_owned()));

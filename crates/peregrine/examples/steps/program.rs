@@ -1,4 +1,5 @@
-//! Three threads that print and compute for a while: something to kill and resume. `steps [ROUNDS]`
+//! What the examples `steps` and `fixed` run.
+
 use std::collections::BTreeMap;
 
 fn work((n, rounds): (u64, u64)) -> u64 {
@@ -19,8 +20,8 @@ fn work((n, rounds): (u64, u64)) -> u64 {
     x
 }
 
-#[peregrine::main]
-fn main() {
+/// Three threads that print and compute for a while, for the rounds that the command line names.
+pub fn run() {
     let rounds = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(200);
     let handles: Vec<_> = (0..3).map(|n| peregrine::spawn(work, (n, rounds))).collect();
     for h in handles {

@@ -10,31 +10,25 @@
 //! nodes' reports; a node that died took its report with it, so every slot it ran is compared as a whole. Neither
 //! direction can be half done for an observer: if the supervisor dies, so does the World, and a store keeps its own copy.
 
+mod elsewhere;
+mod oracle;
+mod pages;
+
 use crate::control::{
-    NONE, TABLES, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
+    NONE, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
 };
 use crate::frames::Frames;
 use crate::memory::{MemoryError, map_memfd};
+pub use elsewhere::{TableImage, Unsaved};
+pub use pages::twin;
+use pages::{PAGE, SHADOW, SHADOW_ARENA, arena_bytes, compare_and_copy, copy, discard, punch};
 use peregrine_base::sync::Ordering;
-use peregrine_base::{PageRange, VirtAddr};
-use peregrine_sys::mem::{self, Advice};
-use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOTS, SLOTS_BYTES, slot_base, slot_index_of};
+use peregrine_thread::layout::{ARENA, SLOT_BYTES, slot_base, slot_index_of};
 use peregrine_thread::slot::SlotHeader;
-use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
+use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use peregrine_vm::dirty::DirtyRun;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-
-/// Where the slots' copies lie.
-const SHADOW: usize = SLOTS + SLOTS_BYTES;
-/// Where the arena's copy lies.
-const SHADOW_ARENA: usize = 0x0b00_0000_0000;
-const PAGE: usize = 4096;
-
-/// Address of the copy of `addr`.
-pub fn twin(addr: usize) -> usize {
-    if slot_index_of(addr).is_some() { addr + (SHADOW - SLOTS) } else { addr - ARENA + SHADOW_ARENA }
-}
 
 /// What changed since the last image.
 #[derive(Debug, Default)]
@@ -84,30 +78,6 @@ pub struct Shadow {
     unsaved: Option<BTreeSet<usize>>,
     /// Slots whose copy was punched since, as `(slot, generation)`.
     ended: Vec<(u32, u32)>,
-}
-
-/// What has no copy elsewhere yet.
-#[derive(Debug, Default)]
-pub struct Unsaved {
-    /// Addresses of pages, in the World.
-    pub pages: BTreeSet<usize>,
-    /// Threads that ended, as `(slot, generation)`.
-    pub ended: Vec<(u32, u32)>,
-    /// Alias threads whose frames changed.
-    pub frames: BTreeSet<u32>,
-}
-
-/// The part of an image that is not pages.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct TableImage {
-    /// Tables: address and bytes.
-    pub tables: Vec<(usize, Vec<u8>)>,
-    /// Used bytes of the arena.
-    pub arena_used: usize,
-    /// Live threads: slot and generation.
-    pub live: BTreeMap<u32, u32>,
-    /// Position of the output.
-    pub output_tail: u64,
 }
 
 /// What a commit or rollback moved.
@@ -306,141 +276,6 @@ impl Shadow {
         moved
     }
 
-    /// The naive oracle of tracking: every page of the image is what the World has, whoever reported what. For runs in which
-    /// kill points are armed: it reads all memory of all threads.
-    #[cfg(feature = "killpoints")]
-    fn check(&self, when: &str) {
-        if !crate::killpoint::armed() {
-            return;
-        }
-        let slots = self
-            .live
-            .iter()
-            .filter(|(slot, _)| !is_windowed(**slot))
-            .map(|(slot, generation)| (Some((*slot, *generation)), self.extents_of(*slot).to_vec()));
-        let arena = [(None, vec![self.arena_extent()])];
-        for (of, extents) in slots.chain(arena) {
-            for (start, end) in extents {
-                for page in (start..end).step_by(PAGE) {
-                    // SAFETY: World and shadow are mapped here, and every node is paused.
-                    let (a, b) =
-                        unsafe { (&*(page as *const [u8; PAGE]), &*(twin(page) as *const [u8; PAGE])) };
-                    // Below the stack pointer nothing means anything.
-                    // SAFETY: the copy of a live slot begins with an intact header.
-                    let dead = of.map_or(0, |(slot, _)| unsafe {
-                        let sp = (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).saved_sp;
-                        if sp & !(PAGE - 1) == page || (sp - 128) & !(PAGE - 1) == page {
-                            (sp - 128).saturating_sub(page)
-                        } else {
-                            0
-                        }
-                    });
-                    let (a, b) = (&a[dead..], &b[dead..]);
-                    if a != b {
-                        let first = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
-                        eprintln!(
-                            "peregrine: {when} page {page:#x} of {of:?} differs from byte {first:#x}: {:x?} in the World, {:x?} in the image; extents {:x?}",
-                            &a[first..(first + 8).min(a.len())],
-                            &b[first..(first + 8).min(a.len())],
-                            of.map(|o| self.extents_of(o.0))
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    #[cfg(not(feature = "killpoints"))]
-    #[inline(always)]
-    fn check(&self, _: &str) {}
-
-    /// From now on, notes what is copied for somebody who writes it elsewhere.
-    pub fn note_unsaved(&mut self) {
-        self.unsaved.get_or_insert_default();
-        self.frames.note_unsaved();
-    }
-
-    /// Takes what was noted.
-    pub fn take_unsaved(&mut self) -> Unsaved {
-        let pages = self.unsaved.as_mut().map(std::mem::take).unwrap_or_default();
-        Unsaved { pages, ended: std::mem::take(&mut self.ended), frames: self.frames.take_unsaved() }
-    }
-
-    /// Puts back what could not be written.
-    pub fn put_back_unsaved(&mut self, mut unsaved: Unsaved) {
-        if let Some(mine) = &mut self.unsaved {
-            mine.append(&mut unsaved.pages);
-            unsaved.ended.append(&mut self.ended);
-            self.ended = unsaved.ended;
-            self.frames.put_back_unsaved(unsaved.frames);
-        }
-    }
-
-    /// Live threads of the image: slot and generation.
-    pub fn live(&self) -> &BTreeMap<u32, u32> {
-        &self.live
-    }
-
-    /// All pages of the image that belong to `slot`: ranges of World addresses.
-    pub fn extents_of(&self, slot: u32) -> [(usize, usize); 3] {
-        // SAFETY: the copy of a live slot begins with an intact header; nobody writes the shadow but this supervisor.
-        unsafe { (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) }
-    }
-
-    /// The arena's part of the image.
-    pub fn arena_extent(&self) -> (usize, usize) {
-        (ARENA, ARENA + self.arena_used)
-    }
-
-    /// A page of the image, by its World address.
-    ///
-    /// # Safety
-    /// `page` lies in one of the extents, and no commit runs while the reference lives.
-    pub unsafe fn page(&self, page: usize) -> &[u8; PAGE] {
-        // SAFETY: as promised; S1: only this supervisor writes the shadow.
-        unsafe { &*(twin(page) as *const [u8; PAGE]) }
-    }
-
-    /// The part of the image that is not pages.
-    pub fn tables(&self) -> TableImage {
-        TableImage {
-            tables: self.tables.clone(),
-            arena_used: self.arena_used,
-            live: self.live.clone(),
-            output_tail: self.output_tail,
-        }
-    }
-
-    /// Makes an image read from elsewhere this one: pages first, by [`Shadow::set_page`], then this.
-    ///
-    /// # Errors
-    /// The name of what does not fit this World.
-    pub fn adopt(&mut self, image: TableImage) -> Result<(), &'static str> {
-        let fits = |(addr, bytes): &(usize, Vec<u8>)| {
-            crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
-        };
-        if image.tables.len() != TABLES || !image.tables.iter().all(fits) {
-            return Err("tables");
-        }
-        if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
-            return Err("extents");
-        }
-        (self.tables, self.arena_used, self.live) = (image.tables, image.arena_used, image.live);
-        self.output_tail = image.output_tail;
-        Ok(())
-    }
-
-    /// Puts a page into the image; `false` if there is no such page in a World.
-    pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
-        let inside = page.is_multiple_of(PAGE)
-            && (slot_index_of(page).is_some_and(is_here) || (ARENA..ARENA + arena_bytes()).contains(&page));
-        if inside {
-            // SAFETY: inside the shadow, which only this supervisor writes.
-            unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
-        }
-        inside
-    }
-
     /// How many threads of each kind were ever used when the image was taken.
     fn used(&self) -> [usize; 5] {
         let records = |kind: StackKind| {
@@ -449,43 +284,6 @@ impl Shadow {
         };
         [records(StackKind::Isomalloc), records(StackKind::Alias), records(StackKind::Copy), 0, 0]
     }
-
-    /// What `ThreadRecord::stored` of `number` was in the image.
-    pub fn stored_of(&self, number: u32) -> usize {
-        use crate::control::ThreadRecord;
-        let kind = StackKind::of(number);
-        let at = (number - kind.first()) as usize * size_of::<ThreadRecord>()
-            + core::mem::offset_of!(ThreadRecord, stored);
-        let bytes = self.tables.get(1 + kind as usize).and_then(|(_, b)| b.get(at..at + 8));
-        usize::from_ne_bytes(bytes.and_then(|b| b.try_into().ok()).unwrap_or([0; 8]))
-    }
-
-    /// Whether a thread's block at `at` lies in the image's part of the arena (S4).
-    pub fn holds_block(&self, at: usize) -> bool {
-        use crate::windows::Block;
-        let end = ARENA + self.arena_used;
-        if !(ARENA..end.saturating_sub(size_of::<Block>())).contains(&at) || !at.is_multiple_of(16) {
-            return false;
-        }
-        // SAFETY: inside the arena's copy.
-        let head = unsafe { (*(twin(at) as *const Block)).head };
-        head.statics_len <= end - at - size_of::<Block>()
-    }
-
-    /// The image's frames of alias threads.
-    pub fn frames(&self) -> &Frames {
-        &self.frames
-    }
-}
-
-fn arena_bytes() -> usize {
-    world().arena_bytes.load(Ordering::Relaxed)
-}
-
-/// Whether this World has room for thread `number`.
-fn is_here(number: u32) -> bool {
-    (number as usize) < MOST_THREADS
-        && (is_windowed(number) || number < world().slot_count.load(Ordering::Relaxed))
 }
 
 /// Posts were under way when the image was taken; the inboxes they lay in are gone, so they take effect now.
@@ -503,49 +301,6 @@ pub fn settle_mail() {
         r.move_to.store(NONE, Ordering::Relaxed);
         if r.state.load(Ordering::Relaxed) == state::RUNNING {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
-        }
-    }
-}
-
-fn punch(slot_start: usize) {
-    discard(slot_start, slot_start + SLOT_BYTES);
-}
-
-/// Gives the frames of `[start, end)` back: what grew after the image reads as zero when it grows again (S2).
-fn discard(start: usize, end: usize) {
-    if start < end {
-        // SAFETY: the range belongs to no thread, or to one that is about to be replaced there.
-        let _ =
-            unsafe { mem::advise(PageRange::covering(VirtAddr::new(start), end - start), Advice::Remove) };
-    }
-}
-
-unsafe fn copy(from: usize, to: usize, len: usize) -> u64 {
-    // SAFETY: the caller's.
-    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len) };
-    (len / PAGE) as u64
-}
-
-unsafe fn compare_and_copy(
-    from: usize,
-    to: usize,
-    len: usize,
-    moved: &mut Moved,
-    mut copied: Option<&mut BTreeSet<usize>>,
-) {
-    for off in (0..len).step_by(PAGE) {
-        let n = PAGE.min(len - off);
-        // SAFETY: the caller's; S1: these slices live for the comparison only, while nobody writes.
-        unsafe {
-            let a = core::slice::from_raw_parts((from + off) as *const u8, n);
-            let b = core::slice::from_raw_parts((to + off) as *const u8, n);
-            moved.compared += 1;
-            if a != b {
-                moved.pages += copy(from + off, to + off, n);
-                if let Some(copied) = &mut copied {
-                    copied.insert(from + off);
-                }
-            }
         }
     }
 }

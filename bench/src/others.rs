@@ -1,30 +1,40 @@
-//! The other flows of control: OS threads, processes, event-driven objects; and memcpy, the floor of stack copying.
+//! The other flows of control: OS threads, processes, event-driven objects; and the floors of ours: memcpy for stack copying,
+//! a bare remap and its faults for memory aliasing.
 
-use super::{CPU, numbers};
 use peregrine_base::sync::{AtomicBool, AtomicU64, Ordering};
+use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_sys::mem::{self, MapOptions, Placement, Source};
+use peregrine_sys::memfd::{self, Pages};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::signal;
 use peregrine_sys::timer::{monotonic_ns, process_cpu_ns};
 use std::hint::black_box;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
+/// The processor that all subjects run on.
+pub const CPU: usize = 1;
+/// Samples of a process.
 const SAMPLES: usize = 11;
 
+/// One of them, in this process; prints its samples.
 pub fn case(name: &str, words: &[&str]) -> bool {
-    let n = numbers(words);
+    let n: Vec<usize> = words.iter().filter_map(|w| w.parse().ok()).collect();
     let _ = process::pin_to_cpu(CPU);
     match (name, &n[..]) {
-        ("os", [threads]) => os_threads(*threads),
+        ("os", [threads]) => os_threads(*threads, SAMPLES),
         ("processes", [count]) => processes(*count),
         ("events", [count]) => events(*count),
         ("memcpy", [buffers, live]) => memcpy(*buffers, *live),
+        ("remap", [threads, live, window, stack]) => remap(*threads, *live, *window, *stack),
         _ => return false,
     }
     true
 }
 
 /// OS threads on one processor that yield: processor time over yields.
-fn os_threads(threads: usize) {
+pub fn os_threads(threads: usize, samples: usize) {
+    let _ = process::pin_to_cpu(CPU);
     let stop = Arc::new(AtomicBool::new(false));
     let turns: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
     let all: Vec<_> = (0..threads)
@@ -42,7 +52,7 @@ fn os_threads(threads: usize) {
         })
         .collect();
     let total = || turns.iter().map(|t| t.load(Ordering::Relaxed)).sum::<u64>();
-    for _ in 0..SAMPLES {
+    for _ in 0..samples {
         let (begun, before) = (process_cpu_ns(), total());
         std::thread::sleep(std::time::Duration::from_millis(20));
         println!("{}", (process_cpu_ns() - begun) as f64 / (total() - before).max(1) as f64);
@@ -53,8 +63,6 @@ fn os_threads(threads: usize) {
 
 /// Processes on one processor that yield; they count in shared memory. Wall time over yields: nobody else is on the processor.
 fn processes(count: usize) {
-    use peregrine_base::{PageCount, Protection};
-    use peregrine_sys::mem::{self, MapOptions, Placement, Source};
     let pages = PageCount::for_bytes((count + 1) * 64);
     // SAFETY: a new mapping, shared with the children.
     let shared = unsafe {
@@ -151,7 +159,7 @@ fn memcpy(buffers: usize, live: usize) {
     let len = live + BESIDES;
     let mut window = vec![1u8; len];
     let mut all: Vec<Vec<u8>> = (0..buffers).map(|_| vec![1u8; len]).collect();
-    let rounds = (400_000_000 / (len * buffers * 2)).clamp(2, 20_000);
+    let rounds = (100_000_000 / (len * buffers * 2)).clamp(2, 20_000);
     for _ in 0..SAMPLES {
         let begun = process_cpu_ns();
         for _ in 0..rounds {
@@ -163,4 +171,43 @@ fn memcpy(buffers: usize, live: usize) {
         println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * buffers) as f64);
     }
     black_box((&window, &all));
+}
+
+/// Maps one part of a file after the other over the same addresses and writes two pages of it: where header and thread-locals
+/// would be, and the stack pointer, `live` bytes below. The same calls as a conflict of memory aliasing makes, and nothing else:
+/// a mapping before the window keeps its page table here too.
+fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize) {
+    const GUARD: usize = 64 << 10;
+    let file = memfd::create(c"bench-remap", PageCount::for_bytes(window_bytes * threads), Pages::Base);
+    let file = file.expect("a file");
+    let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+    // SAFETY: new mappings, at an address that nobody uses; then in place of this function's own.
+    let map = |at: usize, bytes: usize, access, source, new: bool| unsafe {
+        let at = VirtAddr::new(at);
+        let place = if new { Placement::At(at) } else { Placement::Replace(at) };
+        mem::map(PageCount::for_bytes(bytes), access, source, place, options).expect("a mapping");
+    };
+    let guard = 0x0c00_0000_0000;
+    let window = guard + GUARD;
+    map(guard, GUARD, Protection::None, Source::Anonymous, true);
+    let header = window + stack_bytes;
+    let turn = |new: bool| {
+        for i in 0..threads {
+            let part = Source::Shared(file.as_fd(), PageCount::for_bytes(i * window_bytes + GUARD));
+            map(window, window_bytes - GUARD, Protection::ReadWrite, part, new && i == 0);
+            for page in [header, header - live] {
+                // SAFETY: inside the window.
+                unsafe { (page as *mut u64).write_volatile(1) };
+            }
+        }
+    };
+    turn(true);
+    let rounds = (2_000 / threads).max(2);
+    for _ in 0..SAMPLES {
+        let begun = process_cpu_ns();
+        for _ in 0..rounds {
+            turn(false);
+        }
+        println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * threads) as f64);
+    }
 }

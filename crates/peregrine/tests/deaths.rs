@@ -1,0 +1,165 @@
+//! What a death leaves behind: no process, no descriptor, no memory, of a node or of the supervisor.
+
+use peregrine::{Builder, checkpoint, sleep, spawn};
+use std::time::{Duration, Instant};
+
+unsafe extern "C" {
+    fn kill(pid: i32, signo: i32) -> i32;
+    fn getpid() -> i32;
+}
+
+fn computes(ms: u64) {
+    let begun = Instant::now();
+    let mut x = 1u64;
+    while begun.elapsed() < Duration::from_millis(ms) {
+        for i in 0..20_000u64 {
+            x = std::hint::black_box(x.wrapping_mul(i | 1));
+        }
+    }
+}
+
+/// Kills its own node at a chosen point, once: a file tells the second life.
+fn dies_once(mark: String) -> u32 {
+    let path = std::path::Path::new(&mark);
+    if !path.exists() {
+        std::fs::write(path, b"").unwrap();
+        // SAFETY: the node dies here.
+        unsafe { kill(getpid(), 9) };
+    }
+    1
+}
+
+#[peregrine::test(nodes = 2, timeout_s = 300)]
+fn thirty_deaths_leak_no_process_and_no_descriptor() {
+    let supervisor = std::os::unix::process::parent_id();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let held = || std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap().count();
+    let children = || {
+        std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))
+            .unwrap()
+            .split_whitespace()
+            .count()
+    };
+    let marks = std::env::temp_dir().join(format!("peregrine-dies-{supervisor}"));
+    std::fs::create_dir_all(&marks).unwrap();
+    let mark = |i: u32| marks.join(i.to_string()).display().to_string();
+    spawn(dies_once, mark(1000)).join().unwrap();
+    let before = (descriptors(), held(), children());
+    for i in 0..30 {
+        spawn(dies_once, mark(i)).join().unwrap();
+    }
+    checkpoint();
+    let _ = std::fs::remove_dir_all(&marks);
+    // Nodes may be being replaced at this very moment.
+    sleep(Duration::from_millis(100));
+    let after = (descriptors(), held(), children());
+    // One or two either way are what the supervisor has open for a moment; thirty deaths would show.
+    let few = |a: usize, b: usize| a <= b + 2;
+    assert!(
+        few(after.0, before.0) && few(after.1, before.1) && after.2 == before.2,
+        "descriptors of the nodes, of the supervisor, and its children: {after:?} after {before:?}"
+    );
+}
+
+#[peregrine::test(program, nodes = 3)]
+fn runs_for_a_minute() {
+    let hogs: Vec<_> = (0..3).map(|i| Builder::new().node(i).spawn(computes, 60_000).unwrap()).collect();
+    for h in hogs {
+        h.join().unwrap();
+    }
+}
+
+#[peregrine::test(program, nodes = 2, kill_every_ms = 50, image_interval_ms = 0)]
+fn is_killed_once_without_images() {
+    let mark =
+        std::env::temp_dir().join(format!("peregrine-announced-{}", std::os::unix::process::parent_id()));
+    if !mark.exists() {
+        std::fs::write(&mark, b"").unwrap();
+        computes(10_000);
+    }
+    let _ = std::fs::remove_file(&mark);
+}
+
+#[test]
+fn without_images_a_death_is_announced_as_a_way_back_to_the_start() {
+    let outcome = is_killed_once_without_images().run();
+    assert!(outcome.success(), "{outcome}");
+    assert!(outcome.stderr.contains("the program goes back to its start"), "{outcome}");
+}
+
+fn processes_of_group(group: i32) -> Vec<String> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|e| std::fs::read_to_string(e.ok()?.path().join("stat")).ok())
+        .filter(|stat| {
+            let after = stat.rsplit(')').next().unwrap_or("");
+            let mut fields = after.split_whitespace();
+            let state = fields.next().unwrap_or("");
+            fields.nth(1).and_then(|g| g.parse().ok()) == Some(group) && state != "Z"
+        })
+        .collect()
+}
+
+#[test]
+fn nothing_is_left_a_second_after_the_supervisor_is_killed() {
+    let running = runs_for_a_minute().start(&[]);
+    let pid = running.pid();
+    let begun = Instant::now();
+    while processes_of_group(pid).len() < 5 && begun.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(processes_of_group(pid).len(), 5, "supervisor, zygote, three nodes");
+    std::thread::sleep(Duration::from_millis(200));
+    // SAFETY: only numbers are passed.
+    unsafe { kill(pid, 9) };
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(processes_of_group(pid), Vec::<String>::new());
+    assert_eq!(running.wait().signal, Some(9));
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 100)]
+fn holds_memory_for_a_minute() {
+    let held = vec![7u8; 400 << 20];
+    checkpoint();
+    println!("held");
+    sleep(Duration::from_secs(60));
+    assert_eq!(held[12345], 7);
+}
+
+/// Shared memory in use on this machine, in MiB.
+fn shared_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|l| l.starts_with("Shmem:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn no_memory_is_left_a_second_after_the_supervisor_is_killed() {
+    // Other tests use some meanwhile; this World has 800 MiB, its image in memory included.
+    let before = shared_memory();
+    let running = holds_memory_for_a_minute().start(&[]);
+    let begun = Instant::now();
+    while shared_memory() < before + 700 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let during = shared_memory();
+    // SAFETY: only numbers are passed.
+    unsafe { kill(running.pid(), 9) };
+    std::thread::sleep(Duration::from_secs(1));
+    let after = shared_memory();
+    println!("{before} MiB before, {during} MiB during, {after} MiB a second after");
+    assert!(during >= before + 700 && after + 400 < during, "{before}, {during}, {after} MiB");
+    running.wait();
+}
+
+#[test]
+fn a_request_to_terminate_stops_everything() {
+    let running = runs_for_a_minute().start(&[]);
+    let pid = running.pid();
+    std::thread::sleep(Duration::from_millis(300));
+    // SAFETY: only numbers are passed.
+    unsafe { kill(pid, 15) };
+    let outcome = running.wait();
+    assert_eq!(outcome.code, Some(128 + 15), "{outcome}");
+    assert_eq!(processes_of_group(pid), Vec::<String>::new());
+}

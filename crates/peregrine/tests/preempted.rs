@@ -1,0 +1,133 @@
+//! The timer takes the node from threads that never give it away; whoever is interrupted, blocked or stopped goes on as it was.
+
+use peregrine::{Builder, Sender, channel, checkpoint, node_id, sleep, spawn};
+use std::time::{Duration, Instant};
+
+unsafe extern "C" {
+    fn getpid() -> i32;
+}
+
+fn spins(ms: u64) -> u32 {
+    let begun = Instant::now();
+    let first = node_id();
+    let mut changes = 0;
+    let mut last = first;
+    while begun.elapsed() < Duration::from_millis(ms) {
+        let mut x = 1u64;
+        for i in 0..20_000u64 {
+            x = std::hint::black_box(x.wrapping_mul(i | 1));
+        }
+        if node_id() != last {
+            changes += 1;
+            last = node_id();
+        }
+    }
+    changes
+}
+
+#[peregrine::test(nodes = 1, least_preemptions = 10)]
+fn neighbours_of_threads_that_never_yield_run() {
+    let hogs: Vec<_> = (0..3).map(|_| spawn(spins, 400)).collect();
+    let (tx, rx) = channel::<u32>();
+    let talks = spawn(
+        |tx: Sender<u32>| {
+            for i in 0..5 {
+                tx.send(&i).unwrap();
+                sleep(Duration::from_millis(5));
+            }
+        },
+        tx,
+    );
+    assert_eq!(rx.iter().count(), 5);
+    assert!(hogs.iter().any(|h| !h.is_finished()), "the messages came while the others were computing");
+    talks.join().unwrap();
+    for h in hogs {
+        h.join().unwrap();
+    }
+}
+
+#[peregrine::test(nodes = 3, move_every_ms = 3, least_moves = 10)]
+fn a_thread_that_never_yields_is_moved() {
+    let hogs: Vec<_> = (0..2).map(|_| spawn(spins, 300)).collect();
+    let changes: u32 = hogs.into_iter().map(|h| h.join().unwrap()).sum();
+    assert!(changes > 0);
+}
+
+#[peregrine::test(nodes = 1)]
+fn a_thread_blocked_in_a_system_call_lets_its_neighbours_run() {
+    use std::io::{Read, Write};
+    let (mut reads, mut writes) = std::io::pipe().unwrap();
+    // Threads share descriptors, not memory: hand over the number.
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&reads);
+    let h = spawn(
+        |fd: i32| {
+            // SAFETY: the opener keeps it open until this thread is joined.
+            let mut reads = std::mem::ManuallyDrop::new(unsafe {
+                <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd)
+            });
+            let mut b = [0u8; 5];
+            reads.read_exact(&mut b).unwrap();
+            String::from_utf8_lossy(&b).into_owned()
+        },
+        fd,
+    );
+    let neighbour = spawn(spins, 100);
+    sleep(Duration::from_millis(50));
+    neighbour.join().unwrap();
+    writes.write_all(b"hello").unwrap();
+    assert_eq!(h.join().unwrap(), "hello");
+    let _ = reads.read(&mut []);
+}
+
+fn vector_sum(seed: f64) -> f64 {
+    // Wide registers are live across the whole loop, which preemption interrupts anywhere.
+    let mut lanes = [seed; 16];
+    let begun = Instant::now();
+    let mut rounds = 0u32;
+    while rounds < 40_000 || (begun.elapsed() < Duration::from_millis(150) && !rounds.is_multiple_of(40_000))
+    {
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            *lane = (*lane * 1.000_000_1 + k as f64) % 1000.0;
+        }
+        rounds += 1;
+    }
+    lanes.iter().sum::<f64>() + rounds as f64
+}
+
+#[peregrine::test(nodes = 2, move_every_ms = 1, slice_us = 200, least_moves = 5)]
+fn vector_registers_belong_to_their_thread() {
+    let expected: Vec<f64> = (0..6).map(|s| vector_sum(s as f64)).collect();
+    for _ in 0..5 {
+        let all: Vec<_> = (0..6).map(|s| spawn(vector_sum, s as f64)).collect();
+        for (h, e) in all.into_iter().zip(&expected) {
+            assert_eq!(h.join().unwrap().to_bits(), e.to_bits());
+        }
+    }
+}
+
+#[peregrine::test(nodes = 2, timeout_s = 60)]
+fn a_stopped_node_goes_on_when_it_is_continued() {
+    let h = Builder::new()
+        .node(1)
+        .spawn(
+            |_: ()| {
+                // SAFETY: only numbers are passed.
+                let me = unsafe { getpid() };
+                let me_text = me.to_string();
+                let mut helper = std::process::Command::new("sh")
+                    .args([
+                        "-c",
+                        &format!("sleep 0.05; kill -STOP {me_text}; sleep 0.3; kill -CONT {me_text}"),
+                    ])
+                    .spawn()
+                    .unwrap();
+                let n = spins(600);
+                helper.wait().unwrap();
+                n
+            },
+            (),
+        )
+        .unwrap();
+    h.join().unwrap();
+    assert!(checkpoint() > 0);
+}

@@ -1,0 +1,115 @@
+//! What a process's views and frames are to the address space: every record is [`Home`](crate::Backing::Home).
+
+use super::seat::{FillError, OPEN_PAGES, Seat};
+use super::table::{Lowering, MEMBERS, MemberIndex};
+use crate::{Change, Contents, FrameId, MemberId, MemberSet, Mmu, SpaceId};
+use peregrine_base::{PageRange, Protection, VirtAddr};
+use peregrine_sys::io;
+
+/// What a process's views and frames are to the address space. It stays where its seat is.
+#[derive(Clone, Copy)]
+pub(super) struct Views(pub(super) *const Seat);
+
+impl Views {
+    fn seat(&self) -> &Seat {
+        // SAFETY: the seat lives in a box of the member that holds the address space, and longer than it (field order in `Inner`).
+        unsafe { &*self.0 }
+    }
+}
+
+impl Mmu for Views {
+    type Error = FillError;
+    const BLOCK_PAGES: usize = OPEN_PAGES;
+
+    fn fill(
+        &self,
+        _: SpaceId,
+        _: MemberId,
+        range: PageRange,
+        contents: Contents,
+        rights: Protection,
+    ) -> Result<(), FillError> {
+        match contents {
+            Contents::Home => self.seat().open(range, rights),
+            Contents::Frame(_) => Err(FillError::NotHome { range }),
+        }
+    }
+
+    fn shootdown(&self, _: SpaceId, _: MemberId, range: PageRange, targets: &MemberSet, change: Change) {
+        let what = match change {
+            Change::Restrict(Protection::ReadWrite) => return,
+            Change::Restrict(Protection::Read) => Lowering::ReadOnly,
+            Change::Drop | Change::Restrict(Protection::None) => Lowering::Close,
+        };
+        self.seat().take_away(range, targets.words()[0], what);
+    }
+
+    fn wait(&self, _: MemberId, _: MemberId) {
+        self.seat().poll();
+        io::yield_now();
+    }
+
+    fn is_dead(&self, member: MemberId) -> bool {
+        let index = member.index();
+        // Whoever has a place in the structures took it in the table first (`Ground::reserve`).
+        index < MEMBERS
+            && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
+            && self.seat().is_gone(index)
+    }
+}
+
+impl crate::Frames for Views {
+    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
+        None
+    }
+
+    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
+        None
+    }
+
+    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
+        None
+    }
+
+    fn release(&self, _: MemberId, _: FrameId) {}
+
+    fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
+        self.seat().vacated(range);
+    }
+
+    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
+}
+
+/// For the maker, which has no view.
+#[derive(Clone, Copy)]
+pub(super) struct NoViews;
+
+impl Mmu for NoViews {
+    type Error = core::convert::Infallible;
+    fn fill(
+        &self,
+        _: SpaceId,
+        _: MemberId,
+        _: PageRange,
+        _: Contents,
+        _: Protection,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
+    fn wait(&self, _: MemberId, _: MemberId) {}
+}
+
+impl crate::Frames for NoViews {
+    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
+        None
+    }
+    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
+        None
+    }
+    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
+        None
+    }
+    fn release(&self, _: MemberId, _: FrameId) {}
+    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
+}

@@ -1,0 +1,127 @@
+//! A node without work: it looks around for a while, then sleeps.
+
+use super::post::{ASLEEP, POLLS};
+use crate::control::{NONE, NodeShared, World, is_domain, node, world};
+use crate::killpoint::{Point, at};
+use crate::local::Local;
+use peregrine_base::sync::{Ordering, fence, spin_loop};
+use peregrine_sys::{futex, timer::monotonic_ns};
+use peregrine_thread::carrier::{Carrier, Pending};
+use peregrine_thread::preempt;
+
+pub(super) fn start_ticking(_: &mut Carrier, l: &mut Local) {
+    if !l.ticking
+        && let Some(t) = l.tick
+    {
+        let slice = world().slice_ns.load(Ordering::Relaxed);
+        // The first slice is twice as long: a deadline beyond the kernel's own next tick need not be told to the
+        // processor, and telling it takes 8 us in a virtual machine, which a thread that has just arrived would wait.
+        t.arm(2 * slice, slice);
+        l.ticking = true;
+    }
+}
+
+pub(super) fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
+    let me = node(c.node);
+    let seen = me.wake.load(Ordering::Relaxed);
+    let flights = l.flights;
+    let something = || {
+        me.inbox.load(Ordering::Relaxed) != NONE
+            || w.pause.load(Ordering::Relaxed) & 1 != 0
+            || c.pending.load(Ordering::Relaxed) != 0
+            // SAFETY: null, or made for the life of the process; the scheduler alone uses it.
+            || unsafe { flights.as_ref() }.is_some_and(crate::fresh::Flights::any_ready)
+    };
+    if !is_domain(c.node) {
+        w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
+    }
+    at(Point::IdleBegins);
+    wait_for_work(c, l, w, me, seen, something);
+    w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
+}
+
+/// When there is something to do though nothing comes from outside.
+fn next_due(l: &Local) -> Option<u64> {
+    match (l.next_deadline(), l.windows.next_due()) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn wait_for_work(
+    c: &Carrier,
+    l: &mut Local,
+    w: &World,
+    me: &NodeShared,
+    seen: u32,
+    something: impl Fn() -> bool,
+) {
+    let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
+    loop {
+        for _ in 0..50 {
+            if something() {
+                return;
+            }
+            spin_loop();
+        }
+        let now = monotonic_ns();
+        if next_due(l).is_some_and(|d| d <= now) {
+            return;
+        }
+        if now >= spin_until {
+            break;
+        }
+    }
+    if l.in_flight != 0 {
+        // Each tick would end the poll.
+        if l.ticking
+            && let Some(t) = l.tick
+        {
+            l.ticking = false;
+            t.arm(0, 0);
+        }
+        return sleep_with_calls(l, me, something);
+    }
+    me.idle.store(ASLEEP, Ordering::Relaxed);
+    at(Point::IdleSleeps);
+    // Pairs with the fence in `nudge`.
+    fence(Ordering::SeqCst);
+    if !something() {
+        let timeout = next_due(l).map(|d| d.saturating_sub(monotonic_ns()).max(1));
+        futex::wait(&me.wake, seen, timeout);
+    }
+    me.idle.store(0, Ordering::Relaxed);
+    stop_ticking(c, l);
+}
+
+/// Stops the tick of a node that has slept until one came. Not before: whoever sleeps for less than a slice is woken
+/// without having to start it again.
+fn stop_ticking(c: &Carrier, l: &mut Local) {
+    if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0
+        && l.ticking
+        && let Some(t) = l.tick
+    {
+        // In this order: a reset in between must not leave a node that believes it ticks.
+        l.ticking = false;
+        t.arm(0, 0);
+    }
+}
+
+/// Sleeps until a call has an outcome, or somebody nudges: by a signal, for a poll can't wait on a futex.
+fn sleep_with_calls(l: &mut Local, me: &NodeShared, something: impl Fn() -> bool) {
+    let tick = peregrine_sys::signal::bit(preempt::SIG_TICK);
+    let mask = peregrine_sys::signal::set_mask(tick);
+    me.idle.store(POLLS, Ordering::Relaxed);
+    // Pairs with the fence in `nudge`.
+    fence(Ordering::SeqCst);
+    if !something() {
+        let now = monotonic_ns();
+        // SAFETY: calls are under way, so it was made.
+        let flights = unsafe { &*l.flights };
+        let until = [next_due(l), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
+        // A signal that came since it is held off ends the poll at once.
+        peregrine_sys::io::wait_for_any(flights.descriptors(), until.saturating_sub(now), mask & !tick);
+    }
+    me.idle.store(0, Ordering::Relaxed);
+    peregrine_sys::signal::set_mask(mask);
+}

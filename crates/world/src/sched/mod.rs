@@ -1,0 +1,225 @@
+//! The scheduler of a node: who runs next, and what happens to who ran.
+//!
+//! ```text
+//!   thread A ──park, yield──▶ direct switch ──▶ thread B        nothing special is pending (the fast path)
+//!       │
+//!       └──move, end, pause, or nobody runnable──▶ scheduler's own stack ──▶ thread B, or idle
+//! ```
+//!
+//! **One owner.** A thread belongs to one node at a time: the one in `record.node`. Only the owner touches its queue
+//! entry, its timers and its state; everybody else *posts*: sets bits in `record.mail` and, if it was not posted yet, pushes
+//! it on the owner's inbox. The owner drains the inbox when it schedules and at each tick. A post that finds the thread
+//! gone is forwarded. So no run queue is shared and no context is resumed before it was saved: the owner that drains is
+//! the very node that saved it.
+//!
+//! **A move** hands over ownership: the old owner saves the context and the statics, writes `record.node`, and posts
+//! ARRIVE to the new one. A thread on a carried call is its domain's (`carried`): nobody may move it, nor give it away, nor
+//! take it there, but itself; a move asked for meanwhile is made when it is back.
+//!
+//! *Between two threads*: no static, no thread-local, no allocation, no panic.
+
+mod idle;
+mod moves;
+mod park;
+mod pause;
+mod post;
+mod switch;
+
+pub use moves::launch;
+pub use park::{call, in_thread, park, wake};
+pub use post::{nudge, post};
+pub use switch::reschedule;
+
+use crate::control::{NONE, is_domain, node, record, state, world};
+use crate::killpoint::{Point, at};
+use crate::local::{Action, Local, local};
+use crate::windows;
+use idle::{idle, start_ticking};
+use moves::{donate, send, wanted_elsewhere};
+use pause::pause;
+use peregrine_base::sync::Ordering;
+use peregrine_sys::timer::monotonic_ns;
+use peregrine_thread::carrier::{Carrier, Pending, carrier};
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::is_windowed;
+use peregrine_thread::{arch, statics};
+use post::drain;
+use switch::{enter, may_run};
+
+/// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler, which keeps the
+/// first `own` threads of the queue: one that is about to run here anyway is not sent away.
+fn service(c: &mut Carrier, l: &mut Local, own: usize) {
+    drain(c, l);
+    if let Some(first) = l.next_deadline() {
+        let now = monotonic_ns();
+        if first <= now {
+            while let Some(due) = l.due(now) {
+                at(Point::TimerDue);
+                if let Some(slot) = due {
+                    record(slot).state.store(state::RUNNABLE, Ordering::Relaxed);
+                    at(Point::TimerQueued);
+                    l.push(slot);
+                }
+            }
+        }
+    }
+    let hungry = world().hungry.load(Ordering::Relaxed) & !(1 << c.node);
+    if hungry != 0 && l.queued() > own && !is_domain(c.node) {
+        donate(c, l, hungry.trailing_zeros());
+    }
+    node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
+}
+
+/// Acts on a tick, a pause or a post, on the running thread's stack.
+pub fn on_preempt(why: u32) {
+    // SAFETY: called in a section that `preempt` opened.
+    unsafe {
+        let (c, l) = (carrier(), local());
+        if world().pause.load(Ordering::Acquire) & 1 != 0 {
+            return reschedule(Action::RequeueFront);
+        }
+        let me = c.current.load(Ordering::Relaxed);
+        service(c, l, 0);
+        if let Some(to) = wanted_elsewhere(c, me) {
+            return reschedule(Action::Move(to));
+        }
+        if l.windows.next_due().is_some_and(|due| due <= monotonic_ns()) {
+            // Packing takes the scheduler's stack.
+            return reschedule(Action::RequeueFront);
+        }
+        if why & Pending::TICK != 0 && l.queued() != 0 {
+            let n = node(c.node);
+            n.preemptions.store(n.preemptions.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            reschedule(Action::Requeue);
+        } else if l.in_flight != 0 {
+            // Outcomes are taken up by the scheduler, on its own stack.
+            reschedule(Action::RequeueFront);
+        }
+    }
+}
+
+/// Entry of the scheduler, on its own stack: at the start of a node, and after a reset.
+pub extern "C" fn scheduler() -> ! {
+    // SAFETY: on a node; whatever ran before has been dropped.
+    unsafe {
+        let c = carrier();
+        c.depth.store(1, Ordering::Relaxed);
+        // A reset may have come in the middle of a handler that held others off.
+        peregrine_sys::signal::set_mask(0);
+        c.current.store(NONE, Ordering::Relaxed);
+        statics::forget(c);
+        node(c.node).current.store(NONE, Ordering::Relaxed);
+        peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs);
+        local().clear();
+        crate::fresh::drop_all(local());
+        at(Point::ResetCleared);
+        loop {
+            step(carrier(), local());
+        }
+    }
+}
+
+unsafe fn step(c: &mut Carrier, l: &mut Local) {
+    settle(c, l);
+    c.pending.store(0, Ordering::Relaxed);
+    let w = world();
+    let word = w.pause.load(Ordering::Acquire);
+    if word & 1 != 0 {
+        // SAFETY: no thread runs here.
+        return unsafe { pause(c, l, w, word) };
+    }
+    crate::fresh::finish(l, c.node);
+    service(c, l, 1);
+    // SAFETY: on the scheduler's stack.
+    unsafe { windows::pack_idle(c, l) };
+    let Some(next) = l.pop() else { return idle(c, l, w) };
+    if !may_run(c, next) {
+        at(Point::QueueStale);
+        return;
+    }
+    at(Point::Stepped);
+    if let Some(to) = wanted_elsewhere(c, next) {
+        return send(c, l, next, to);
+    }
+    // SAFETY: `next` is runnable and ours; its slot is mapped.
+    unsafe {
+        if is_windowed(next) {
+            windows::bring(c, l, next);
+        } else if !raise_guards(l, next) {
+            peregrine_sys::process::write_all(
+                2,
+                b"peregrine: cannot install guard pages: too many mappings\n",
+            );
+            peregrine_sys::process::exit_now(70);
+        }
+        start_ticking(c, l);
+        enter(c, next);
+        arch::switch(&raw mut c.scheduler_sp, (*SlotHeader::of(next)).saved_sp);
+    }
+}
+
+/// Puts up the guards of a slot in this process's page table, once for each geometry.
+///
+/// # Safety
+/// The slot is prepared and suspended.
+unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
+    // SAFETY: a prepared slot's header is intact.
+    let header = unsafe { &*SlotHeader::of(slot) };
+    let pages = header.stack_pages();
+    let known = *l.guards_of(slot);
+    if known == pages {
+        return true;
+    }
+    // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection before: a guard
+    // over a write-protected page, be it one that is not there, would hang in the kernel. This node may have looked at the
+    // slot's pages without ever running its threads: it makes threads for others.
+    unsafe {
+        if known != 0 || l.take_scanned(slot) {
+            crate::dirty::unprotect_slot(slot);
+        }
+        if known != 0 && header.remove_guards().is_err() {
+            return false;
+        }
+        if header.install_guards().is_err() {
+            return false;
+        }
+    }
+    *l.guards_of(slot) = pages;
+    true
+}
+
+/// Deals with the thread that has just switched to the scheduler.
+fn settle(c: &mut Carrier, l: &mut Local) {
+    let (action, slot) = (l.action, l.previous);
+    (l.action, l.previous) = (Action::None, NONE);
+    if action == Action::None {
+        return;
+    }
+    // The FS base still points into a slot that may run elsewhere in a moment, or be gone.
+    // SAFETY: the scheduler runs on the process's own thread-locals.
+    unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
+    c.current.store(NONE, Ordering::Relaxed);
+    node(c.node).current.store(NONE, Ordering::Relaxed);
+    let r = record(slot);
+    at(Point::SettleLeft);
+    match action {
+        Action::None | Action::Parked => {}
+        Action::Requeue | Action::RequeueFront => {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            at(Point::SettleRequeued);
+            if action == Action::Requeue { l.push(slot) } else { l.push_front(slot) }
+        }
+        Action::Move(to) => {
+            r.state.store(state::RUNNABLE, Ordering::Relaxed);
+            send(c, l, slot, to);
+        }
+        Action::Call(at) => crate::fresh::begin(l, c.node, slot, at),
+        Action::Ended => {
+            statics::forget(c);
+            if is_windowed(slot) {
+                windows::forget(l, slot);
+            }
+            crate::thread::bury(slot);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The shadow as a store sees it: what it has not written yet, the pages and tables to write, and those that it read back.
+
+use super::Shadow;
+use super::pages::{PAGE, arena_bytes, twin};
+use crate::control::{TABLES, world};
+use crate::frames::Frames;
+use peregrine_base::sync::Ordering;
+use peregrine_thread::layout::{ARENA, slot_index_of};
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What has no copy elsewhere yet.
+#[derive(Debug, Default)]
+pub struct Unsaved {
+    /// Addresses of pages, in the World.
+    pub pages: BTreeSet<usize>,
+    /// Threads that ended, as `(slot, generation)`.
+    pub ended: Vec<(u32, u32)>,
+    /// Alias threads whose frames changed.
+    pub frames: BTreeSet<u32>,
+}
+
+/// The part of an image that is not pages.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct TableImage {
+    /// Tables: address and bytes.
+    pub tables: Vec<(usize, Vec<u8>)>,
+    /// Used bytes of the arena.
+    pub arena_used: usize,
+    /// Live threads: slot and generation.
+    pub live: BTreeMap<u32, u32>,
+    /// Position of the output.
+    pub output_tail: u64,
+}
+
+impl Shadow {
+    /// From now on, notes what is copied for somebody who writes it elsewhere.
+    pub fn note_unsaved(&mut self) {
+        self.unsaved.get_or_insert_default();
+        self.frames.note_unsaved();
+    }
+
+    /// Takes what was noted.
+    pub fn take_unsaved(&mut self) -> Unsaved {
+        let pages = self.unsaved.as_mut().map(std::mem::take).unwrap_or_default();
+        Unsaved { pages, ended: std::mem::take(&mut self.ended), frames: self.frames.take_unsaved() }
+    }
+
+    /// Puts back what could not be written.
+    pub fn put_back_unsaved(&mut self, mut unsaved: Unsaved) {
+        if let Some(mine) = &mut self.unsaved {
+            mine.append(&mut unsaved.pages);
+            unsaved.ended.append(&mut self.ended);
+            self.ended = unsaved.ended;
+            self.frames.put_back_unsaved(unsaved.frames);
+        }
+    }
+
+    /// Live threads of the image: slot and generation.
+    pub fn live(&self) -> &BTreeMap<u32, u32> {
+        &self.live
+    }
+
+    /// All pages of the image that belong to `slot`: ranges of World addresses.
+    pub fn extents_of(&self, slot: u32) -> [(usize, usize); 3] {
+        // SAFETY: the copy of a live slot begins with an intact header; nobody writes the shadow but this supervisor.
+        unsafe { (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).extents(true) }
+    }
+
+    /// The arena's part of the image.
+    pub fn arena_extent(&self) -> (usize, usize) {
+        (ARENA, ARENA + self.arena_used)
+    }
+
+    /// A page of the image, by its World address.
+    ///
+    /// # Safety
+    /// `page` lies in one of the extents, and no commit runs while the reference lives.
+    pub unsafe fn page(&self, page: usize) -> &[u8; PAGE] {
+        // SAFETY: as promised; S1: only this supervisor writes the shadow.
+        unsafe { &*(twin(page) as *const [u8; PAGE]) }
+    }
+
+    /// The part of the image that is not pages.
+    pub fn tables(&self) -> TableImage {
+        TableImage {
+            tables: self.tables.clone(),
+            arena_used: self.arena_used,
+            live: self.live.clone(),
+            output_tail: self.output_tail,
+        }
+    }
+
+    /// Makes an image read from elsewhere this one: pages first, by [`Shadow::set_page`], then this.
+    ///
+    /// # Errors
+    /// The name of what does not fit this World.
+    pub fn adopt(&mut self, image: TableImage) -> Result<(), &'static str> {
+        let fits = |(addr, bytes): &(usize, Vec<u8>)| {
+            crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
+        };
+        if image.tables.len() != TABLES || !image.tables.iter().all(fits) {
+            return Err("tables");
+        }
+        if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
+            return Err("extents");
+        }
+        (self.tables, self.arena_used, self.live) = (image.tables, image.arena_used, image.live);
+        self.output_tail = image.output_tail;
+        Ok(())
+    }
+
+    /// Puts a page into the image; `false` if there is no such page in a World.
+    pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
+        let inside = page.is_multiple_of(PAGE)
+            && (slot_index_of(page).is_some_and(is_here) || (ARENA..ARENA + arena_bytes()).contains(&page));
+        if inside {
+            // SAFETY: inside the shadow, which only this supervisor writes.
+            unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
+        }
+        inside
+    }
+
+    /// What `ThreadRecord::stored` of `number` was in the image.
+    pub fn stored_of(&self, number: u32) -> usize {
+        use crate::control::ThreadRecord;
+        let kind = StackKind::of(number);
+        let at = (number - kind.first()) as usize * size_of::<ThreadRecord>()
+            + core::mem::offset_of!(ThreadRecord, stored);
+        let bytes = self.tables.get(1 + kind as usize).and_then(|(_, b)| b.get(at..at + 8));
+        usize::from_ne_bytes(bytes.and_then(|b| b.try_into().ok()).unwrap_or([0; 8]))
+    }
+
+    /// Whether a thread's block at `at` lies in the image's part of the arena (S4).
+    pub fn holds_block(&self, at: usize) -> bool {
+        use crate::windows::Block;
+        let end = ARENA + self.arena_used;
+        if !(ARENA..end.saturating_sub(size_of::<Block>())).contains(&at) || !at.is_multiple_of(16) {
+            return false;
+        }
+        // SAFETY: inside the arena's copy.
+        let head = unsafe { (*(twin(at) as *const Block)).head };
+        head.statics_len <= end - at - size_of::<Block>()
+    }
+
+    /// The image's frames of alias threads.
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+}
+
+/// Whether this World has room for thread `number`.
+fn is_here(number: u32) -> bool {
+    (number as usize) < MOST_THREADS
+        && (is_windowed(number) || number < world().slot_count.load(Ordering::Relaxed))
+}

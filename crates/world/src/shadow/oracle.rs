@@ -1,0 +1,67 @@
+//! The naive oracle of tracking: after every image and every rollback, all memory is what the image says.
+
+use super::Shadow;
+#[cfg(feature = "killpoints")]
+use super::pages::{PAGE, twin};
+#[cfg(feature = "killpoints")]
+use peregrine_thread::{slot::SlotHeader, stack_kind::is_windowed};
+
+impl Shadow {
+    /// The naive oracle of tracking: every page of the image is what the World has, whoever reported what. For runs in which
+    /// kill points are armed: it reads all memory of all threads.
+    #[cfg(feature = "killpoints")]
+    pub(super) fn check(&self, when: &str) {
+        if !crate::killpoint::armed() {
+            return;
+        }
+        for number in self.live.keys() {
+            for (address, ours, copied) in self.frames.differences(*number) {
+                // Below the stack pointer nothing means anything. (The last byte of a page that differs is told.)
+                if address >= self.frames.stack_pointer(*number) - 128 {
+                    crate::killpoint::differs(format_args!(
+                        "{when} alias thread {number} has {ours:#x} at {address:#x}, {copied:#x} in the image"
+                    ));
+                }
+            }
+        }
+        let slots = self
+            .live
+            .iter()
+            .filter(|(slot, _)| !is_windowed(**slot))
+            .map(|(slot, generation)| (Some((*slot, *generation)), self.extents_of(*slot).to_vec()));
+        let arena = [(None, vec![self.arena_extent()])];
+        for (of, extents) in slots.chain(arena) {
+            for (start, end) in extents {
+                for page in (start..end).step_by(PAGE) {
+                    // SAFETY: World and shadow are mapped here, and every node is paused.
+                    let (a, b) =
+                        unsafe { (&*(page as *const [u8; PAGE]), &*(twin(page) as *const [u8; PAGE])) };
+                    // Below the stack pointer nothing means anything.
+                    // SAFETY: the copy of a live slot begins with an intact header.
+                    let dead = of.map_or(0, |(slot, _)| unsafe {
+                        let sp = (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).saved_sp;
+                        if sp & !(PAGE - 1) == page || (sp - 128) & !(PAGE - 1) == page {
+                            (sp - 128).saturating_sub(page)
+                        } else {
+                            0
+                        }
+                    });
+                    let (a, b) = (&a[dead..], &b[dead..]);
+                    if a != b {
+                        let first = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
+                        crate::killpoint::differs(format_args!(
+                            "{when} page {page:#x} of {of:?} differs from byte {first:#x}: {:x?} in the World, {:x?} in the image; extents {:x?}",
+                            &a[first..(first + 8).min(a.len())],
+                            &b[first..(first + 8).min(a.len())],
+                            of.map(|o| self.extents_of(o.0))
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    #[cfg(not(feature = "killpoints"))]
+    #[inline(always)]
+    pub(super) fn check(&self, _: &str) {}
+}

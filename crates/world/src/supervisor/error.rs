@@ -1,0 +1,61 @@
+//! Why a World could not be made or had to end.
+
+use super::{DurableError, OutputError};
+use crate::contract::ContractError;
+use crate::memory::MemoryError;
+use crate::zygote::ZygoteError;
+use peregrine_sys::rustix;
+use peregrine_thread::template::TemplateError;
+use peregrine_thread::window::WindowsError;
+
+/// Why a World could not be made or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    /// No memory for it.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The program can't be taken apart.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The settings of the windows can't be.
+    #[error(transparent)]
+    Windows(#[from] WindowsError),
+    /// No processes.
+    #[error(transparent)]
+    Zygote(#[from] ZygoteError),
+    /// Addresses can't be fixed.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// The store can't be used.
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    /// The file named for output can't be used.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The store refuses any further image.
+    #[error("the World was stopped, for its store can't go on: {0}")]
+    Store(peregrine_store::StoreError),
+    /// `main` could not be started.
+    #[error("cannot start the main thread: {0}")]
+    Main(#[from] crate::error::SpawnError),
+    /// The kernel refused something that everything rests on.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// Nodes die faster than they can be replaced.
+    #[error("{deaths} nodes died before one could run: {last}")]
+    CannotStart {
+        /// How many.
+        deaths: u32,
+        /// How the last one ended.
+        last: String,
+    },
+}
+
+pub(super) fn kernel(what: &'static str) -> impl Fn(rustix::io::Errno) -> WorldError {
+    move |e| WorldError::Kernel { what, source: e.into() }
+}
