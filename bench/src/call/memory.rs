@@ -1,6 +1,7 @@
 //! Memory: of clients that are connected and idle, and of stacks.
 //!
-//! **Idle clients.** Ten thousand clients of one domain, in four processes; each has called once. What the domain's process and the
+//! **Idle clients.** Ten thousand clients of one domain: connections, each with its own socket, credentials, limits and line, of four
+//! processes, for ten thousand processes would measure processes; each has called once. What the domain's process and the
 //! clients' hold more than before is read from `smaps_rollup` (proportional, so that a shared page counts once).
 //!
 //! **Stacks.** A fresh stack is of the domain's size, and the caller's own stays where it is. The other answer, mapping the whole of
@@ -12,8 +13,8 @@ use crate::measure::Options;
 use crate::report::Report;
 use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_call::{Call, Client, Domain, Invocation, Limits};
+use peregrine_sys::process::raise_descriptor_limit;
 use peregrine_sys::rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-use peregrine_sys::rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -83,11 +84,10 @@ fn wait_for(step: &AtomicU64, value: u64) {
 }
 
 fn idle(clients: usize) {
-    let most = getrlimit(Resource::Nofile).maximum;
-    if most.is_some_and(|m| m < (clients * 2 + 200) as u64) {
+    // In the domain's process: a socket and a descriptor of the client's process for each.
+    if raise_descriptor_limit((clients * 2 + 200) as u64).is_err() {
         return;
     }
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
     let path = std::env::temp_dir().join(format!("peregrine-idle-{}", std::process::id()));
     let steps = steps();
     let served = path.clone();

@@ -15,8 +15,8 @@ pub fn generate(i: &Interface) -> TokenStream {
     quote! {
         #[doc = #about]
         #[derive(Clone, Debug)]
-        #vis struct #client {
-            stub: #krate::interface::Stub,
+        #vis struct #client<C = #krate::interface::Found> {
+            stub: #krate::interface::Stub<C>,
         }
 
         impl #krate::interface::Interface for #client {
@@ -24,7 +24,6 @@ pub fn generate(i: &Interface) -> TokenStream {
             const VERSION: u64 = #version;
         }
 
-        #[allow(clippy::too_many_arguments)]
         impl #client {
             /// Connects to the domain at `path` and finds the interface there.
             ///
@@ -45,16 +44,28 @@ pub fn generate(i: &Interface) -> TokenStream {
                 ::core::result::Result::Ok(Self { stub: #krate::interface::Stub::find::<Self>(client)? })
             }
 
+            /// The connection: for buffers to lend.
+            #vis fn connection(&self) -> &#krate::Client {
+                self.stub.client()
+            }
+        }
+
+        #[allow(clippy::too_many_arguments)]
+        impl<C: #krate::interface::Carrier> #client<C> {
+            /// Calls by way of what `carrier` makes of the interface's name and version.
+            #vis fn by(carrier: impl ::core::ops::FnOnce(&'static str, u64) -> C) -> Self {
+                let carrier = carrier(
+                    <#client as #krate::interface::Interface>::NAME,
+                    <#client as #krate::interface::Interface>::VERSION,
+                );
+                Self { stub: #krate::interface::Stub::by(carrier) }
+            }
+
             /// The same, with every call to be done within `time`.
             #[must_use]
             #vis fn within(mut self, time: ::core::time::Duration) -> Self {
                 self.stub.set_time(time);
                 self
-            }
-
-            /// The connection: for buffers to lend.
-            #vis fn connection(&self) -> &#krate::Client {
-                self.stub.client()
             }
 
             #(#waiting)*
@@ -74,7 +85,7 @@ fn parameter(krate: &syn::Path, a: &Argument) -> Option<TokenStream> {
     let (ident, ty) = (&a.ident, &a.ty);
     match a.mode {
         Mode::Context => None,
-        Mode::Lend { .. } => Some(quote!(#ident: impl ::core::convert::Into<#krate::Part<'lent>>)),
+        Mode::Lend { .. } => Some(quote!(#ident: impl ::core::convert::Into<#krate::Lending<'lent>>)),
         Mode::Give { .. } => Some(quote!(#ident: #krate::Gift)),
         _ => Some(quote!(#ident: #ty)),
     }
@@ -88,11 +99,14 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
     let error: Type = m.error.clone().unwrap_or_else(|| syn::parse_quote!(::core::convert::Infallible));
     let name = if awaited { format_ident!("{}_async", m.ident) } else { m.ident.clone() };
     // A method without an error of its own has nothing to tell apart.
+    let carrier = if awaited { quote!(#krate::interface::Found) } else { quote!(C) };
     let told = if m.error.is_some() {
-        quote!(#krate::interface::Error::of)
+        quote!(#krate::interface::Error::of::<#carrier>)
     } else {
         quote!(#krate::interface::Error::Call)
     };
+    let failed =
+        if awaited { quote!(#krate::CallError) } else { quote!(<C as #krate::interface::Carrier>::Error) };
     let keyword = awaited.then(|| quote!(async));
     let reply_bytes = &m.reply_bytes;
     let lends = m.arguments.iter().any(|a| matches!(a.mode, Mode::Lend { .. }));
@@ -115,7 +129,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
         match a.mode {
             // Now, so that what is lent may outlive the rest of the call's arguments.
             Mode::Lend { .. } => {
-                Some(quote!(let #held: #krate::Part<'lent> = ::core::convert::Into::into(#ident);))
+                Some(quote!(let #held: #krate::Lending<'lent> = ::core::convert::Into::into(#ident);))
             }
             Mode::RawOut { .. } => Some(quote!(let mut #held = ::std::vec::Vec::new();)),
             Mode::RawInOut { .. } => Some(quote!(let mut #held = ::core::clone::Clone::clone(#ident);)),
@@ -161,7 +175,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
         #(#[doc = #errors])*
         #vis #keyword fn #name #lifetime(
             &self, #(#parameters),*
-        ) -> ::core::result::Result<#value, #krate::interface::Error<#error>> {
+        ) -> ::core::result::Result<#value, #krate::interface::Error<#error, #failed>> {
             let __packed = #krate::interface::pack(&(#number, #(#packed,)*))?;
             let mut __reply = ::std::vec::Vec::new();
             #(#aside)*

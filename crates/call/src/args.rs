@@ -5,13 +5,62 @@
 //! | `input` | the caller, before | into the line or a buffer, and out of it: the domain trusts a private copy only |
 //! | `output` | the callee; replaced only on success | likewise, the other way |
 //! | `inout` | both; replaced only on success | both ways |
-//! | `lend` | the caller, in place | none, unless the callee makes one |
+//! | `lend` | the caller, in place | none, unless the callee makes one; of memory that is not a [`Buffer`], one, to where the callee reads it |
 //! | `give` | the caller, before; gone afterwards | none |
 
 use crate::attributes::{Affinity, Attributes};
 use crate::chain::Deadline;
 use crate::line::MAX_ARGS;
-use crate::memory::{Gift, Part};
+use crate::memory::{Buffer, Gift, Part};
+use zerocopy::{Immutable, IntoBytes};
+
+/// What can be lent for the length of a call: a [`Buffer`] or a [`Part`] of one, which crosses in place; or plain data anywhere in the
+/// caller's memory, which is copied once, to where the callee reads it.
+///
+/// ```
+/// # fn f(call: peregrine_call::Call<'_>) {
+/// let samples = [1.0f64, 2.5, -3.0];
+/// let call = call.lend(&samples); // `LentSlice<f64>` for the callee
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Lending<'a>(pub(crate) Lend<'a>);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lend<'a> {
+    Part(Part<'a>),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> From<Part<'a>> for Lending<'a> {
+    fn from(part: Part<'a>) -> Self {
+        Self(Lend::Part(part))
+    }
+}
+
+impl<'a> From<&'a Buffer> for Lending<'a> {
+    fn from(buffer: &'a Buffer) -> Self {
+        Part::from(buffer).into()
+    }
+}
+
+impl<'a, T: IntoBytes + Immutable> From<&'a [T]> for Lending<'a> {
+    fn from(values: &'a [T]) -> Self {
+        Self(Lend::Bytes(values.as_bytes()))
+    }
+}
+
+impl<'a, T: IntoBytes + Immutable, const N: usize> From<&'a [T; N]> for Lending<'a> {
+    fn from(values: &'a [T; N]) -> Self {
+        values.as_slice().into()
+    }
+}
+
+impl<'a, T: IntoBytes + Immutable> From<&'a Vec<T>> for Lending<'a> {
+    fn from(values: &'a Vec<T>) -> Self {
+        values.as_slice().into()
+    }
+}
 
 /// One argument.
 #[derive(Debug, Default)]
@@ -21,7 +70,7 @@ pub(crate) enum Arg<'a> {
     In(&'a [u8]),
     Out(&'a mut Vec<u8>, usize),
     InOut(&'a mut Vec<u8>, usize),
-    Lend(Part<'a>),
+    Lend(Lend<'a>),
     Give(Gift),
 }
 
@@ -43,10 +92,12 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// No arguments, default attributes.
+    #[inline]
     pub fn new() -> Self {
         Self { args: Default::default(), count: 0, attributes: Attributes::default() }
     }
 
+    #[inline]
     fn push(mut self, arg: Arg<'a>) -> Self {
         assert!(self.count < MAX_ARGS, "a call has {MAX_ARGS} arguments at most: put several in one");
         self.args[self.count] = arg;
@@ -58,46 +109,100 @@ impl<'a> Call<'a> {
     ///
     /// # Panics
     /// If the call has eight arguments already; so do the other four.
+    #[inline]
     pub fn input(self, bytes: &'a [u8]) -> Self {
         self.push(Arg::In(bytes))
     }
 
     /// A result of `max_bytes` at most. Only its length travels and is paid for.
+    #[inline]
     pub fn output(self, into: &'a mut Vec<u8>, max_bytes: usize) -> Self {
         self.push(Arg::Out(into, max_bytes))
     }
 
     /// Bytes for the callee, and its result of `max_bytes` at most.
+    #[inline]
     pub fn inout(self, bytes: &'a mut Vec<u8>, max_bytes: usize) -> Self {
         self.push(Arg::InOut(bytes, max_bytes))
     }
 
-    /// Memory that the callee may read in place until the call returns: a [`Buffer`](crate::Buffer) or a part of one.
-    pub fn lend(self, part: impl Into<Part<'a>>) -> Self {
-        self.push(Arg::Lend(part.into()))
+    /// Memory that the callee may read until the call returns: a [`Buffer`] or a part of one, in place, or a slice of plain data, copied once.
+    #[inline]
+    pub fn lend(self, what: impl Into<Lending<'a>>) -> Self {
+        self.push(Arg::Lend(what.into().0))
     }
 
     /// Memory that becomes the domain's, whatever comes of the call once it has begun.
+    #[inline]
     pub fn give(self, gift: Gift) -> Self {
         self.push(Arg::Give(gift))
     }
 
     /// All attributes at once.
+    #[inline]
     pub const fn attributes(mut self, attributes: Attributes) -> Self {
         self.attributes = attributes;
         self
     }
 
     /// When the call must be done.
+    #[inline]
     pub const fn deadline(mut self, deadline: Deadline) -> Self {
         self.attributes.deadline = Some(deadline);
         self
     }
 
     /// Where the activation runs.
+    #[inline]
     pub const fn affinity(mut self, affinity: Affinity) -> Self {
         self.attributes.affinity = affinity;
         self
+    }
+}
+
+/// An argument of a call, for a runtime that carries calls of threads of its own: see [`Call::argument`].
+#[derive(Debug)]
+pub enum Argument<'b> {
+    /// Bytes for the callee.
+    Input(&'b [u8]),
+    /// Plain data that is lent.
+    Lent(&'b [u8]),
+    /// A result, and its bound in bytes.
+    Output(&'b mut Vec<u8>, usize),
+    /// Bytes for the callee, and its result with its bound.
+    InOut(&'b mut Vec<u8>, usize),
+    /// Memory that is lent without being copied, or given: of a connection of the caller's own.
+    Memory,
+}
+
+impl Call<'_> {
+    /// How many arguments there are.
+    pub const fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Argument `index`. What a runtime needs to carry the call by a connection that is not its caller's; everybody else passes the whole call on.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn argument(&mut self, index: usize) -> Argument<'_> {
+        match &mut self.args[..self.count][index] {
+            Arg::In(bytes) => Argument::Input(bytes),
+            Arg::Lend(Lend::Bytes(bytes)) => Argument::Lent(bytes),
+            Arg::Out(into, most) => Argument::Output(into, *most),
+            Arg::InOut(bytes, most) => Argument::InOut(bytes, *most),
+            _ => Argument::Memory,
+        }
+    }
+
+    /// Its attributes.
+    pub const fn get_attributes(&self) -> Attributes {
+        self.attributes
     }
 }
 

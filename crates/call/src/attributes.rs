@@ -15,6 +15,10 @@ pub enum Affinity {
     Together,
     /// On another core, where it spins for a moment (20 µs at most) for the next call while the caller spins for the
     /// reply. Right for calls that come thick and fast on a machine with a core to spare.
+    ///
+    /// A copied argument crosses between the cores' caches line by line, which is most of what a large one costs: 64 KiB take about 10 µs
+    /// where a null call takes 0.3, as much as the least copying between two spinning processes does. Lent in a
+    /// [`Buffer`](crate::Buffer) it costs what the callee reads of it.
     Apart,
     /// Wherever the kernel puts it. Nobody spins.
     Anywhere,

@@ -34,36 +34,79 @@ pub trait Interface {
     const VERSION: u64;
 }
 
-/// Why a typed call failed: the callee said so, or the call did not come to an end.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Error<E> {
-    /// The call itself failed: refused, unreachable, died, terminated, deadline and the rest of them.
-    Call(CallError),
-    /// The callee's own error.
-    Callee(E),
+/// What carries the calls of a generated client to the domain: a connection ([`Found`], the default), or a runtime whose threads wait in
+/// their own way (`peregrine::Portal`).
+pub trait Carrier {
+    /// Why a call did not return its results.
+    type Error: From<CallError>;
+
+    /// Makes the call.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    fn carry(&self, call: Call<'_>) -> Result<(), Self::Error>;
+
+    /// The callee's own failure, if the error is one.
+    ///
+    /// # Errors
+    /// The error, if it is something else.
+    fn own(error: Self::Error) -> Result<Failure, Self::Error>;
 }
 
-impl<E: DeserializeOwned> Error<E> {
-    /// Tells the callee's own error from all others.
-    #[doc(hidden)]
-    pub fn of(error: CallError) -> Self {
+/// An interface found in a domain that a [`Client`] is connected to.
+#[derive(Clone, Debug)]
+pub struct Found {
+    client: Client,
+    portal: PortalId,
+}
+
+impl Carrier for Found {
+    type Error = CallError;
+
+    #[inline]
+    fn carry(&self, call: Call<'_>) -> Result<(), CallError> {
+        self.client.call(self.portal, call)
+    }
+
+    fn own(error: CallError) -> Result<Failure, CallError> {
         match error {
-            CallError::Callee(Failure { code: OWN, detail }) => match postcard::from_bytes(&detail) {
-                Ok(own) => Self::Callee(own),
-                Err(_) => Self::Call(CallError::BadReply("an error that is not the interface's")),
-            },
-            other => Self::Call(other),
+            CallError::Callee(failure) => Ok(failure),
+            other => Err(other),
         }
     }
 }
 
-impl<E> From<CallError> for Error<E> {
-    fn from(error: CallError) -> Self {
-        Self::Call(error)
+/// Why a typed call failed: the callee said so, or the call did not come to an end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Error<E, F = CallError> {
+    /// The call itself failed: refused, unreachable, died, terminated, deadline and the rest of them.
+    Call(F),
+    /// The callee's own error.
+    Callee(E),
+}
+
+impl<E: DeserializeOwned, F: From<CallError>> Error<E, F> {
+    /// Tells the callee's own error from all others.
+    #[doc(hidden)]
+    pub fn of<C: Carrier<Error = F>>(error: F) -> Self {
+        match C::own(error) {
+            Ok(Failure { code: OWN, detail }) => match postcard::from_bytes(&detail) {
+                Ok(own) => Self::Callee(own),
+                Err(_) => Self::from(CallError::BadReply("an error that is not the interface's")),
+            },
+            Ok(failure) => Self::from(CallError::Callee(failure)),
+            Err(other) => Self::Call(other),
+        }
     }
 }
 
-impl<E: fmt::Display> fmt::Display for Error<E> {
+impl<E, F: From<CallError>> From<CallError> for Error<E, F> {
+    fn from(error: CallError) -> Self {
+        Self::Call(error.into())
+    }
+}
+
+impl<E: fmt::Display, F: fmt::Display> fmt::Display for Error<E, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(e) => e.fmt(f),
@@ -72,7 +115,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
     }
 }
 
-impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
+impl<E: std::error::Error + 'static, F: std::error::Error + 'static> std::error::Error for Error<E, F> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Call(e) => Some(e),
@@ -92,9 +135,8 @@ impl DomainBuilder {
 /// What every generated client holds.
 #[doc(hidden)]
 #[derive(Clone, Debug)]
-pub struct Stub {
-    client: Client,
-    portal: PortalId,
+pub struct Stub<C = Found> {
+    carrier: C,
     time: Option<Duration>,
 }
 
@@ -102,15 +144,27 @@ pub struct Stub {
 impl Stub {
     pub fn find<I: Interface>(client: Client) -> Result<Self, CallError> {
         let portal = client.portal(I::NAME, I::VERSION)?;
-        Ok(Self { client, portal, time: None })
+        Ok(Self::by(Found { client, portal }))
+    }
+
+    pub const fn client(&self) -> &Client {
+        &self.carrier.client
+    }
+
+    #[cfg(feature = "async")]
+    pub async fn call_async(&self, call: Call<'_>) -> Result<(), CallError> {
+        self.carrier.client.start(self.carrier.portal, call)?.finished().await
+    }
+}
+
+#[doc(hidden)]
+impl<C> Stub<C> {
+    pub const fn by(carrier: C) -> Self {
+        Self { carrier, time: None }
     }
 
     pub fn set_time(&mut self, time: Duration) {
         self.time = Some(time);
-    }
-
-    pub const fn client(&self) -> &Client {
-        &self.client
     }
 
     pub fn prepare<'a>(&self) -> Call<'a> {
@@ -119,15 +173,13 @@ impl Stub {
             None => Call::new(),
         }
     }
+}
 
+#[doc(hidden)]
+impl<C: Carrier> Stub<C> {
     #[inline]
-    pub fn call(&self, call: Call<'_>) -> Result<(), CallError> {
-        self.client.call(self.portal, call)
-    }
-
-    #[cfg(feature = "async")]
-    pub async fn call_async(&self, call: Call<'_>) -> Result<(), CallError> {
-        self.client.start(self.portal, call)?.finished().await
+    pub fn call(&self, call: Call<'_>) -> Result<(), C::Error> {
+        self.carrier.carry(call)
     }
 }
 

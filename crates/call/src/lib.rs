@@ -9,6 +9,7 @@ mod client;
 mod credentials;
 mod domain;
 mod error;
+mod gate;
 pub mod interface;
 mod limits;
 mod line;
@@ -20,7 +21,7 @@ pub mod step;
 pub mod usage;
 mod wire;
 
-pub use args::Call;
+pub use args::{Argument, Call, Lending};
 pub use attributes::{Affinity, Attributes};
 pub use chain::Deadline;
 pub use client::{Client, Pending};
@@ -39,7 +40,7 @@ pub use limits::Limits;
 /// | in (no attribute, or `#[input]`) | `T`, `&T`, `&[T]`, `&str` | the same | a deep copy, private to the callee |
 /// | `#[out]` | `&mut T` | `&mut T` | begins as the default; written on success only |
 /// | `#[inout]` | `&mut T` | `&mut T` | goes and comes back; written on success only |
-/// | `#[lend]` | [`Lent`] or [`LentSlice`] | a [`Buffer`] or [`Part`] of one | in place, read-only, for the call; the client can still write it |
+/// | `#[lend]` | [`Lent`] or [`LentSlice`] | a [`Buffer`], a [`Part`] of one, or a slice of plain data | read-only, for the call; a buffer in place, and the client can still write it |
 /// | `#[give]` | [`Given`] | a [`Gift`] | for good, without copying |
 /// | `#[context]` | `&Invocation<'_>` | nothing | who calls, and the deadline |
 ///

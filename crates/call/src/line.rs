@@ -1,33 +1,15 @@
-//! A line: the piece of shared memory that one call at a time passes through, and the protocol of its words.
+//! A line: the piece of shared memory that one call at a time passes through, and what lies where in it.
 //!
 //! ```text
 //! 0x000 caller's half  call   wait  portal/args/flags  deadline  chain  depth/cpu/nice  payload  cancel  alerts
 //! 0x040 domain's half  reply  mode  status/code        cpu_ns    result lengths ×8      charge rows
 //! 0x080 descriptors of the arguments, 24 bytes each ×8
 //! 0x140 charge rows: (domain, ns) ×8
-//! 0x1c0 payload: bytes of `in` and `inout` arguments, each from a multiple of 8
+//! 0x1c0 payload: bytes of `in` and `inout` arguments, and of lent ones that are in no buffer, each from a multiple of 8
 //!       results: from the next multiple of 64 after the payload, in the order of the arguments
 //! ```
 //!
-//! **Two futex words count calls.** The caller fills its half, then stores the next number in `call`; the domain fills its half,
-//! then stores the same number in `reply`. Between the two the line is the domain's, otherwise the caller's.
-//!
-//! **Two words say how to wake.** Who is about to sleep says so (`mode` for the activation, `wait` for the caller), then looks
-//! again at the word it waits for; who has stored `call` or `reply` looks at the other's word. Each puts a full fence between
-//! its store and its load, so at least one of the two sees the other:
-//!
-//! ```text
-//! caller                       activation
-//! call = n                     mode = PARKED
-//! fence                        fence
-//! mode == PARKED? wake         call == n? go on : FUTEX_WAIT(call, old)
-//! ```
-//!
-//! | `mode` | the activation | a caller with a call |
-//! |---|---|---|
-//! | `UNBOUND` | there is none on this line | rings over the connection's socket |
-//! | `PARKED` | sleeps on `call` | wakes `call` |
-//! | `AWAKE` | runs or spins | does nothing |
+//! Its first two words on each side are the gate, by which the line is handed to and fro: `gate.rs`.
 //!
 //! **Nobody relies on it.** Both halves are writable by both processes; the domain keeps its own count of what it served, the
 //! caller its own count of what it asked, and each copies the other's half once and checks the copy. A peer that scribbles can
@@ -36,6 +18,7 @@
 
 use crate::attributes::Affinity;
 use crate::chain::{ChainId, Deadline};
+use crate::gate::Gate;
 use crate::shared::Shared;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 
@@ -64,31 +47,16 @@ const DESCRIPTOR_BYTES: usize = 24;
 /// Rows of processor time that a reply can carry.
 pub(crate) const MAX_CHARGES: usize = 8;
 
-/// `mode`: no activation is bound to the line.
-pub(crate) const UNBOUND: u32 = 0;
-/// `mode`: the activation sleeps on `call`. `wait`: the caller sleeps on `reply`.
-pub(crate) const PARKED: u32 = 1;
-/// `mode`, `wait`: running or spinning, and will look by itself.
-pub(crate) const AWAKE: u32 = 2;
-/// `wait`: the caller wants a byte in the line's pipe.
-pub(crate) const NOTIFY: u32 = 3;
-
 /// Access to a line's words, by name.
 #[derive(Clone, Copy)]
 pub(crate) struct Words<'a>(pub &'a Shared);
 
 impl<'a> Words<'a> {
-    pub fn call(self) -> &'a AtomicU32 {
-        self.0.word(CALL)
-    }
-    pub fn reply(self) -> &'a AtomicU32 {
-        self.0.word(REPLY)
-    }
-    pub fn mode(self) -> &'a AtomicU32 {
-        self.0.word(MODE)
-    }
-    pub fn wait(self) -> &'a AtomicU32 {
-        self.0.word(WAIT)
+    /// The words by which the line is handed to and fro.
+    #[inline(always)]
+    pub fn gate(self) -> Gate<'a> {
+        let word = |at| self.0.word(at);
+        Gate { call: word(CALL), wait: word(WAIT), reply: word(REPLY), mode: word(MODE) }
     }
     /// The number of the newest call that its caller gave up.
     pub fn cancel(self) -> &'a AtomicU32 {
@@ -114,7 +82,7 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Descriptor {
     pub kind: Kind,
-    /// The buffer that is lent or given.
+    /// The buffer that is lent or given; 0 for bytes that are lent in the payload.
     pub id: u32,
     /// Bytes of payload, or of the part that is lent or given.
     pub len: u64,

@@ -114,7 +114,7 @@ pub(crate) struct Lendable {
     pub len_bytes: u64,
 }
 
-/// A lent part of a client's buffer, for the length of one call. The client may change it at any time.
+/// What a client lends for the length of one call. The client may change it at any time.
 #[derive(Clone)]
 pub struct Lent<'a> {
     memory: &'a Shared,
@@ -123,8 +123,9 @@ pub struct Lent<'a> {
 }
 
 impl<'a> Lent<'a> {
-    pub(crate) fn new(buffer: &'a Lendable, offset_bytes: usize, len_bytes: usize) -> Self {
-        Self { memory: &buffer.shared, offset_bytes, len_bytes }
+    /// The caller has checked that it lies in `memory`.
+    pub(crate) const fn new(memory: &'a Shared, offset_bytes: usize, len_bytes: usize) -> Self {
+        Self { memory, offset_bytes, len_bytes }
     }
 
     /// How many bytes are lent.
@@ -159,7 +160,7 @@ impl<'a> Lent<'a> {
         copied.expect("checked when the call was read");
     }
 
-    /// An aligned word in place. Aligned means from the beginning of the client's buffer.
+    /// An aligned word in place. Aligned means from the beginning of the client's buffer, or of the lent slice.
     ///
     /// # Errors
     /// [`Failure::ARGUMENTS`] beyond the end or not aligned.

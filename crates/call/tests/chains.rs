@@ -73,6 +73,37 @@ fn recursion_through_ones_own_portal_counts_every_level() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// Goes on to the first of the paths that it was given, with the others; says in which processes, and how deep, it was served.
+fn travel(call: &mut Invocation<'_>) -> Result<(), Failure> {
+    let paths = call.input(0)?.to_vec();
+    let mut said = format!("{}@{} ", std::process::id(), call.link().depth).into_bytes();
+    let mut next = paths.splitn(2, |&b| b == b'\n');
+    if let Some(path) = next.next().filter(|path| !path.is_empty()) {
+        let client = Client::connect(std::str::from_utf8(path).unwrap()).map_err(to_failure)?;
+        let travel = client.portal("travel", 1).map_err(to_failure)?;
+        let mut beyond = Vec::new();
+        let rest = next.next().unwrap_or_default();
+        client.call(travel, Call::new().input(rest).output(&mut beyond, 4096)).map_err(to_failure)?;
+        said.extend(beyond);
+    }
+    *call.output(1)? = said;
+    Ok(())
+}
+
+fn a_call_that_comes_back_to_where_it_started_is_served_there_again() -> testkit::Outcome {
+    let domains = [(); 3].map(|()| serve(|d| d.activations(2).portal("travel", 1, travel)));
+    let paths = domains.each_ref().map(|d| d.path().to_str().unwrap().to_owned());
+    let client = domains[0].connect();
+    let travel = client.portal("travel", 1).unwrap();
+    // A, then B, C, and A again, on its second activation.
+    let way = [&*paths[1], &*paths[2], &*paths[0]].join("\n");
+    let mut said = Vec::new();
+    client.call(travel, Call::new().input(way.as_bytes()).output(&mut said, 4096)).unwrap();
+    let [a, b, c] = domains.each_ref().map(|d| d.pid);
+    assert_eq!(String::from_utf8(said).unwrap(), format!("{a}@1 {b}@2 {c}@3 {a}@4 "));
+    testkit::Outcome::Passed
+}
+
 /// Three domains in a row, each of which calls the next with what it was given; the last does what the bytes say.
 struct Row {
     domains: Vec<Served>,
@@ -222,6 +253,7 @@ fn charges_name_every_domain_that_the_thread_was_in() -> testkit::Outcome {
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         recursion_through_ones_own_portal_counts_every_level,
+        a_call_that_comes_back_to_where_it_started_is_served_there_again,
         identity_depth_and_deadline_go_along,
         a_deadline_ends_every_level_of_the_chain,
         death_at_the_far_end_is_the_error_of_the_one_who_called_it,

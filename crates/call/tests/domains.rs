@@ -248,6 +248,38 @@ fn a_domain_over_an_inherited_pair_serves_one_client() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// A call that waits long is watched: its death is not left to the next look, which may be a second off by then.
+fn a_death_in_a_long_call_wakes_all_its_callers() -> testkit::Outcome {
+    let served = serve(|d| d.activations(4).portal("sleep", 1, sleep_ms));
+    let client = served.connect();
+    let sleep = client.portal("sleep", 1).unwrap();
+    let killed = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let ended = client.call(sleep, Call::new().input(&[255]));
+                    (ended, Instant::now())
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(60));
+        let killed = Instant::now();
+        served.kill();
+        callers
+            .into_iter()
+            .map(|c| c.join().unwrap())
+            .map(|(ended, at)| (ended, at - killed))
+            .collect::<Vec<_>>()
+    });
+    for (ended, after) in killed {
+        println!("noticed after {after:?}");
+        assert_eq!(ended, Err(CallError::DomainDied));
+        // Without the watch a look comes each second after the first; 60 ms into the call that is 950 ms away.
+        assert!(after < Duration::from_millis(500), "{after:?}: left to the next look");
+    }
+    testkit::Outcome::Passed
+}
+
 fn a_path_is_taken_over_from_the_dead_and_not_from_the_living() -> testkit::Outcome {
     let served = serve(|d| d.portal("sleep", 1, sleep_ms));
     let taken = Domain::builder().serve(served.path());
@@ -367,6 +399,7 @@ fn main() -> std::process::ExitCode {
         the_activation_runs_on_the_callers_core_and_not_outside_its_own_set,
         a_more_urgent_caller_lends_its_priority_for_the_call,
         a_domain_over_an_inherited_pair_serves_one_client,
+        a_death_in_a_long_call_wakes_all_its_callers,
         a_path_is_taken_over_from_the_dead_and_not_from_the_living,
         a_domain_whose_child_holds_its_sockets_is_dead_all_the_same,
         clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving,

@@ -3,13 +3,13 @@
 use peregrine_base::PageCount;
 use peregrine_call::{Call, CallError};
 use peregrine_sys::{memfd, rustix};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 mod attack;
 use attack::client::{back_to, fuzz, honest_calls, portals};
-use attack::raw::{CALL, DESCRIPTORS, FromClient, FromDomain, Memory, PLACE, REPLY, Socket, TARGET};
+use attack::raw::{CALL, DESCRIPTORS, FromClient, FromDomain, Memory, PLACE, REPLY, STATUS, Socket, TARGET};
 use attack::scene::serve;
-use std::os::fd::AsFd;
 
 fn a_hostile_client_hurts_only_itself() -> testkit::Outcome {
     let seed = seed();
@@ -69,6 +69,40 @@ fn a_client_that_only_rings_is_dropped() -> testkit::Outcome {
         assert!(begun.elapsed() < Duration::from_secs(5), "rings in vain are not counted");
     }
     assert_eq!(honest_calls(&served.connect(), 100).as_secs(), 0);
+    testkit::Outcome::Passed
+}
+
+fn what_a_malformed_call_brought_is_let_go() -> testkit::Outcome {
+    let served = serve(portals);
+    let honest = served.connect();
+    honest_calls(&honest, 10);
+    let before = served.holdings();
+    let socket = Socket::connect(&served.path()).unwrap();
+    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
+    let Some((FromDomain::Line { len_bytes, .. }, Some(fd))) = socket.ask(&FromClient::OpenLine, None) else {
+        panic!("a line")
+    };
+    let memory = Memory::map(&fd, len_bytes as usize).unwrap();
+    let gift = memfd::create(c"peregrine-gift", PageCount::new(1), memfd::Pages::Base).unwrap();
+    memfd::seal_size(&gift).unwrap();
+    let add = FromClient::AddGift { len_bytes: 4096 };
+    let Some((FromDomain::Buffer { id }, _)) = socket.ask(&add, Some(gift.as_fd())) else { panic!("a gift") };
+    // Argument 0 is the gift, argument 1 is of no kind: the gift is open by the time that this is seen.
+    memory.set64(DESCRIPTORS, 5 | u64::from(id) << 32);
+    memory.set64(DESCRIPTORS + 24, 99);
+    memory.set64(TARGET, 1 | 2 << 32);
+    memory.set64(PLACE, 1);
+    memory.set(CALL, 1);
+    socket.send(&FromClient::Ring { line: 0 }, None);
+    let begun = Instant::now();
+    while memory.get(REPLY) != 1 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "no answer");
+        std::thread::yield_now();
+    }
+    const MALFORMED: u32 = 7;
+    assert_eq!(memory.get(STATUS), MALFORMED);
+    drop(socket);
+    back_to(&served, before);
     testkit::Outcome::Passed
 }
 
@@ -143,6 +177,7 @@ fn main() -> std::process::ExitCode {
         a_hostile_client_hurts_only_itself,
         a_client_that_never_reads_is_dropped_and_others_are_served,
         a_client_that_only_rings_is_dropped,
+        what_a_malformed_call_brought_is_let_go,
         a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones,
         one_clients_memory_is_not_anothers,
     ])

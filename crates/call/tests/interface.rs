@@ -367,6 +367,20 @@ fn wild_bytes_in_place_of_arguments_are_refused() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+fn plain_data_anywhere_can_be_lent() -> testkit::Outcome {
+    let (_served, forest) = forest();
+    // In the line, and in memory of its own when it is too large for that; none at all.
+    for len in [0usize, 1, 3, 1000, 200_000] {
+        let numbers: Vec<f64> = (0..len).map(|n| n as f64).collect();
+        let bytes = vec![2u8; len / 2];
+        let (sum, small) = forest.sum(&numbers, &bytes).unwrap();
+        let expected = (len * len.saturating_sub(1) / 2) as f64;
+        assert!((sum - expected).abs() < 0.5 && small == len as u64 / 2 * 2, "{len}: {sum} {small}");
+    }
+    assert_eq!(forest.sum(&[1.5f64, 2.0], &[9u8]).unwrap(), (3.5, 9));
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     let _ = Domain::builder;
     testkit::main(testkit::tests![
@@ -374,6 +388,7 @@ fn main() -> std::process::ExitCode {
         a_failed_call_changes_no_argument_of_its_caller,
         bytes_of_all_sizes_cross_both_ways,
         lent_memory_is_read_in_place_and_given_memory_changes_hands,
+        plain_data_anywhere_can_be_lent,
         the_callee_sees_who_calls_and_until_when,
         the_callees_error_is_told_from_the_calls,
         an_old_client_is_told_of_the_mismatch_before_any_call,

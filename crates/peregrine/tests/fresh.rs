@@ -2,11 +2,14 @@
 //!
 //! The domain is the test's own process; the World is its child.
 
+#![allow(missing_docs)]
+
 use peregrine::testing::Program;
 use peregrine::{
     Builder, FreshCallError, Portal, channel, checkpoint, node_id, sleep, spawn, tally, yield_now,
 };
-use peregrine_call::{Domain, Failure, Invocation};
+use peregrine_call::interface::Error;
+use peregrine_call::{Domain, Failure, Invocation, LentSlice};
 use std::process::id;
 use std::time::{Duration, Instant};
 
@@ -14,6 +17,43 @@ const WHERE: &str = "PEREGRINE_TEST_DOMAIN";
 
 fn portal(name: &str) -> Portal {
     Portal::new(std::env::var(WHERE).unwrap(), name, 1)
+}
+
+#[derive(serde::Serialize, serde::Deserialize, Debug, PartialEq)]
+pub struct Overfull {
+    pub by: usize,
+}
+
+/// What the typed calls go through.
+#[peregrine_call::interface]
+pub trait Kitchen {
+    fn add(&self, what: &str, #[inout] bowl: &mut Vec<String>) -> Result<usize, Overfull>;
+    fn weigh(&self, #[lend] grams: LentSlice<'_, u32>, #[out] heaviest: &mut u32) -> u32;
+    fn reverse(&self, #[inout(bytes = 100)] bytes: &mut Vec<u8>);
+    /// The chain that the call belongs to, its depth, and whether it has a deadline.
+    fn link(&self, #[context] call: &Invocation<'_>) -> (String, u32, bool);
+}
+
+struct Cook;
+
+impl Kitchen for Cook {
+    fn add(&self, what: &str, bowl: &mut Vec<String>) -> Result<usize, Overfull> {
+        bowl.push(what.to_owned());
+        if bowl.len() > 2 { Err(Overfull { by: bowl.len() - 2 }) } else { Ok(bowl.len()) }
+    }
+
+    fn weigh(&self, grams: LentSlice<'_, u32>, heaviest: &mut u32) -> u32 {
+        *heaviest = grams.iter().max().unwrap_or(0);
+        grams.iter().sum()
+    }
+
+    fn reverse(&self, bytes: &mut Vec<u8>) {
+        bytes.reverse();
+    }
+
+    fn link(&self, call: &Invocation<'_>) -> (String, u32, bool) {
+        (format!("{:?}", call.link().chain), call.link().depth, call.deadline().is_some())
+    }
 }
 
 /// Runs the program with a domain in this process.
@@ -38,6 +78,7 @@ fn with_domain(program: Program) -> (peregrine::testing::Outcome, Domain) {
             let detail = call.input(0)?.to_vec();
             Err(Failure::new(7, detail))
         })
+        .interface(KitchenPortal(Cook))
         .serve(&path)
         .unwrap();
     let outcome = program.run_with(&[(WHERE, path.to_str().unwrap())]);
@@ -70,6 +111,42 @@ fn calls_of_all_kinds() {
 #[test]
 fn a_thread_calls_another_process_and_each_failure_has_its_name() {
     let (outcome, _) = with_domain(calls_of_all_kinds());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2)]
+fn typed() {
+    let path = std::env::var(WHERE).unwrap();
+    let kitchen = KitchenClient::by(|name, version| Portal::new(&path, name, version));
+    let mut bowl = vec!["flour".to_owned()];
+    assert_eq!(kitchen.add("eggs", &mut bowl), Ok(2));
+    assert_eq!(kitchen.add("milk", &mut bowl), Err(Error::Callee(Overfull { by: 1 })));
+    assert_eq!(bowl, ["flour", "eggs"], "a failed call changes nothing");
+    let mut heaviest = 0;
+    let grams = vec![3u32; 100_000];
+    assert_eq!(kitchen.weigh(&grams, &mut heaviest), Ok(300_000));
+    assert_eq!(heaviest, 3);
+    let mut bytes = b"abc".to_vec();
+    kitchen.reverse(&mut bytes).unwrap();
+    assert_eq!(bytes, b"cba");
+    // The identity is the thread's, wherever it runs; the deadline goes along.
+    let (mine, depth, timed) = kitchen.link().unwrap();
+    assert_eq!((depth, timed), (1, false));
+    peregrine::migrate_to(1 - node_id()).unwrap();
+    let soon = kitchen.clone().within(Duration::from_secs(60));
+    assert_eq!(soon.link(), Ok((mine.clone(), 1, true)));
+    let others = spawn(
+        |path: String| KitchenClient::by(|name, version| Portal::new(&path, name, version)).link().unwrap().0,
+        path,
+    );
+    assert_ne!(others.join().unwrap(), mine, "another thread is another chain");
+    let late = kitchen.within(Duration::ZERO).link();
+    assert_eq!(late, Err(Error::Call(FreshCallError::Deadline)));
+}
+
+#[test]
+fn typed_calls_go_through_a_portal_with_identity_and_deadline() {
+    let (outcome, _) = with_domain(typed());
     assert!(outcome.success(), "{outcome}");
 }
 

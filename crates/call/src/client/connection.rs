@@ -1,24 +1,25 @@
 //! One connection: its socket, its lines, and whether the domain at the other end lives.
 //!
 //! Questions go over the socket one at a time, under a lock; the answer to a question is the next message that is not `Results`.
-//! Free lines wait in a stack, the warmest on top. A line whose call was given up is *abandoned* until its reply comes, for until
-//! then the domain may still write it.
 
-use super::line::{Guard, Line};
+use super::line::Line;
+use super::lines::Lines;
+use super::watch::{self, Watched};
 use crate::chain::Deadline;
 use crate::credentials::Credentials;
 use crate::error::{CallError, Refusal, system};
-use crate::line::PAYLOAD_AT;
+use crate::line::Words;
 use crate::memory::{Buffer, Forget, Gift, read_only};
 use crate::portal::PortalId;
-use crate::shared::{Shared, map_from_peer, sealed_memfd};
+use crate::shared::{Shared, sealed_memfd};
 use crate::socket::{self, FromClient, FromDomain, MAX_NAME, PROTOCOL, RecvError, Why};
 use crate::step::reach;
 use crate::usage::Usage;
 use peregrine_base::Protection;
-use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
+use peregrine_sys::rustix::event::epoll::EventFlags;
 use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::net::RecvFlags;
 use peregrine_sys::rustix::time::Timespec;
@@ -37,25 +38,23 @@ pub(crate) struct Connection {
     process: Option<OwnedFd>,
     /// Held from a question to its answer.
     asking: Mutex<Mail>,
-    lines: Mutex<Lines>,
-    freed: Condvar,
-    waiters: AtomicUsize,
-    most_lines: usize,
-    dead: AtomicBool,
+    pub(super) lines: Mutex<Lines>,
+    pub(super) freed: Condvar,
+    pub(super) waiters: AtomicUsize,
+    pub(super) most_lines: usize,
+    pub(super) dead: AtomicBool,
+    /// The line that was used last, if nobody uses it: taken and put back without a lock.
+    pub(super) warm: AtomicPtr<Line>,
+    /// The memory of all lines, for who wakes their callers when the domain dies.
+    pub(super) mapped: Mutex<Vec<Arc<Shared>>>,
+    /// Whether somebody watches for the domain's death: see `watch.rs`.
+    pub watched: Watched,
 }
 
 /// Results that came while an answer was awaited, or for another line: by line and call.
 #[derive(Default)]
 struct Mail {
     results: Vec<(u32, u32, u64, OwnedFd)>,
-}
-
-#[derive(Default)]
-struct Lines {
-    free: Vec<Line>,
-    abandoned: Vec<Line>,
-    open: usize,
-    full: bool,
 }
 
 impl Connection {
@@ -83,6 +82,9 @@ impl Connection {
                     waiters: AtomicUsize::new(0),
                     most_lines: calls_in_flight as usize,
                     dead: AtomicBool::new(false),
+                    warm: AtomicPtr::new(std::ptr::null_mut()),
+                    mapped: Mutex::default(),
+                    watched: Watched::default(),
                 }))
             }
             Ok((FromDomain::Refused(why), _)) => Err(refusal(why)),
@@ -120,9 +122,19 @@ impl Connection {
         [socket, process.unwrap_or_else(|| PollFd::new(&self.socket, PollFlags::RDHUP))]
     }
 
+    /// Does something with each descriptor that tells of the domain's end, and the events by which it does.
+    pub fn watch_by(
+        &self,
+        mut each: impl FnMut(BorrowedFd<'_>, EventFlags) -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<()> {
+        each(self.socket.as_fd(), EventFlags::RDHUP)?;
+        self.process.as_ref().map_or(Ok(()), |process| each(process.as_fd(), EventFlags::IN))
+    }
+
     /// Socket, and pipes of free lines.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let lines = self.lock_lines();
+        let mut lines = self.lock_lines();
+        lines.free.extend(self.take_warm());
         let pipes = lines.free.iter().chain(&lines.abandoned).filter_map(|line| line.pipe.as_ref());
         let process = self.process.iter().map(AsRawFd::as_raw_fd);
         [self.socket.as_raw_fd()].into_iter().chain(process).chain(pipes.map(AsRawFd::as_raw_fd)).collect()
@@ -133,12 +145,20 @@ impl Connection {
         self.freed.notify_all();
     }
 
+    /// The domain died: whoever sleeps for a reply or a line is woken, and finds that out.
+    pub fn wake_all(&self) {
+        self.give_up();
+        for shared in self.mapped.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = peregrine_sys::futex::wake(Words(shared).gate().reply, u32::MAX);
+        }
+    }
+
     fn ask(&self) -> MutexGuard<'_, Mail> {
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks and waits for the answer, at most until `deadline`.
-    fn question(
+    pub(super) fn question(
         &self,
         question: &FromClient,
         fd: Option<BorrowedFd<'_>>,
@@ -240,103 +260,6 @@ impl Connection {
         }
     }
 
-    /// A line that nobody uses.
-    pub fn acquire(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
-        let mut lines = self.lock_lines();
-        loop {
-            if let Some(line) = lines.free.pop() {
-                return Ok(Guard::new(self, line));
-            }
-            if let Some(at) = lines.abandoned.iter().position(|line| line.is_over()) {
-                let line = lines.abandoned.swap_remove(at);
-                return Ok(Guard::new(self, line));
-            }
-            if self.dead.load(Ordering::Relaxed) {
-                return Err(CallError::DomainDied);
-            }
-            if lines.open < self.most_lines && !lines.full {
-                lines.open += 1;
-                drop(lines);
-                match self.open_line(deadline) {
-                    Ok(line) => return Ok(Guard::new(self, line)),
-                    Err(e) => {
-                        let mut lines = self.lock_lines();
-                        lines.open -= 1;
-                        lines.full |= matches!(e, CallError::TooLarge { .. });
-                        if lines.open == 0 || !matches!(e, CallError::TooLarge { .. }) {
-                            return Err(e);
-                        }
-                        drop(lines);
-                    }
-                }
-                lines = self.lock_lines();
-                continue;
-            }
-            lines = self.wait_for_line(lines, deadline)?;
-        }
-    }
-
-    fn wait_for_line<'a>(
-        &self,
-        lines: MutexGuard<'a, Lines>,
-        deadline: Option<Deadline>,
-    ) -> Result<MutexGuard<'a, Lines>, CallError> {
-        // An abandoned line becomes free without anybody telling us: look now and then.
-        let mut slice = Duration::from_millis(if lines.abandoned.is_empty() { 50 } else { 1 });
-        if let Some(deadline) = deadline {
-            slice = slice.min(deadline.left().ok_or(CallError::Deadline)?);
-        }
-        self.waiters.fetch_add(1, Ordering::Relaxed);
-        let woken = self.freed.wait_timeout(lines, slice).unwrap_or_else(PoisonError::into_inner);
-        self.waiters.fetch_sub(1, Ordering::Relaxed);
-        if woken.1.timed_out() && !self.is_alive() {
-            return Err(CallError::DomainDied);
-        }
-        Ok(woken.0)
-    }
-
-    fn lock_lines(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a line back, with its call over or not.
-    pub fn put_back(&self, line: Line) {
-        let mut lines = self.lock_lines();
-        if line.is_over() {
-            lines.free.push(line);
-        } else {
-            lines.abandoned.push(line);
-        }
-        // Relaxed: a waiter raised it under this lock, before it began to wait.
-        if self.waiters.load(Ordering::Relaxed) > 0 {
-            self.freed.notify_one();
-        }
-    }
-
-    fn open_line(&self, deadline: Option<Deadline>) -> Result<Line, CallError> {
-        let (answer, fd) = self.question(&FromClient::OpenLine, None, deadline)?;
-        let FromDomain::Line { index, len_bytes } = answer else {
-            return Err(CallError::BadReply("another answer than was asked for"));
-        };
-        let fd = fd.ok_or(CallError::BadReply("a line without memory"))?;
-        let len_bytes = usize::try_from(len_bytes).ok().filter(|&len| len > PAYLOAD_AT && len < 1 << 40);
-        let len_bytes = len_bytes.ok_or(CallError::BadReply("a line of impossible size"))?;
-        let shared = map_from_peer(fd.as_fd(), len_bytes, Protection::ReadWrite).map_err(|e| match e {
-            Errno::EINVAL => CallError::BadReply("a line that could be taken away again"),
-            errno => CallError::System { what: "mapping a line", errno },
-        })?;
-        reach("client: mapped a line");
-        Ok(Line::new(index, shared))
-    }
-
-    /// The read end of the line's pipe.
-    pub fn open_pipe(&self, line: u32, deadline: Option<Deadline>) -> Result<OwnedFd, CallError> {
-        match self.question(&FromClient::OpenPipe { line }, None, deadline)? {
-            (FromDomain::Pipe, Some(fd)) => Ok(fd),
-            _ => Err(CallError::BadReply("another answer than was asked for")),
-        }
-    }
-
     /// New memory of this client and this domain alone; with `results`, the domain writes results into it.
     pub fn register_buffer(&self, len_bytes: usize, results: bool) -> Result<(Shared, u32), CallError> {
         let system = |what: &'static str| move |errno: Errno| CallError::System { what, errno };
@@ -385,6 +308,13 @@ impl Connection {
                 _ => return Err(CallError::BadReply("results that never came")),
             }
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        drop(self.take_warm());
+        watch::forget(self);
     }
 }
 

@@ -18,7 +18,8 @@ pub(crate) struct Spill {
 /// One open line.
 pub(crate) struct Line {
     pub index: u32,
-    pub shared: Shared,
+    /// Its memory: known to who wakes its callers when the domain dies, too.
+    pub shared: Arc<Shared>,
     /// The number of the last call made on it; the shared words are not asked what we did ourselves.
     pub call: u32,
     /// Where arguments and results go that are too large for the line.
@@ -30,18 +31,18 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub const fn new(index: u32, shared: Shared) -> Self {
-        Self { index, shared, call: 0, spill: None, grown: 0, pipe: None }
+    pub fn new(index: u32, shared: Arc<Shared>) -> Box<Self> {
+        Box::new(Self { index, shared, call: 0, spill: None, grown: 0, pipe: None })
     }
 
-    pub const fn words(&self) -> Words<'_> {
+    pub fn words(&self) -> Words<'_> {
         Words(&self.shared)
     }
 
     /// Whether the reply to the last call is there (or none was made).
+    #[inline]
     pub fn is_over(&self) -> bool {
-        // Acquire pairs with the domain's Release store of `reply`: its half is read after this.
-        self.words().reply().load(Ordering::Acquire) == self.call
+        self.words().gate().is_answered(self.call)
     }
 
     /// Tells the domain that nobody waits any more.
@@ -54,11 +55,11 @@ impl Line {
 /// A line in use by one call: goes back to its connection when dropped, as abandoned if the call is not over.
 pub(crate) struct Guard<'a> {
     connection: &'a Arc<Connection>,
-    line: Option<Line>,
+    line: Option<Box<Line>>,
 }
 
 impl<'a> Guard<'a> {
-    pub const fn new(connection: &'a Arc<Connection>, line: Line) -> Self {
+    pub const fn new(connection: &'a Arc<Connection>, line: Box<Line>) -> Self {
         Self { connection, line: Some(line) }
     }
 
@@ -66,7 +67,7 @@ impl<'a> Guard<'a> {
     pub fn release(self) {}
 
     /// Keeps the line out until it is put back by hand.
-    pub fn detach(mut self) -> Line {
+    pub fn detach(mut self) -> Box<Line> {
         self.line.take().expect("a guard has its line until it is dropped")
     }
 }
@@ -74,13 +75,13 @@ impl<'a> Guard<'a> {
 impl Deref for Guard<'_> {
     type Target = Line;
     fn deref(&self) -> &Line {
-        self.line.as_ref().expect("a guard has its line until it is dropped")
+        self.line.as_deref().expect("a guard has its line until it is dropped")
     }
 }
 
 impl DerefMut for Guard<'_> {
     fn deref_mut(&mut self) -> &mut Line {
-        self.line.as_mut().expect("a guard has its line until it is dropped")
+        self.line.as_deref_mut().expect("a guard has its line until it is dropped")
     }
 }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 #[must_use = "a call that is dropped is given up"]
 pub struct Pending<'a> {
     connection: Arc<Connection>,
-    line: Option<Line>,
+    line: Option<Box<Line>>,
     sent: Sent,
     call: Call<'a>,
 }
@@ -54,7 +54,7 @@ impl<'a> Pending<'a> {
 
     /// Whether the reply is there: one load, no system call. False says nothing about deadline and death.
     pub fn is_ready(&self) -> bool {
-        self.line.as_ref().is_none_or(Line::is_over)
+        self.line.as_ref().is_none_or(|line| line.is_over())
     }
 
     fn line(&self) -> &Line {

@@ -1,29 +1,18 @@
-//! Filling a line with a call, and taking the results out.
-//!
-//! What the domain wrote is copied once and checked against what was declared before anything of the caller's changes: a
-//! result that is longer than its bound, or lies outside the memory, makes the whole reply invalid.
+//! Filling a line with a call.
 
 use super::connection::Connection;
 use super::line::{Line, Spill};
-use crate::args::{Arg, Call};
-use crate::attributes::Attributes;
+use crate::args::{Arg, Call, Lend};
+use crate::attributes::{Affinity, Attributes};
 use crate::chain::{Caller, Deadline};
-use crate::domain::execute::about;
-use crate::error::{CallError, Failure, Refusal};
-use crate::line::{
-    self, AWAKE, Descriptor, Header, Kind, MAX_ARGS, MAX_CHARGES, NOTIFY, PARKED, PAYLOAD_AT, ReplyHead,
-    Status, Words, align_argument, read_charge, results_at,
-};
+use crate::error::{CallError, Refusal};
+use crate::gate::{AWAKE, Bell, NOTIFY};
+use crate::line::{Descriptor, Header, Kind, PAYLOAD_AT, align_argument, results_at};
 use crate::memory::Forget;
 use crate::portal::PortalId;
-use crate::shared::{Shared, map_from_peer};
 use crate::socket::FromClient;
 use crate::step::reach;
-use crate::usage;
-use peregrine_base::Protection;
-use peregrine_base::sync::{Ordering, fence};
 use peregrine_sys::{futex, process};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// A call that is under way on a line.
@@ -33,11 +22,12 @@ pub(crate) struct Sent {
     pub deadline: Option<Deadline>,
     pub attributes: Attributes,
     /// Where results go, and whether that is the spill buffer.
-    results_at: usize,
-    spilled: bool,
-    count: usize,
-    charge: bool,
-    depth: u32,
+    pub results_at: usize,
+    pub spilled: bool,
+    /// Arguments.
+    pub count: usize,
+    pub charge: bool,
+    pub depth: u32,
 }
 
 impl Line {
@@ -105,26 +95,24 @@ impl Line {
             depth: header.depth,
         };
         // Not asleep yet: an activation that takes the core at once and replies before we sleep saves its wake-up.
-        let wait = if notify { NOTIFY } else { AWAKE };
-        self.ring(connection, wait)?;
+        let gate = self.words().gate();
+        gate.publish(self.call, if notify { NOTIFY } else { AWAKE });
+        reach("client: call published");
+        // Who spins for the reply asks properly when it does not come at once: see `gate.rs`.
+        let spins = !notify && attributes.affinity == Affinity::Apart;
+        self.ring(connection, if spins { gate.guess() } else { gate.bell() })?;
         Ok(sent)
     }
 
-    /// Publishes the call and wakes whoever waits for it.
-    fn ring(&self, connection: &Connection, wait: u32) -> Result<(), CallError> {
-        let words = self.words();
-        words.wait().store(wait, Ordering::Relaxed);
-        // Release: the activation's Acquire load of `call` sees our half.
-        words.call().store(self.call, Ordering::Release);
-        reach("client: call published");
-        // Pairs with the fence in the activation's `sleep`, and in `Pool::leave`: see the top of `line.rs`.
-        fence(Ordering::SeqCst);
-        match words.mode().load(Ordering::Relaxed) {
-            PARKED => {
-                let _ = futex::wake(words.call(), 1);
+    /// Has the activation notice the call.
+    #[inline]
+    pub fn ring(&self, connection: &Connection, bell: Bell) -> Result<(), CallError> {
+        match bell {
+            Bell::Nothing => {}
+            Bell::Wake => {
+                let _ = futex::wake(self.words().gate().call, 1);
             }
-            AWAKE => {}
-            _ => connection.tell(&FromClient::Ring { line: self.index }, None)?,
+            Bell::Ring => connection.tell(&FromClient::Ring { line: self.index }, None)?,
         }
         reach("client: rang");
         Ok(())
@@ -140,7 +128,7 @@ impl Line {
     ) -> Result<(), CallError> {
         let short = CallError::BadReply("memory shorter than was agreed");
         let memory =
-            if spilled { self.spill.as_ref().map_or(&self.shared, |s| &s.shared) } else { &self.shared };
+            if spilled { self.spill.as_ref().map_or(&*self.shared, |s| &s.shared) } else { &*self.shared };
         let mut at = payload_at;
         for (index, arg) in call.args[..call.count].iter_mut().enumerate() {
             let d = |kind, id, len: usize, bound: usize| Descriptor {
@@ -165,7 +153,11 @@ impl Line {
                     put(bytes)?;
                     d(Kind::InOut, 0, bytes.len(), *bound)
                 }
-                Arg::Lend(part) => {
+                Arg::Lend(Lend::Bytes(bytes)) => {
+                    put(bytes)?;
+                    d(Kind::Lend, 0, bytes.len(), 0)
+                }
+                Arg::Lend(Lend::Part(part)) => {
                     if !part.buffer.home.is(std::ptr::from_ref(connection).addr() as u64) {
                         return Err(Refusal::NoBuffer(part.buffer.id).into());
                     }
@@ -201,74 +193,6 @@ impl Line {
         self.spill = Some(Spill { shared, id });
         Ok(())
     }
-
-    /// Reads what came of a call whose reply is there.
-    pub fn take_results(
-        &mut self,
-        connection: &Connection,
-        sent: &Sent,
-        call: &mut Call<'_>,
-    ) -> Result<(), CallError> {
-        let words = self.words();
-        let head = ReplyHead::read(words, sent.count.max(2));
-        let status = head.status.ok_or(CallError::BadReply("a status that stands for nothing"))?;
-        if sent.charge {
-            take_charges(words, connection.id, &head);
-        }
-        match status {
-            Status::Done => {
-                let memory = match (sent.spilled, &self.spill) {
-                    (true, Some(spill)) => &spill.shared,
-                    _ => &self.shared,
-                };
-                copy_out(memory, sent.results_at, &head, call)
-            }
-            Status::DoneElsewhere => {
-                let (len, fd) = connection.results_of(self.index, sent.call)?;
-                let len =
-                    usize::try_from(len).map_err(|_| CallError::BadReply("results of impossible size"))?;
-                let memory = map_from_peer(fd.as_fd(), len, Protection::Read)
-                    .map_err(|_| CallError::BadReply("results that could be taken away again"))?;
-                self.grown = self.grown.max(len);
-                copy_out(&memory, 0, &head, call)
-            }
-            Status::Failed => {
-                let detail = self.detail(&head)?;
-                Err(CallError::Callee(Failure { code: head.code, detail }))
-            }
-            Status::Panicked => {
-                let message = self.detail(&head)?;
-                Err(CallError::Panicked(String::from_utf8_lossy(&message).into_owned()))
-            }
-            Status::Access => Err(Refusal::Access(sent.portal).into()),
-            Status::NoPortal => Err(Refusal::NoPortal(format!("number {}", sent.portal.0)).into()),
-            Status::Malformed => {
-                Err(Refusal::Protocol(format!("{} is not valid", about::name(head.code))).into())
-            }
-            Status::TooLarge => Err(CallError::TooLarge {
-                what: about::name(head.code),
-                asked_bytes: u64::from(head.lengths[0]),
-                limit_bytes: u64::from(head.lengths[1]),
-            }),
-            Status::Depth => Err(Refusal::Depth { depth: sent.depth, limit: head.code }.into()),
-            Status::NoBuffer => Err(Refusal::NoBuffer(head.code).into()),
-            Status::GiftInUse => Err(Refusal::GiftInUse.into()),
-            Status::Terminated => Err(CallError::Terminated),
-            Status::Late => Err(CallError::Deadline),
-        }
-    }
-
-    fn detail(&self, head: &ReplyHead) -> Result<Vec<u8>, CallError> {
-        let len = head.lengths[0] as usize;
-        let mut detail = Vec::new();
-        if len > Failure::MAX_DETAIL {
-            return Err(CallError::BadReply("detail beyond its bound"));
-        }
-        self.shared
-            .append_to(PAYLOAD_AT, len, &mut detail)
-            .ok_or(CallError::BadReply("detail outside the line"))?;
-        Ok(detail)
-    }
 }
 
 /// Bytes of payload, aligned as they will lie, and the sum of the declared bounds of results.
@@ -276,7 +200,7 @@ fn sizes(call: &Call<'_>) -> (usize, usize) {
     let (mut payload, mut results) = (0usize, 0usize);
     for arg in &call.args[..call.count] {
         match arg {
-            Arg::In(bytes) => payload = align_argument(payload) + bytes.len(),
+            Arg::In(bytes) | Arg::Lend(Lend::Bytes(bytes)) => payload = align_argument(payload) + bytes.len(),
             Arg::InOut(bytes, bound) => {
                 payload = align_argument(payload) + bytes.len();
                 results = with_bound(results, *bound);
@@ -292,52 +216,6 @@ fn sizes(call: &Call<'_>) -> (usize, usize) {
 fn with_bound(results: usize, bound: usize) -> usize {
     results.checked_next_multiple_of(8).map_or(usize::MAX, |at| at.saturating_add(bound))
 }
-
-/// Checks all lengths, then copies all results.
-fn copy_out(
-    memory: &Shared,
-    results_at: usize,
-    head: &ReplyHead,
-    call: &mut Call<'_>,
-) -> Result<(), CallError> {
-    let args = &mut call.args[..call.count];
-    let mut end = results_at;
-    for (arg, &len) in args.iter().zip(&head.lengths) {
-        let bound = match arg {
-            Arg::Out(_, bound) | Arg::InOut(_, bound) => *bound,
-            _ => 0,
-        };
-        if len as usize > bound {
-            return Err(CallError::BadReply("a result beyond its bound"));
-        }
-        end = align_argument(end) + len as usize;
-    }
-    if end > memory.len_bytes() {
-        return Err(CallError::BadReply("results outside their memory"));
-    }
-    let mut at = results_at;
-    for (arg, &len) in args.iter_mut().zip(&head.lengths) {
-        at = align_argument(at);
-        if let Arg::Out(into, _) | Arg::InOut(into, _) = arg {
-            into.clear();
-            memory
-                .append_to(at, len as usize, into)
-                .ok_or(CallError::BadReply("results outside their memory"))?;
-        }
-        at += len as usize;
-    }
-    Ok(())
-}
-
-fn take_charges(words: Words<'_>, domain: u64, head: &ReplyHead) {
-    usage::add(domain, line::cpu_ns(words).load(Ordering::Relaxed));
-    for row in 0..(head.charge_rows as usize).min(MAX_CHARGES) {
-        let (domain, ns) = read_charge(words, row);
-        usage::add(domain, ns);
-    }
-}
-
-const _: () = assert!(MAX_ARGS >= 2, "errors use two lengths");
 
 #[cfg(test)]
 mod tests {

@@ -1,45 +1,51 @@
 //! Waiting for the reply.
 //!
 //! A caller sleeps on the line's `reply` word by a shared futex, in slices: after each it looks at its deadline, and whether the
-//! domain lives. The kernel wakes nobody when a process that would have woken them dies; a slice of 10, later 50 ms bounds
-//! how late that is noticed, and makes a wake-up that a hostile domain stole a delay and nothing more.
+//! domain lives. The kernel wakes nobody when a process that would have woken them dies. A call that outlasts its first slice, of 10 ms, has its
+//! domain watched by a thread (`watch.rs`), which wakes it at once; the longer slices that follow are for what that misses.
 //!
 //! A caller whose activation runs on another core spins first, as long as that activation says that it is awake.
 
 use super::connection::Connection;
-use super::line::{Guard, Line};
+use super::line::Line;
 use super::transfer::Sent;
+use super::watch;
 use crate::attributes::Affinity;
 use crate::error::CallError;
-use crate::line::{AWAKE, PARKED};
+use crate::gate::{AWAKE, PARKED};
 use crate::step::reach;
-use peregrine_base::sync::{Ordering, fence, spin_loop};
+use peregrine_base::sync::{Ordering, spin_loop};
 use peregrine_sys::futex;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The longest spin.
 const SPIN: Duration = Duration::from_micros(20);
+/// Looks between two readings of the clock while spinning, and before the first.
+const LOOKS: u32 = 64;
+/// Longer than the kernel's tick, so that the timer need not be set to something earlier for each call.
 const FIRST_SLICE: Duration = Duration::from_millis(10);
+/// When nobody watches.
 const LONGEST_SLICE: Duration = Duration::from_millis(50);
+/// When the domain is watched.
+const WATCHED_SLICE: Duration = Duration::from_secs(1);
 
 /// Returns when the reply is there. After an error the call may still be under way: the line is not to be reused.
-pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Sent) -> Result<(), CallError> {
+pub(crate) fn for_reply(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), CallError> {
     reach("client: waits");
-    if sent.attributes.affinity == Affinity::Apart && spin(line) {
+    if sent.attributes.affinity == Affinity::Apart && spin(connection, line)? {
         return Ok(());
     }
-    let words = line.words();
     if line.is_over() {
         return Ok(());
     }
-    words.wait().store(PARKED, Ordering::Relaxed);
-    // Pairs with the fence in `execute::answer`, between its store of `reply` and its load of `wait`.
-    fence(Ordering::SeqCst);
+    let gate = line.words().gate();
+    gate.doze(PARKED);
     let mut slice = FIRST_SLICE;
     loop {
-        // Acquire pairs with the domain's Release store of `reply`.
-        let reply = words.reply().load(Ordering::Acquire);
+        // Acquire: as in `is_answered`.
+        let reply = gate.reply.load(Ordering::Acquire);
         if reply == sent.call {
             return Ok(());
         }
@@ -47,7 +53,7 @@ pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Se
             None => slice,
             Some(deadline) => deadline.left().ok_or(CallError::Deadline)?.min(slice),
         };
-        futex::wait(words.reply(), reply, Some(nap.as_nanos() as u64));
+        futex::wait(gate.reply, reply, Some(nap.as_nanos() as u64));
         if line.is_over() {
             return Ok(());
         }
@@ -55,23 +61,34 @@ pub(crate) fn for_reply(connection: &Connection, line: &mut Guard<'_>, sent: &Se
             // It may have replied and died after we looked.
             return if line.is_over() { Ok(()) } else { Err(CallError::DomainDied) };
         }
-        slice = (slice * 2).min(LONGEST_SLICE);
+        slice = if watch::watch(connection) { WATCHED_SLICE } else { (slice * 2).min(LONGEST_SLICE) };
     }
 }
 
 /// Looks for the reply as long as the activation is awake, for a moment; whether it came.
-fn spin(line: &Line) -> bool {
-    let words = line.words();
+fn spin(connection: &Connection, line: &Line) -> Result<bool, CallError> {
+    let look = || {
+        (0..LOOKS).any(|_| {
+            let over = line.is_over();
+            if !over {
+                spin_loop();
+            }
+            over
+        })
+    };
+    if look() {
+        return Ok(true);
+    }
+    // When the call was sent this was a guess.
+    let gate = line.words().gate();
+    line.ring(connection, gate.bell())?;
     let begun = Instant::now();
     loop {
-        for _ in 0..64 {
-            if line.is_over() {
-                return true;
-            }
-            spin_loop();
+        if look() {
+            return Ok(true);
         }
-        if words.mode().load(Ordering::Relaxed) != AWAKE || begun.elapsed() >= SPIN {
-            return line.is_over();
+        if gate.mode.load(Ordering::Relaxed) != AWAKE || begun.elapsed() >= SPIN {
+            return Ok(line.is_over());
         }
     }
 }

@@ -14,19 +14,20 @@
 //! ([`Affinity::Apart`]): then the caller that calls again within that time pays no wake-up.
 
 use super::Inner;
-use super::execute::{Executor, answer};
+use super::execute::{Executor, answer, tell};
 use super::peer::Line;
-use super::pool::{Activation, BUSY, IDLE, PARKED};
+use super::pool::Activation;
 use crate::attributes::Affinity;
-use crate::line::{AWAKE, PARKED as LINE_PARKED};
 use crate::step::reach;
-use peregrine_base::sync::{Ordering, fence, spin_loop};
+use peregrine_base::sync::{Ordering, spin_loop};
 use peregrine_sys::{futex, process, timer};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long an activation with much memory stays with a line that has no calls.
 const LINGER: Duration = Duration::from_millis(100);
+/// Looks between two readings of the clock while spinning.
+const LOOKS: u32 = 64;
 
 /// The body of an activation's thread.
 pub(crate) fn run(domain: &Arc<Inner>, me: &Arc<Activation>) {
@@ -39,22 +40,22 @@ pub(crate) fn run(domain: &Arc<Inner>, me: &Arc<Activation>) {
         executor.shrink();
         let used = timer::thread_cpu_ns().saturating_sub(me.bound_at_ns.load(Ordering::Relaxed));
         line.peer.cpu_ns.fetch_add(used, Ordering::Relaxed);
-        me.state.store(IDLE, Ordering::Relaxed);
+        me.rest.go_home();
         domain.pool.leave(me, &line);
     }
 }
 
 /// Serves the line until there is a reason to leave it.
 fn attend(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &Arc<Line>) {
-    me.state.store(BUSY, Ordering::Relaxed);
-    line.words().mode().store(AWAKE, Ordering::Relaxed);
+    me.rest.get_up();
+    line.words().gate().attend();
     loop {
         while let Some(call) = line.pending() {
             if line.peer.is_gone() || domain.pool.is_closing() {
                 return;
             }
             reach("domain: took a call");
-            serve(domain, executor, line, call);
+            serve(domain, me, executor, line, call);
             if domain.pool.is_wanted_from(line) {
                 return;
             }
@@ -71,31 +72,42 @@ fn attend(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &A
     }
 }
 
-fn serve(domain: &Inner, executor: &mut Executor<'_>, line: &Arc<Line>, call: u32) {
-    let running = domain.pool.running.fetch_add(1, Ordering::Relaxed) + 1;
-    if running >= domain.pool.total.load(Ordering::Relaxed) {
-        domain.told_of_the_last();
-    }
+fn serve(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &Arc<Line>, call: u32) {
+    me.rest.execute();
+    let counted = domain.is_the_last_taken();
     executor.execute(line, call);
     // Before the caller learns that it is over: one that looks at the domain's counts afterwards finds itself in none.
-    domain.pool.running.fetch_sub(1, Ordering::Relaxed);
+    me.rest.get_up();
+    drop(counted);
     reach("domain: executed, before the reply");
     answer(line, call);
+    // Who calls again has seen the reply, so a caller that spins need not be asked whether it sleeps.
+    if !(executor.caller_is_apart() && look(line)) {
+        tell(line);
+    }
 }
 
 fn must_leave(domain: &Inner, me: &Activation, line: &Line) -> bool {
-    me.recalled.load(Ordering::Relaxed) || line.peer.is_gone() || domain.pool.is_closing()
+    me.rest.is_recalled() || line.peer.is_gone() || domain.pool.is_closing()
+}
+
+/// Looks for a call some times; whether one came.
+fn look(line: &Line) -> bool {
+    (0..LOOKS).any(|_| {
+        let came = line.pending().is_some();
+        if !came {
+            spin_loop();
+        }
+        came
+    })
 }
 
 /// Looks for a call for a moment; whether one came.
 fn spin(line: &Line, most: Duration) -> bool {
     let begun = Instant::now();
     loop {
-        for _ in 0..64 {
-            if line.pending().is_some() {
-                return true;
-            }
-            spin_loop();
+        if look(line) {
+            return true;
         }
         if begun.elapsed() >= most {
             return false;
@@ -105,30 +117,25 @@ fn spin(line: &Line, most: Duration) -> bool {
 
 /// Sleeps until there may be a call; false when the activation is to leave.
 fn sleep(domain: &Inner, me: &Activation, line: &Line, is_heavy: bool) -> bool {
-    let words = line.words();
-    me.state.store(PARKED, Ordering::Relaxed);
-    words.mode().store(LINE_PARKED, Ordering::Relaxed);
-    // One fence for three pairs: the caller's between `call` and `mode`, and those of `Pool::want` and `Pool::recall`
-    // between what they set and `state`. Each either sees us parked or is seen by the loads below.
-    fence(Ordering::SeqCst);
+    let gate = line.words().gate();
+    // The gate's fence is for three pairs: with the caller's in `bell`, with those of `Pool::want` and `Pool::recall`.
+    me.rest.lie_down();
+    gate.park();
     reach("domain: parked");
-    let call = words.call().load(Ordering::Acquire);
     let served = line.served.load(Ordering::Relaxed);
     let mut stay = true;
-    if call == served {
+    if gate.called() == served {
         if domain.pool.is_wanted_from(line) || must_leave(domain, me, line) {
             stay = false;
+        } else if is_heavy {
+            let in_vain = futex::wait_timed(gate.call, served, LINGER.as_nanos() as u64);
+            stay = !in_vain || line.pending().is_some();
         } else {
-            if is_heavy {
-                let in_vain = futex::wait_timed(words.call(), served, LINGER.as_nanos() as u64);
-                stay = !in_vain || line.pending().is_some();
-            } else {
-                futex::wait(words.call(), served, None);
-            }
+            futex::wait(gate.call, served, None);
         }
     }
-    me.state.store(BUSY, Ordering::Relaxed);
-    words.mode().store(AWAKE, Ordering::Relaxed);
+    me.rest.get_up();
+    gate.attend();
     stay && !must_leave(domain, me, line)
 }
 

@@ -6,14 +6,15 @@
 
 use super::Inner;
 use super::activation::Place;
-use super::invocation::{Arguments, Invocation};
+use super::invocation::{Arguments, Held, Invocation};
 use super::peer::{Line, notify};
 use crate::attributes::Affinity;
 use crate::chain::{ChainLink, Entered};
 use crate::error::Failure;
+use crate::gate::Tell;
 use crate::line::{
-    self, Descriptor, Header, Kind, MAX_ARGS, NOTIFY, PARKED, PAYLOAD_AT, ReplyHead, Status, Words,
-    align_argument, results_at, write_charge,
+    self, Descriptor, Header, Kind, MAX_ARGS, PAYLOAD_AT, ReplyHead, Status, Words, align_argument,
+    results_at, write_charge,
 };
 use crate::memory::{Given, Lendable};
 use crate::shared::{Shared, sealed_memfd};
@@ -21,7 +22,7 @@ use crate::socket::{self, FromDomain};
 use crate::step::reach;
 use crate::usage::{self, Account};
 use peregrine_base::Protection;
-use peregrine_base::sync::{Ordering, fence};
+use peregrine_base::sync::Ordering;
 use peregrine_sys::{futex, process};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -134,18 +135,22 @@ impl<'a> Executor<'a> {
         self.apart = header.affinity == Affinity::Apart;
         self.place.follow(header.affinity, usize::from(header.cpu));
         self.heavy |= header.spill != 0;
-        let results = self.prepare(line, &header, call).and_then(|home| {
-            reach("domain: arguments copied");
-            let account = (header.charge || usage::inherited()).then(Account::open);
-            let adopted =
-                header.priority.then(|| Adopted::urgent(header.nice, self.domain.most_urgent)).flatten();
-            let outcome = self.run(line, &header);
-            drop(adopted);
-            let rows = account.map_or(0, |account| charge(words, self.domain.id, account));
-            line.peer.calls.fetch_add(1, Ordering::Relaxed);
-            self.put_results(line, call, &home, outcome, rows)
-        });
-        // Of a call that was refused at a later argument too: an idle activation holds nobody's memory.
+        let results = match self.prepare(line, &header, call) {
+            Err(wrong) => Err(wrong),
+            Ok(home) => {
+                reach("domain: arguments copied");
+                let account = (header.charge || usage::inherited()).then(Account::open);
+                let adopted =
+                    header.priority.then(|| Adopted::urgent(header.nice, self.domain.most_urgent)).flatten();
+                let outcome = self.run(line, &header);
+                drop(adopted);
+                let rows = account.map_or(0, |account| charge(words, self.domain.id, account));
+                // Not atomic as a whole: the line is this activation's alone.
+                line.calls.store(line.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                self.put_results(line, call, &home, outcome, rows)
+            }
+        };
+        // What a call brought that was found malformed goes too: its client may be gone before this activation has another call.
         for slot in &mut self.arguments.slots[..self.arguments.count] {
             slot.lent = None;
             slot.given.set(None);
@@ -181,6 +186,14 @@ impl<'a> Executor<'a> {
         self.arguments.scratch.clear();
         let payload_end = home.payload_at + header.payload_bytes as usize;
         let mut at = home.payload_at;
+        // The next bytes of the payload: where they begin, and how many.
+        let mut next = |d: &Descriptor| {
+            let begin = align_argument(at);
+            let len = usize::try_from(d.len).map_err(|_| malformed(about::PAYLOAD))?;
+            let end = begin.checked_add(len).filter(|&end| end <= payload_end);
+            at = end.ok_or_else(|| malformed(about::PAYLOAD))?;
+            Ok::<_, Wrong>((begin, len))
+        };
         for index in 0..usize::from(header.args) {
             let d = Descriptor::read(line.words(), index).ok_or_else(|| malformed(about::KIND))?;
             let slot = &mut self.arguments.slots[index];
@@ -189,10 +202,7 @@ impl<'a> Executor<'a> {
             slot.result.get_mut().clear();
             match d.kind {
                 Kind::In | Kind::InOut => {
-                    let begin = align_argument(at);
-                    let len = usize::try_from(d.len).map_err(|_| malformed(about::PAYLOAD))?;
-                    let end = begin.checked_add(len).filter(|&end| end <= payload_end);
-                    at = end.ok_or_else(|| malformed(about::PAYLOAD))?;
+                    let (begin, len) = next(&d)?;
                     let target = if d.kind == Kind::In {
                         let start = self.arguments.scratch.len();
                         slot.range = start..start + len;
@@ -203,6 +213,17 @@ impl<'a> Executor<'a> {
                     memory.append_to(begin, len, target).ok_or_else(|| malformed(about::PAYLOAD))?;
                 }
                 Kind::Out => {}
+                Kind::Lend if d.id == 0 => {
+                    let (begin, len) = next(&d)?;
+                    // Nothing is copied here, so nothing else notices a payload that is longer than its memory.
+                    if begin + len > memory.len_bytes() {
+                        return Err(malformed(about::PAYLOAD));
+                    }
+                    slot.lent = Some(match &home.spill {
+                        Some(spill) => Held::Buffer(spill.clone(), begin, len),
+                        None => Held::Line(begin, len),
+                    });
+                }
                 Kind::Lend => slot.lent = Some(lent(line, &d)?),
                 Kind::Give => slot.given.set(Some(given(line, &d)?)),
             }
@@ -232,7 +253,7 @@ impl<'a> Executor<'a> {
         let domain = self.domain;
         let link = ChainLink { chain: header.chain, depth: header.depth, deadline: header.deadline };
         let _entered = Entered::new(link);
-        let mut invocation = Invocation { arguments: &self.arguments, peer: &line.peer, link };
+        let mut invocation = Invocation { arguments: &self.arguments, line, link };
         let portal = &domain.portals[header.portal as usize];
         let mut outcome = None;
         let mut serve = || {
@@ -331,11 +352,11 @@ impl<'a> Executor<'a> {
     }
 }
 
-fn lent(line: &Line, d: &Descriptor) -> Result<(Arc<Lendable>, usize, usize), Wrong> {
+fn lent(line: &Line, d: &Descriptor) -> Result<Held, Wrong> {
     let buffer = line.peer.lock_buffers().lent.get(&d.id).cloned();
     let buffer = buffer.ok_or_else(|| Wrong(ReplyHead::new(Status::NoBuffer, d.id)))?;
     match d.bound.checked_add(d.len) {
-        Some(end) if end <= buffer.len_bytes => Ok((buffer, d.bound as usize, d.len as usize)),
+        Some(end) if end <= buffer.len_bytes => Ok(Held::Buffer(buffer, d.bound as usize, d.len as usize)),
         _ => Err(malformed(about::PART)),
     }
 }
@@ -366,22 +387,23 @@ fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
-/// Tells the caller: the reply is there.
+/// Gives the line back to its caller. [`tell`] follows, unless the caller is known to be awake.
 pub(crate) fn answer(line: &Line, call: u32) {
-    let words = line.words();
     // Relaxed: read by whoever has the line, under the binding's handing over.
     line.served.store(call, Ordering::Relaxed);
-    // Release: the caller's Acquire load of `reply` sees our half.
-    words.reply().store(call, Ordering::Release);
+    line.words().gate().answer(call);
     reach("domain: replied, before the wake-up");
-    // Pairs with the caller's fence between its store of `wait` and its load of `reply`.
-    fence(Ordering::SeqCst);
-    match words.wait().load(Ordering::Relaxed) {
-        PARKED => {
-            let _ = futex::wake(words.reply(), 1);
+}
+
+/// Tells the caller, if it sleeps, that the reply is there.
+pub(crate) fn tell(line: &Line) {
+    let gate = line.words().gate();
+    match gate.whom_to_tell() {
+        Tell::Nothing => {}
+        Tell::Wake => {
+            let _ = futex::wake(gate.reply, 1);
         }
-        NOTIFY => notify(line),
-        _ => {}
+        Tell::Pipe => notify(line),
     }
     reach("domain: woke the caller");
 }
@@ -390,6 +412,7 @@ pub(crate) fn answer(line: &Line, call: u32) {
 pub(crate) fn terminate(line: &Line, call: u32) {
     ReplyHead::new(Status::Terminated, 0).write(line.words(), 0);
     answer(line, call);
+    tell(line);
 }
 
 /// A caller's nice value, adopted for the length of a call.

@@ -1,6 +1,6 @@
 //! One call, as its handler sees it: arguments by position, and who calls.
 
-use super::peer::Peer;
+use super::peer::Line;
 use crate::chain::{ChainLink, Deadline};
 use crate::credentials::Credentials;
 use crate::error::Failure;
@@ -21,8 +21,15 @@ pub(crate) struct Slot {
     pub result: RefCell<Vec<u8>>,
     /// The most that the caller takes of `result`.
     pub bound: u64,
-    pub lent: Option<(Arc<Lendable>, usize, usize)>,
+    pub lent: Option<Held>,
     pub given: Cell<Option<Given>>,
+}
+
+/// Lent memory: where it begins, and its length in bytes, both checked.
+pub(crate) enum Held {
+    Buffer(Arc<Lendable>, usize, usize),
+    /// In the line itself.
+    Line(usize, usize),
 }
 
 /// A call's arguments: an activation has one of these and uses it again and again.
@@ -40,7 +47,7 @@ pub(crate) struct Arguments {
 /// what the client does to shared memory meanwhile changes nothing. Results travel when the handler returns `Ok`.
 pub struct Invocation<'a> {
     pub(crate) arguments: &'a Arguments,
-    pub(crate) peer: &'a Peer,
+    pub(crate) line: &'a Line,
     pub(crate) link: ChainLink,
 }
 
@@ -106,8 +113,10 @@ impl Invocation<'_> {
     /// [`Failure::ARGUMENTS`]: it is something else.
     pub fn lent(&self, index: usize) -> Result<Lent<'_>, Failure> {
         let slot = self.slot(index, Kind::Lend)?;
-        let (buffer, offset, len) = slot.lent.as_ref().ok_or_else(Failure::arguments)?;
-        Ok(Lent::new(buffer, *offset, *len))
+        match slot.lent.as_ref().ok_or_else(Failure::arguments)? {
+            Held::Buffer(buffer, offset, len) => Ok(Lent::new(&buffer.shared, *offset, *len)),
+            Held::Line(offset, len) => Ok(Lent::new(&self.line.shared, *offset, *len)),
+        }
     }
 
     /// Takes the memory given as argument `index`. What is not taken is freed when the call ends.
@@ -119,13 +128,13 @@ impl Invocation<'_> {
     }
 
     /// Who calls, by the kernel's word.
-    pub const fn caller(&self) -> &Credentials {
-        &self.peer.credentials
+    pub fn caller(&self) -> &Credentials {
+        &self.line.peer.credentials
     }
 
     /// Whether the caller's process is gone, or has hung up: nobody will see the results.
     pub fn is_orphan(&self) -> bool {
-        self.peer.is_gone()
+        self.line.peer.is_gone()
     }
 
     /// When the call must be done. Nested calls inherit it.

@@ -20,15 +20,17 @@ use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Orderi
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::epoll::{self, EventData, EventFlags};
+use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::net::RecvFlags;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 const LISTENER: u64 = 0;
 const BELL: u64 = 1;
 const FIRST_CLIENT: u64 = 2;
-/// Marks the token of a client whose process has ended.
+/// Marks what a process goes by: it has ended.
 const ENDED: u64 = 1 << 63;
 
 /// Rings without a call that a client may send, beyond one for each call that it made.
@@ -47,7 +49,16 @@ pub(crate) struct Keeper {
     epoll: OwnedFd,
     door: Option<OwnedFd>,
     peers: HashMap<u64, (Arc<Peer>, Manners)>,
+    /// By [`process_key`]: those that have clients here.
+    processes: HashMap<u32, Process>,
     next: u64,
+}
+
+/// A process with connections to us, which may be many and need one descriptor of it.
+struct Process {
+    /// Readable when it has ended; a socket of it may live on in another process.
+    fd: OwnedFd,
+    clients: Vec<u64>,
 }
 
 /// How a client behaves.
@@ -61,7 +72,14 @@ impl Keeper {
     pub fn new(domain: Arc<Inner>, door: Door) -> rustix::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &domain.bell, EventData::new_u64(BELL), EventFlags::IN)?;
-        let mut keeper = Self { domain, epoll, door: None, peers: HashMap::new(), next: FIRST_CLIENT };
+        let mut keeper = Self {
+            domain,
+            epoll,
+            door: None,
+            peers: HashMap::new(),
+            processes: HashMap::new(),
+            next: FIRST_CLIENT,
+        };
         match door {
             Door::Listener(socket) => {
                 let flags = rustix::fs::fcntl_getfl(&socket)? | rustix::fs::OFlags::NONBLOCK;
@@ -92,7 +110,7 @@ impl Keeper {
                 match event.data.u64() {
                     LISTENER => self.accept(),
                     BELL => self.hear_bell(),
-                    token if token & ENDED != 0 => self.dismiss(token & !ENDED),
+                    token if token & ENDED != 0 => self.bury(token as u32),
                     token => self.hear(token, event.flags),
                 }
             }
@@ -136,7 +154,7 @@ impl Keeper {
 
     fn admit(&mut self, socket: OwnedFd, process: Option<OwnedFd>) -> rustix::io::Result<()> {
         let credentials = Credentials::of_peer(&socket)?;
-        let domain = &self.domain;
+        let domain = self.domain.clone();
         if !domain.access.admits(&credentials, domain.uid) {
             let _ = socket::send(&socket, &FromDomain::Refused(Why::NotAdmitted), None);
             return Ok(());
@@ -150,25 +168,47 @@ impl Keeper {
         self.next += 1;
         let may_call = domain.portals.iter().map(|p| p.access.admits(&credentials, domain.uid)).collect();
         epoll::add(&self.epoll, &socket, EventData::new_u64(token), EventFlags::IN | EventFlags::RDHUP)?;
-        if let Some(process) = &process {
-            epoll::add(&self.epoll, process, EventData::new_u64(token | ENDED), EventFlags::IN)?;
+        if let Some(process) = process {
+            self.watch(process_key(&credentials, token), process, token)?;
         }
         let peer = Arc::new(Peer {
             token,
             credentials,
             socket,
-            process,
             may_call,
             gone: AtomicBool::new(false),
             aside: AtomicUsize::new(0),
             lines: Mutex::default(),
             buffers: Mutex::default(),
             cpu_ns: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
         });
         self.peers.insert(token, (peer, Manners::default()));
         domain.clients.store(self.peers.len(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Notes that client `token` is a connection of the process that goes by `key`, which `fd` refers to.
+    fn watch(&mut self, key: u32, fd: OwnedFd, token: u64) -> rustix::io::Result<()> {
+        // A process that has not ended is the only one of its number. One that has makes way for the next.
+        self.bury(key);
+        match self.processes.entry(key) {
+            Entry::Occupied(known) => known.into_mut().clients.push(token),
+            Entry::Vacant(new) => {
+                epoll::add(&self.epoll, &fd, EventData::new_u64(u64::from(key) | ENDED), EventFlags::IN)?;
+                new.insert(Process { fd, clients: vec![token] });
+            }
+        }
+        Ok(())
+    }
+
+    /// If the process has ended, so have all its clients. Asked again, for the number may be another's by the time that the event is handled.
+    fn bury(&mut self, key: u32) {
+        if self.processes.get(&key).is_some_and(|process| has_ended(&process.fd))
+            && let Some(process) = self.processes.remove(&key)
+        {
+            let _ = epoll::delete(&self.epoll, &process.fd);
+            process.clients.into_iter().for_each(|token| self.dismiss(token));
+        }
     }
 
     fn hear(&mut self, token: u64, flags: EventFlags) {
@@ -189,8 +229,11 @@ impl Keeper {
     fn dismiss(&mut self, token: u64) {
         let Some((peer, _)) = self.peers.remove(&token) else { return };
         let _ = epoll::delete(&self.epoll, &peer.socket);
-        if let Some(process) = &peer.process {
-            let _ = epoll::delete(&self.epoll, process);
+        if let Entry::Occupied(mut process) = self.processes.entry(process_key(&peer.credentials, token)) {
+            process.get_mut().clients.retain(|&client| client != token);
+            if process.get().clients.is_empty() {
+                let _ = epoll::delete(&self.epoll, &process.remove().fd);
+            }
         }
         // What a client that broke the protocol waits for is not coming: hanging up tells it, even while calls of its still run.
         let _ = rustix::net::shutdown(&peer.socket, rustix::net::Shutdown::Both);
@@ -263,7 +306,7 @@ impl Inner {
                     self.pool.ring(&line) || waits
                 });
                 manners.in_vain += u64::from(!useful);
-                manners.in_vain <= RINGS_IN_VAIN + peer.calls.load(Ordering::Relaxed)
+                manners.in_vain <= RINGS_IN_VAIN || manners.in_vain <= RINGS_IN_VAIN + peer.calls()
             }
             FromClient::OpenPipe { line } => {
                 let line = peer.lock_lines().get(line as usize).cloned();
@@ -291,7 +334,7 @@ impl Inner {
             }
             FromClient::Usage => {
                 let cpu_ns = peer.cpu_ns.load(Ordering::Relaxed) + self.pool.live_cpu_ns(peer);
-                say(&FromDomain::Usage { cpu_ns, calls: peer.calls.load(Ordering::Relaxed) }, None)
+                say(&FromDomain::Usage { cpu_ns, calls: peer.calls() }, None)
             }
         }
     }
@@ -324,6 +367,7 @@ impl Inner {
             index,
             shared,
             served: AtomicU32::new(0),
+            calls: AtomicU64::new(0),
             binding: AtomicU32::new(0),
             pipe: Mutex::new(None),
         }));
@@ -367,6 +411,20 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// What a client's process goes by: its id, or if it has none in our namespace, a number of this client alone.
+fn process_key(client: &Credentials, token: u64) -> u32 {
+    /// Beyond all process ids.
+    const NAMELESS: u32 = 1 << 31;
+    if client.pid == 0 { NAMELESS | token as u32 } else { client.pid }
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // An interrupted look says no more than a failed one; the set of descriptors tells of the end anyway.
+    matches!(poll(&mut fds, Some(&at_once)), Ok(n) if n > 0)
 }
 
 /// Makes the line's pipe: we keep the write end, non-blocking and nobody else's, and hand out the read end, which is

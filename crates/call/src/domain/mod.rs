@@ -6,6 +6,7 @@ mod invocation;
 mod keeper;
 mod peer;
 mod pool;
+mod rest;
 
 pub use invocation::Invocation;
 
@@ -53,11 +54,25 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// The last activation has been taken by a call, and tells the domain before it serves it.
-    pub(crate) fn told_of_the_last(&self) {
-        if let Some(on_last) = &self.on_last {
+    /// Notes that an activation was taken by a call, and if it is the last, tells the domain before it serves it. Nothing is counted if
+    /// nobody wants to know.
+    #[inline]
+    pub(crate) fn is_the_last_taken(&self) -> Option<Taken<'_>> {
+        let on_last = self.on_last.as_ref()?;
+        let running = self.pool.running.fetch_add(1, Ordering::Relaxed) + 1;
+        if running >= self.pool.total.load(Ordering::Relaxed) {
             on_last(&Activations(self));
         }
+        Some(Taken(self))
+    }
+}
+
+/// An activation that executes a call, in the count of those.
+pub(crate) struct Taken<'a>(&'a Inner);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.pool.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -388,12 +403,12 @@ impl Domain {
     /// What the domain is doing.
     pub fn stats(&self) -> DomainStats {
         let inner = &self.0.inner;
-        let (activations, idle, parked) = inner.pool.count();
+        let pool::Counts { activations, idle, parked, running } = inner.pool.count();
         DomainStats {
             activations,
             idle,
             parked,
-            running: inner.pool.running.load(Ordering::Relaxed),
+            running,
             waiting: inner.pool.wanted.load(Ordering::Relaxed),
             clients: inner.clients.load(Ordering::Relaxed),
             lines: inner.lines.load(Ordering::Relaxed),

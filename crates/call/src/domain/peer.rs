@@ -15,8 +15,6 @@ pub(crate) struct Peer {
     pub token: u64,
     pub credentials: Credentials,
     pub socket: OwnedFd,
-    /// Readable when its process has ended, for a client that connected to us; its socket may live on in another process.
-    pub process: Option<OwnedFd>,
     /// For each portal, whether this client may call it: the rules are asked once, for credentials don't change.
     pub may_call: Vec<bool>,
     /// It hung up, died, or broke the protocol.
@@ -26,7 +24,6 @@ pub(crate) struct Peer {
     pub lines: Mutex<Vec<Arc<Line>>>,
     pub buffers: Mutex<Buffers>,
     pub cpu_ns: AtomicU64,
-    pub calls: AtomicU64,
 }
 
 /// What a client has registered.
@@ -68,6 +65,11 @@ impl Peer {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Calls executed.
+    pub fn calls(&self) -> u64 {
+        self.lock_lines().iter().map(|line| line.calls.load(Ordering::Relaxed)).sum()
+    }
+
     /// Marks it gone and lets go of all it had here, but for lines that an activation still serves: those go with it.
     pub fn leave(&self) -> Vec<Arc<Line>> {
         self.gone.store(true, Ordering::Release);
@@ -83,6 +85,8 @@ pub(crate) struct Line {
     pub shared: Shared,
     /// The number of the last call that was served; the shared words are not asked what we did ourselves.
     pub served: AtomicU32,
+    /// Calls executed on it: written by the activation that has it, as `served`, so that counting needs no locked instruction.
+    pub calls: AtomicU64,
     /// Whether an activation has it, or it waits for one; changed under the pool's lock only.
     pub binding: AtomicU32,
     /// The write end of the line's pipe, ours alone and non-blocking, for callers that wait by `poll`.
@@ -95,9 +99,10 @@ impl Line {
     }
 
     /// The number of a call that was not served yet.
+    #[inline]
     pub fn pending(&self) -> Option<u32> {
-        // Acquire pairs with the caller's Release store of `call`: its half is read after this.
-        let call = self.words().call().load(Ordering::Acquire);
+        let call = self.words().gate().called();
+        // Relaxed: ours alone, or handed over with the binding.
         (call != self.served.load(Ordering::Relaxed)).then_some(call)
     }
 }

@@ -16,14 +16,12 @@
 //! A client that works with as many activations as it may has its further lines set aside until one of them is let go; they
 //! don't count as wanted, so they take nothing from other clients.
 //!
-//! **Lost wake-ups.** An activation going to sleep says so in `state`, then looks at `wanted` and its own `recalled`; who wants
-//! one raises `wanted`, then looks at the states; a full fence lies between on both sides. Between the look and the sleep itself a
-//! recall's wake-up can still come too early: the keeper repeats it every millisecond until it is obeyed. A hostile client can
-//! move a sleeper to another futex, where no wake-up finds it (`FUTEX_CMP_REQUEUE`): an activation that does not obey for a while is
+//! **Lost wake-ups.** None: see `rest.rs` for an activation that is wanted while it goes to sleep, `gate.rs` for a call that comes while it
+//! leaves. The keeper repeats a recall every millisecond until it is obeyed. A hostile client can move a sleeper to another futex, where no wake-up finds it (`FUTEX_CMP_REQUEUE`): an activation that does not obey for a while is
 //! interrupted by a signal.
 
 use super::peer::{Line, Peer};
-use crate::line::UNBOUND;
+use super::rest::Rest;
 use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -36,13 +34,6 @@ pub(crate) const QUEUED: u32 = 1;
 /// `Line::binding`: an activation has it.
 pub(crate) const BOUND: u32 = 2;
 
-/// `Activation::state`: in the pool, or on its way in or out.
-pub(crate) const IDLE: u32 = 0;
-/// `Activation::state`: sleeps on its line.
-pub(crate) const PARKED: u32 = 1;
-/// `Activation::state`: executes, or spins.
-pub(crate) const BUSY: u32 = 2;
-
 /// Recalls in vain, one a millisecond, after which a sleeping activation is interrupted by a signal.
 const PATIENCE: u32 = 20;
 
@@ -51,9 +42,8 @@ pub(crate) struct Activation {
     pub index: usize,
     /// Its thread id, once it runs.
     pub tid: AtomicI32,
-    pub state: AtomicU32,
-    /// Asked to leave its line.
-    pub recalled: AtomicBool,
+    /// Whether it sleeps, and whether it was asked to leave its line.
+    pub rest: Rest,
     /// How often the recall was repeated.
     pub repeats: AtomicU32,
     /// Processor time before it was bound to its line, for live accounts.
@@ -68,8 +58,7 @@ impl Activation {
         Self {
             index,
             tid: AtomicI32::new(0),
-            state: AtomicU32::new(IDLE),
-            recalled: AtomicBool::new(false),
+            rest: Rest::default(),
             repeats: AtomicU32::new(0),
             bound_at_ns: AtomicU64::new(0),
             line: Mutex::new(None),
@@ -98,12 +87,20 @@ struct PeerShare {
     aside: VecDeque<Arc<Line>>,
 }
 
+/// Activations: all, in the pool, asleep on a line, executing a call.
+pub(crate) struct Counts {
+    pub activations: usize,
+    pub idle: usize,
+    pub parked: usize,
+    pub running: usize,
+}
+
 /// See the top of the file.
 pub(crate) struct Pool {
     state: Mutex<State>,
     /// Lines in the queue.
     pub wanted: AtomicUsize,
-    /// Calls being executed.
+    /// Calls being executed, if the domain wants to be told of the last activation.
     pub running: AtomicUsize,
     pub total: AtomicUsize,
     closing: AtomicBool,
@@ -186,7 +183,7 @@ impl Pool {
         }
         state.queue.push_back(line);
         self.wanted.fetch_add(1, Ordering::Relaxed);
-        // Pairs with the fence in `Activation`'s way to sleep (`activation::sleep`).
+        // Pairs with the fence of an activation on its way to sleep: see `rest.rs`.
         fence(Ordering::SeqCst);
         self.recall(state, |_| true);
     }
@@ -194,16 +191,14 @@ impl Pool {
     /// Asks one activation that sleeps on a line with `of` to leave it.
     fn recall(&self, state: &State, of: impl Fn(&Line) -> bool) {
         for activation in &state.all {
-            if activation.state.load(Ordering::Relaxed) != PARKED
-                || activation.recalled.load(Ordering::Relaxed)
-            {
+            if !activation.rest.is_parked() || activation.rest.is_recalled() {
                 continue;
             }
             // Never waits: the activation holds this lock for moments only, and never while it takes ours.
             let bound = activation.lock_line();
             if let Some(line) = bound.as_ref().filter(|line| of(line)) {
-                activation.recalled.store(true, Ordering::SeqCst);
-                let _ = peregrine_sys::futex::wake(line.words().call(), u32::MAX);
+                activation.rest.recall();
+                let _ = peregrine_sys::futex::wake(line.words().gate().call, u32::MAX);
                 return;
             }
         }
@@ -214,13 +209,13 @@ impl Pool {
         let state = self.lock();
         let mut any = false;
         for activation in &state.all {
-            if activation.recalled.load(Ordering::Relaxed) {
+            if activation.rest.is_recalled() {
                 any = true;
                 if let Some(line) = activation.lock_line().as_ref() {
-                    let _ = peregrine_sys::futex::wake(line.words().call(), u32::MAX);
+                    let _ = peregrine_sys::futex::wake(line.words().gate().call, u32::MAX);
                 }
                 let repeats = activation.repeats.fetch_add(1, Ordering::Relaxed);
-                if repeats >= PATIENCE && activation.state.load(Ordering::Relaxed) == PARKED {
+                if repeats >= PATIENCE && activation.rest.is_parked() {
                     let _ = peregrine_sys::signal::interrupt_thread(activation.tid.load(Ordering::Relaxed));
                 }
             }
@@ -280,11 +275,9 @@ impl Pool {
     pub fn leave(&self, me: &Activation, line: &Arc<Line>) {
         let mut state = self.lock();
         *me.lock_line() = None;
-        me.recalled.store(false, Ordering::Relaxed);
+        me.rest.obey();
         me.repeats.store(0, Ordering::Relaxed);
-        line.words().mode().store(UNBOUND, Ordering::Relaxed);
-        // Pairs with the caller's fence between its store of `call` and its load of `mode`.
-        fence(Ordering::SeqCst);
+        line.words().gate().leave();
         self.let_go(&mut state, line);
         if line.pending().is_some() && !line.peer.is_gone() && !self.is_closing() {
             self.want(&mut state, line.clone());
@@ -315,8 +308,8 @@ impl Pool {
         for activation in &state.all {
             let bound = activation.lock_line();
             if let Some(line) = bound.as_ref().filter(|line| line.peer.token == peer.token) {
-                activation.recalled.store(true, Ordering::SeqCst);
-                let _ = peregrine_sys::futex::wake(line.words().call(), u32::MAX);
+                activation.rest.recall();
+                let _ = peregrine_sys::futex::wake(line.words().gate().call, u32::MAX);
             }
         }
         let queued = std::mem::take(&mut state.queue);
@@ -345,20 +338,25 @@ impl Pool {
             share.aside.clear();
         }
         for activation in &state.all {
-            activation.recalled.store(true, Ordering::SeqCst);
+            activation.rest.recall();
             let bound = activation.lock_line();
             if let Some(line) = bound.as_ref() {
-                let _ = peregrine_sys::futex::wake(line.words().call(), u32::MAX);
+                let _ = peregrine_sys::futex::wake(line.words().gate().call, u32::MAX);
             }
             activation.given.notify_all();
         }
     }
 
-    /// Activations: all, in the pool, asleep on a line.
-    pub fn count(&self) -> (usize, usize, usize) {
+    /// What the activations do.
+    pub fn count(&self) -> Counts {
         let state = self.lock();
-        let parked = state.all.iter().filter(|a| a.state.load(Ordering::Relaxed) == PARKED).count();
-        (state.all.len(), state.free.len(), parked)
+        let count = |what: fn(&Rest) -> bool| state.all.iter().filter(|a| what(&a.rest)).count();
+        Counts {
+            activations: state.all.len(),
+            idle: state.free.len(),
+            parked: count(Rest::is_parked),
+            running: count(Rest::is_executing),
+        }
     }
 
     /// Processor time of activations that are this client's right now.

@@ -1,6 +1,6 @@
-//! Why a fresh call did not return its result: each kind says whether the call may have been executed.
+//! What can go wrong with a fresh call of a Peregrine thread: in words that an image can hold.
 
-use peregrine_call::CallError;
+use peregrine_call::{CallError, Failure};
 use serde::{Deserialize, Serialize};
 
 /// Why a fresh call of a Peregrine thread did not return its result.
@@ -69,6 +69,16 @@ impl From<CallError> for FreshCallError {
             CallError::Callee(f) => Self::Callee { code: f.code, detail: f.detail },
             CallError::Panicked(text) => Self::Panicked(text),
             other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl FreshCallError {
+    /// The callee's own failure, if that is what it is.
+    pub(super) fn own(self) -> Result<Failure, Self> {
+        match self {
+            Self::Callee { code, detail } => Ok(Failure { code, detail }),
+            other => Err(other),
         }
     }
 }

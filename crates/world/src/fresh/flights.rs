@@ -1,13 +1,12 @@
-//! The node's side of fresh calls: its connections, and the calls under way. On the scheduler's stack, in the process's heap.
+//! A node's side of fresh calls: its connections, the calls under way on them, and their outcomes.
 
-use super::{DONE, FAILED, FULL, FreshCallError, NO_ROOM, Request};
+use super::{DONE, FAILED, FULL, FreshCallError, MOST_ARGUMENTS, NO_ROOM, Request};
 use crate::arena;
-use crate::control::{node, record, state};
-use crate::local::Local;
+use crate::control::{NONE, node, record, state, wait};
+use crate::local::{Action, Local};
 use crate::sched;
 use peregrine_base::sync::Ordering;
-use peregrine_call::chain::Caller;
-use peregrine_call::{Call, CallError, Client, Deadline, Pending, PortalId};
+use peregrine_call::{Call, CallError, Client, Pending, PortalId};
 use peregrine_sys::signal;
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::preempt::SIG_RESET;
@@ -16,15 +15,17 @@ use std::path::{Path, PathBuf};
 
 /// Calls of one connection under way at once; more wait their turn. Below the least that a domain allows by default.
 const MOST_FLIGHTS: usize = 24;
-
 /// How often a call without news is looked at for its deadline or its domain's death, in ns.
 const LOOK_NS: u64 = 10_000_000;
+
+type Results = [Vec<u8>; MOST_ARGUMENTS];
 
 /// A call under way. The boxes are leaked while it is and taken back when it ends.
 struct Flight {
     slot: u32,
     connection: usize,
-    result: *mut Vec<u8>,
+    /// One for each argument that is a result, in their order.
+    results: *mut Results,
     pending: Option<Pending<'static>>,
     look_at: u64,
 }
@@ -34,7 +35,7 @@ impl Drop for Flight {
         // The call, which borrows the result, first.
         drop(self.pending.take());
         // SAFETY: made by `Box::into_raw` for this flight alone.
-        drop(unsafe { Box::from_raw(self.result) });
+        drop(unsafe { Box::from_raw(self.results) });
     }
 }
 
@@ -114,11 +115,8 @@ impl Flights {
     /// # Safety
     /// The thread has just switched away for it: its memory is in place until this returns.
     unsafe fn start(&mut self, slot: u32, request: *const Request) -> Result<Option<Flight>, CallError> {
-        // SAFETY: as promised. The input's lifetime is that of this call: what `start_for` returns does not look at it again.
-        let (portal, input, most) = unsafe {
-            let r = &*request;
-            (&*r.portal, core::slice::from_raw_parts(r.input.0, r.input.1), r.most)
-        };
+        // SAFETY: as promised.
+        let (portal, request) = unsafe { (&*(*request).portal, &*request) };
         let at = self.connection(&portal.path)?;
         let connection = self.connections[at].as_mut().expect("just found");
         if connection.flights >= MOST_FLIGHTS {
@@ -133,15 +131,29 @@ impl Flights {
                 id
             }
         };
-        let result = Box::into_raw(Box::<Vec<u8>>::default());
+        let results = Box::into_raw(Box::<Results>::default());
         let mut flight =
-            Flight { slot, connection: at, result, pending: None, look_at: monotonic_ns() + LOOK_NS };
+            Flight { slot, connection: at, results, pending: None, look_at: monotonic_ns() + LOOK_NS };
         // SAFETY: taken back by the flight's drop, after the call that borrows it.
-        let mut call = Call::new().input(input).output(unsafe { &mut *result }, most);
-        if let Some(time) = portal.within {
-            call = call.deadline(Deadline::after(time));
+        let mut homes = unsafe { (*results).iter_mut() };
+        let mut call = Call::new().attributes(request.attributes);
+        for piece in &request.pieces[..request.count] {
+            // SAFETY: the thread's memory, in place as promised. Its lifetime is that of this function: what `start_for` returns does not
+            // look at it again.
+            let input = piece.input.map(|(at, len)| unsafe { core::slice::from_raw_parts(at, len) });
+            call = match (input, piece.most) {
+                (Some(bytes), None) if piece.lent => call.lend(bytes),
+                (Some(bytes), None) => call.input(bytes),
+                (None, Some(most)) => call.output(homes.next().expect("one an argument"), most),
+                (Some(bytes), Some(most)) => {
+                    let home = homes.next().expect("one an argument");
+                    home.extend_from_slice(bytes);
+                    call.inout(home, most)
+                }
+                (None, None) => unreachable!("an argument goes in, comes out, or both"),
+            };
         }
-        flight.pending = Some(connection.client.start_for(Caller::fresh(), id, call)?);
+        flight.pending = Some(connection.client.start_for(request.caller, id, call)?);
         connection.flights += 1;
         Ok(Some(flight))
     }
@@ -240,8 +252,13 @@ pub fn finish(l: &mut Local, index: u32) {
         all.settle_connection(flight.connection, matches!(outcome, Err(CallError::DomainDied)));
         match outcome {
             Ok(()) => {
-                // SAFETY: the call has ended: nobody else has the result.
-                let bytes = unsafe { core::mem::take(&mut *flight.result) };
+                // SAFETY: the call has ended: nobody else has the results.
+                let results = unsafe { &*flight.results };
+                let mut bytes = Vec::with_capacity(results.iter().map(|r| r.len() + 8).sum());
+                for result in results {
+                    bytes.extend_from_slice(&(result.len() as u64).to_ne_bytes());
+                    bytes.extend_from_slice(result);
+                }
                 answer(l, index, flight.slot, DONE, &bytes);
             }
             Err(e) => fail(l, index, flight.slot, e.into()),
@@ -290,4 +307,13 @@ pub fn drop_all(l: &mut Local) {
         }
     }
     l.in_flight = 0;
+}
+
+/// Parks a thread for its call; see [`sched::call`].
+pub fn parked(slot: u32, at: usize) -> Action {
+    let r = record(slot);
+    r.waiting.store(wait::CALL, Ordering::Relaxed);
+    r.waiting_on.store(NONE, Ordering::Relaxed);
+    r.state.store(state::PARKED, Ordering::Relaxed);
+    Action::Call(at)
 }

@@ -23,13 +23,16 @@
 mod error;
 mod flights;
 
-use crate::arena;
-use crate::control::{NONE, record, state, wait, world};
-use crate::local::Action;
-use crate::sched;
 pub use error::FreshCallError;
-pub use flights::{Flights, begin, drop_all, finish};
+pub use flights::{Flights, begin, drop_all, finish, parked};
+
+use crate::arena;
+use crate::control::{NONE, record, wait, world};
+use crate::sched;
 use peregrine_base::sync::Ordering;
+use peregrine_call::chain::Caller;
+use peregrine_call::interface::Carrier;
+use peregrine_call::{Argument, Attributes, Call, Deadline, Failure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,6 +43,15 @@ use std::time::Duration;
 /// ```no_run
 /// let upper = peregrine_world::Portal::new("/run/text.sock", "text.upper", 1);
 /// assert_eq!(upper.call(b"peregrine", 64).unwrap(), b"PEREGRINE");
+/// ```
+/// The client that `#[peregrine_call::interface]` makes of a trait calls through it as well:
+/// ```no_run
+/// #[peregrine_call::interface]
+/// trait Text {
+///     fn upper(&self, text: &str) -> String;
+/// }
+/// let text = TextClient::by(|name, version| peregrine_world::Portal::new("/run/text.sock", name, version));
+/// assert_eq!(text.upper("peregrine").unwrap(), "PEREGRINE");
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Portal {
@@ -58,13 +70,28 @@ const FULL: u8 = 3;
 /// In place of a blob's address: there was no World memory for it.
 const NO_ROOM: usize = 1;
 
+/// One argument, where it lies on the thread's stack or heap.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// What goes in, if anything does.
+    input: Option<(*const u8, usize)>,
+    /// Whether that is lent.
+    lent: bool,
+    /// Most bytes of the result, if there is one.
+    most: Option<usize>,
+}
+
 /// What a thread asks of its node: on the thread's stack, and read there before anybody else runs.
 struct Request {
     portal: *const Portal,
-    input: (*const u8, usize),
-    /// Most bytes of the result.
-    most: usize,
+    caller: Caller,
+    attributes: Attributes,
+    pieces: [Piece; MOST_ARGUMENTS],
+    count: usize,
 }
+
+/// Arguments of a call: as many as `peregrine-call` has.
+const MOST_ARGUMENTS: usize = 8;
 
 /// What tells this life of this World from every other.
 fn life() -> u64 {
@@ -90,19 +117,49 @@ impl Portal {
     /// # Errors
     /// [`FreshCallError`], which says for each kind whether the call may have been executed.
     pub fn call(&self, input: &[u8], most_bytes: usize) -> Result<Vec<u8>, FreshCallError> {
-        let request = Request { portal: self, input: (input.as_ptr(), input.len()), most: most_bytes };
-        loop {
+        let mut result = Vec::new();
+        self.invoke(Call::new().input(input).output(&mut result, most_bytes))?;
+        Ok(result)
+    }
+
+    /// Makes `call`, of any arguments but memory that is lent in place or given: that would be of a connection, which is the node's. The
+    /// thread waits; its node runs others meanwhile.
+    ///
+    /// The thread's identity as a chain and the call's attributes go along, but for [`charge`](Attributes::charge): the reply is read by the
+    /// node, whose account is not the thread's.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call). No result has changed then.
+    pub fn invoke(&self, mut call: Call<'_>) -> Result<(), FreshCallError> {
+        let mut attributes = Attributes { charge: false, ..call.get_attributes() };
+        attributes.deadline = Deadline::earlier(attributes.deadline, self.within.map(Deadline::after));
+        let none = Piece { input: None, lent: false, most: None };
+        let (mut pieces, count) = ([none; MOST_ARGUMENTS], call.len());
+        for (index, piece) in pieces[..count].iter_mut().enumerate() {
+            let at = |bytes: &[u8]| Some((bytes.as_ptr(), bytes.len()));
+            *piece = match call.argument(index) {
+                Argument::Input(bytes) => Piece { input: at(bytes), ..none },
+                Argument::Lent(bytes) => Piece { input: at(bytes), lent: true, ..none },
+                Argument::Output(_, most) => Piece { most: Some(most), ..none },
+                Argument::InOut(bytes, most) => Piece { input: at(bytes), most: Some(most), ..none },
+                Argument::Memory => {
+                    let why = "memory of a connection, lent in place or given, can't go through a Portal: pass a slice";
+                    return Err(FreshCallError::Other(why.to_owned()));
+                }
+            };
+        }
+        // The identity is a thread-local, so the thread's own, wherever it runs.
+        let caller = Caller { charge: false, ..Caller::current() };
+        let request = Request { portal: self, caller, attributes, pieces, count };
+        let results = loop {
             let outcome = sched::in_thread(|slot| {
                 // SAFETY: in a section of the running thread, which stays here until it is answered.
                 unsafe { ask(slot, &request) }
             })
             .ok_or(FreshCallError::NoThread)?;
-            let mut bytes = outcome?;
+            let bytes = outcome?;
             match bytes.first() {
-                Some(&DONE) => {
-                    bytes.remove(0);
-                    return Ok(bytes);
-                }
+                Some(&DONE) => break bytes,
                 Some(&FULL) => crate::yield_now(),
                 Some(&FAILED) => {
                     return Err(postcard::from_bytes(&bytes[1..])
@@ -110,7 +167,31 @@ impl Portal {
                 }
                 _ => return Err(FreshCallError::Other("an outcome of no kind".to_owned())),
             }
+        };
+        // Our own node wrote it: each result behind its length, in the order of the arguments.
+        let mut rest = &results[1..];
+        for index in 0..count {
+            if let Argument::Output(into, _) | Argument::InOut(into, _) = call.argument(index) {
+                let (len, from) = rest.split_first_chunk().expect("the node wrote a length");
+                let (result, after) = from.split_at(u64::from_ne_bytes(*len) as usize);
+                into.clear();
+                into.extend_from_slice(result);
+                rest = after;
+            }
         }
+        Ok(())
+    }
+}
+
+impl Carrier for Portal {
+    type Error = FreshCallError;
+
+    fn carry(&self, call: Call<'_>) -> Result<(), FreshCallError> {
+        self.invoke(call)
+    }
+
+    fn own(error: FreshCallError) -> Result<Failure, FreshCallError> {
+        error.own()
     }
 }
 
@@ -139,13 +220,4 @@ unsafe fn ask(slot: u32, request: &Request) -> Result<Vec<u8>, FreshCallError> {
             };
         }
     }
-}
-
-/// Parks a thread for its call; see [`sched::call`].
-pub fn parked(slot: u32, at: usize) -> Action {
-    let r = record(slot);
-    r.waiting.store(wait::CALL, Ordering::Relaxed);
-    r.waiting_on.store(NONE, Ordering::Relaxed);
-    r.state.store(state::PARKED, Ordering::Relaxed);
-    Action::Call(at)
 }

@@ -1,0 +1,160 @@
+//! The lines of a connection: which are free, who gets one, and where new ones come from.
+//!
+//! The line that was used last waits in a place of its own, which takes no lock; the others in a stack, the warmest on top. A line whose call
+//! was given up is *abandoned* until its reply comes, for until then the domain may still write it.
+
+use super::connection::Connection;
+use super::line::{Guard, Line};
+use crate::chain::Deadline;
+use crate::error::CallError;
+use crate::line::PAYLOAD_AT;
+use crate::shared::map_from_peer;
+use crate::socket::{FromClient, FromDomain};
+use crate::step::reach;
+use peregrine_base::Protection;
+use peregrine_base::sync::Ordering;
+use peregrine_sys::raw::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "a line is handed about at each call: as a pointer")]
+pub(super) struct Lines {
+    pub free: Vec<Box<Line>>,
+    pub abandoned: Vec<Box<Line>>,
+    open: usize,
+    full: bool,
+}
+
+impl Connection {
+    #[inline]
+    pub(super) fn take_warm(&self) -> Option<Box<Line>> {
+        // Acquire pairs with the store in `put_back`.
+        let line = self.warm.swap(std::ptr::null_mut(), Ordering::Acquire);
+        // SAFETY: from `Box::into_raw` in `put_back`, and the swap gave it to us alone.
+        (!line.is_null()).then(|| unsafe { Box::from_raw(line) })
+    }
+
+    /// A line that nobody uses.
+    #[inline]
+    pub fn acquire(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
+        match self.take_warm() {
+            Some(line) => Ok(Guard::new(self, line)),
+            None => self.acquire_cold(deadline),
+        }
+    }
+
+    #[cold]
+    fn acquire_cold(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
+        let mut lines = self.lock_lines();
+        loop {
+            if let Some(line) = self.take_warm() {
+                return Ok(Guard::new(self, line));
+            }
+            if let Some(line) = lines.free.pop() {
+                return Ok(Guard::new(self, line));
+            }
+            if let Some(at) = lines.abandoned.iter().position(|line| line.is_over()) {
+                let line = lines.abandoned.swap_remove(at);
+                return Ok(Guard::new(self, line));
+            }
+            if self.dead.load(Ordering::Relaxed) {
+                return Err(CallError::DomainDied);
+            }
+            if lines.open < self.most_lines && !lines.full {
+                lines.open += 1;
+                drop(lines);
+                match self.open_line(deadline) {
+                    Ok(line) => return Ok(Guard::new(self, line)),
+                    Err(e) => {
+                        let mut lines = self.lock_lines();
+                        lines.open -= 1;
+                        lines.full |= matches!(e, CallError::TooLarge { .. });
+                        if lines.open == 0 || !matches!(e, CallError::TooLarge { .. }) {
+                            return Err(e);
+                        }
+                        drop(lines);
+                    }
+                }
+                lines = self.lock_lines();
+                continue;
+            }
+            lines = self.wait_for_line(lines, deadline)?;
+        }
+    }
+
+    fn wait_for_line<'a>(
+        &self,
+        lines: MutexGuard<'a, Lines>,
+        deadline: Option<Deadline>,
+    ) -> Result<MutexGuard<'a, Lines>, CallError> {
+        // An abandoned line becomes free without anybody telling us: look now and then.
+        let mut slice = Duration::from_millis(if lines.abandoned.is_empty() { 50 } else { 1 });
+        if let Some(deadline) = deadline {
+            slice = slice.min(deadline.left().ok_or(CallError::Deadline)?);
+        }
+        // SeqCst, as in `put_back`: it sees the waiter, or the waiter sees its line.
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        if !self.warm.load(Ordering::SeqCst).is_null() {
+            self.waiters.fetch_sub(1, Ordering::Relaxed);
+            return Ok(lines);
+        }
+        let woken = self.freed.wait_timeout(lines, slice).unwrap_or_else(PoisonError::into_inner);
+        self.waiters.fetch_sub(1, Ordering::Relaxed);
+        if woken.1.timed_out() && !self.is_alive() {
+            return Err(CallError::DomainDied);
+        }
+        Ok(woken.0)
+    }
+
+    pub(super) fn lock_lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a line back, with its call over or not.
+    pub fn put_back(&self, line: Box<Line>) {
+        if line.is_over() {
+            let line = Box::into_raw(line);
+            let none = std::ptr::null_mut();
+            // SeqCst: pairs with the waiter's count and look in `wait_for_line`.
+            if self.warm.compare_exchange(none, line, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+                // SAFETY: made above, and nobody else got it.
+                self.lock_lines().free.push(unsafe { Box::from_raw(line) });
+            }
+        } else {
+            self.lock_lines().abandoned.push(line);
+        }
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            // Under the lock: a waiter that has looked waits by now.
+            let _lines = self.lock_lines();
+            self.freed.notify_one();
+        }
+    }
+
+    fn open_line(&self, deadline: Option<Deadline>) -> Result<Box<Line>, CallError> {
+        let (answer, fd) = self.question(&FromClient::OpenLine, None, deadline)?;
+        let FromDomain::Line { index, len_bytes } = answer else {
+            return Err(CallError::BadReply("another answer than was asked for"));
+        };
+        let fd = fd.ok_or(CallError::BadReply("a line without memory"))?;
+        let len_bytes = usize::try_from(len_bytes).ok().filter(|&len| len > PAYLOAD_AT && len < 1 << 40);
+        let len_bytes = len_bytes.ok_or(CallError::BadReply("a line of impossible size"))?;
+        let shared = map_from_peer(fd.as_fd(), len_bytes, Protection::ReadWrite).map_err(|e| match e {
+            Errno::EINVAL => CallError::BadReply("a line that could be taken away again"),
+            errno => CallError::System { what: "mapping a line", errno },
+        })?;
+        let shared = Arc::new(shared);
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner).push(shared.clone());
+        reach("client: mapped a line");
+        Ok(Line::new(index, shared))
+    }
+
+    /// The read end of the line's pipe.
+    pub fn open_pipe(&self, line: u32, deadline: Option<Deadline>) -> Result<OwnedFd, CallError> {
+        match self.question(&FromClient::OpenPipe { line }, None, deadline)? {
+            (FromDomain::Pipe, Some(fd)) => Ok(fd),
+            _ => Err(CallError::BadReply("another answer than was asked for")),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Taking the results of a call out of its line.
+//!
+//! What the domain wrote is copied once and checked against what was declared before anything of the caller's changes: a
+//! result that is longer than its bound, or lies outside the memory, makes the whole reply invalid.
+
+use super::connection::Connection;
+use super::line::Line;
+use super::transfer::Sent;
+use crate::args::{Arg, Call};
+use crate::domain::execute::about;
+use crate::error::{CallError, Failure, Refusal};
+use crate::line::{
+    self, MAX_ARGS, MAX_CHARGES, PAYLOAD_AT, ReplyHead, Status, Words, align_argument, read_charge,
+};
+use crate::shared::{Shared, map_from_peer};
+use crate::usage;
+use peregrine_base::Protection;
+use peregrine_base::sync::Ordering;
+use std::os::fd::AsFd;
+
+impl Line {
+    /// Reads what came of a call whose reply is there.
+    pub fn take_results(
+        &mut self,
+        connection: &Connection,
+        sent: &Sent,
+        call: &mut Call<'_>,
+    ) -> Result<(), CallError> {
+        let words = self.words();
+        let head = ReplyHead::read(words, sent.count.max(2));
+        let status = head.status.ok_or(CallError::BadReply("a status that stands for nothing"))?;
+        if sent.charge {
+            take_charges(words, connection.id, &head);
+        }
+        match status {
+            Status::Done => {
+                let memory = match (sent.spilled, &self.spill) {
+                    (true, Some(spill)) => &spill.shared,
+                    _ => &self.shared,
+                };
+                copy_out(memory, sent.results_at, &head, call)
+            }
+            Status::DoneElsewhere => {
+                let (len, fd) = connection.results_of(self.index, sent.call)?;
+                let len =
+                    usize::try_from(len).map_err(|_| CallError::BadReply("results of impossible size"))?;
+                let memory = map_from_peer(fd.as_fd(), len, Protection::Read)
+                    .map_err(|_| CallError::BadReply("results that could be taken away again"))?;
+                self.grown = self.grown.max(len);
+                copy_out(&memory, 0, &head, call)
+            }
+            Status::Failed => {
+                let detail = self.detail(&head)?;
+                Err(CallError::Callee(Failure { code: head.code, detail }))
+            }
+            Status::Panicked => {
+                let message = self.detail(&head)?;
+                Err(CallError::Panicked(String::from_utf8_lossy(&message).into_owned()))
+            }
+            Status::Access => Err(Refusal::Access(sent.portal).into()),
+            Status::NoPortal => Err(Refusal::NoPortal(format!("number {}", sent.portal.0)).into()),
+            Status::Malformed => {
+                Err(Refusal::Protocol(format!("{} is not valid", about::name(head.code))).into())
+            }
+            Status::TooLarge => Err(CallError::TooLarge {
+                what: about::name(head.code),
+                asked_bytes: u64::from(head.lengths[0]),
+                limit_bytes: u64::from(head.lengths[1]),
+            }),
+            Status::Depth => Err(Refusal::Depth { depth: sent.depth, limit: head.code }.into()),
+            Status::NoBuffer => Err(Refusal::NoBuffer(head.code).into()),
+            Status::GiftInUse => Err(Refusal::GiftInUse.into()),
+            Status::Terminated => Err(CallError::Terminated),
+            Status::Late => Err(CallError::Deadline),
+        }
+    }
+
+    fn detail(&self, head: &ReplyHead) -> Result<Vec<u8>, CallError> {
+        let len = head.lengths[0] as usize;
+        let mut detail = Vec::new();
+        if len > Failure::MAX_DETAIL {
+            return Err(CallError::BadReply("detail beyond its bound"));
+        }
+        self.shared
+            .append_to(PAYLOAD_AT, len, &mut detail)
+            .ok_or(CallError::BadReply("detail outside the line"))?;
+        Ok(detail)
+    }
+}
+
+/// Checks all lengths, then copies all results.
+fn copy_out(
+    memory: &Shared,
+    results_at: usize,
+    head: &ReplyHead,
+    call: &mut Call<'_>,
+) -> Result<(), CallError> {
+    let args = &mut call.args[..call.count];
+    let mut end = results_at;
+    for (arg, &len) in args.iter().zip(&head.lengths) {
+        let bound = match arg {
+            Arg::Out(_, bound) | Arg::InOut(_, bound) => *bound,
+            _ => 0,
+        };
+        if len as usize > bound {
+            return Err(CallError::BadReply("a result beyond its bound"));
+        }
+        end = align_argument(end) + len as usize;
+    }
+    if end > memory.len_bytes() {
+        return Err(CallError::BadReply("results outside their memory"));
+    }
+    let mut at = results_at;
+    for (arg, &len) in args.iter_mut().zip(&head.lengths) {
+        at = align_argument(at);
+        if let Arg::Out(into, _) | Arg::InOut(into, _) = arg {
+            into.clear();
+            memory
+                .append_to(at, len as usize, into)
+                .ok_or(CallError::BadReply("results outside their memory"))?;
+        }
+        at += len as usize;
+    }
+    Ok(())
+}
+
+fn take_charges(words: Words<'_>, domain: u64, head: &ReplyHead) {
+    usage::add(domain, line::cpu_ns(words).load(Ordering::Relaxed));
+    for row in 0..(head.charge_rows as usize).min(MAX_CHARGES) {
+        let (domain, ns) = read_charge(words, row);
+        usage::add(domain, ns);
+    }
+}
+
+const _: () = assert!(MAX_ARGS >= 2, "errors use two lengths");

@@ -1,0 +1,109 @@
+//! The watch: one thread of a client's process that sees domains die, and wakes who waits for them.
+//!
+//! A caller sleeps on a futex, and the kernel wakes nobody when the process dies that would have. So a caller looks for itself, in slices.
+//! A call that outlasts its first slice has its connection put under watch: a thread waits for the hang-up of the socket and the end of the
+//! domain's process, with `epoll`, and wakes all callers of that connection at once. Short calls never start it, and runtimes that
+//! wait by `poll` don't need it.
+//!
+//! **It may be absent.** No thread may be had, or the process was forked since: then callers go on looking in slices. It may be outwitted:
+//! a hostile domain can move a sleeper to another futex before it dies (`FUTEX_REQUEUE`): then the sleeper's own slice ends its sleep.
+
+use super::connection::Connection;
+use peregrine_base::sync::{AtomicU64, Ordering};
+use peregrine_sys::rustix;
+use peregrine_sys::rustix::event::epoll::{self, EventData};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+/// How often, a millisecond apart, the callers of a dead domain are woken: one that looked before the death and sleeps after is met again.
+const WAKES: u32 = 20;
+
+struct Watch {
+    /// Of the process whose thread watches; a forked one has none.
+    process: i32,
+    epoll: OwnedFd,
+    connections: Mutex<HashMap<u64, Weak<Connection>>>,
+}
+
+static WATCH: OnceLock<Option<Watch>> = OnceLock::new();
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A connection's number under watch; 0 for none yet.
+#[derive(Default)]
+pub(crate) struct Watched(AtomicU64);
+
+/// Puts the connection under watch; whether it is.
+pub(crate) fn watch(connection: &Arc<Connection>) -> bool {
+    let Some(watch) = WATCH.get_or_init(start) else { return false };
+    if watch.process != peregrine_sys::process::pid() {
+        return false;
+    }
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // AcqRel: one of several callers registers it. One that finds it being registered has a slice that is longer than that.
+    if connection.watched.0.compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return true;
+    }
+    watch.lock().insert(number, Arc::downgrade(connection));
+    let added =
+        connection.watch_by(|fd, flags| epoll::add(&watch.epoll, fd, EventData::new_u64(number), flags));
+    if added.is_err() {
+        watch.lock().remove(&number);
+        connection.watched.0.store(0, Ordering::Release);
+    }
+    added.is_ok()
+}
+
+/// The connection is being dropped; its descriptors leave the set when they are closed.
+pub(crate) fn forget(connection: &Connection) {
+    let number = connection.watched.0.load(Ordering::Acquire);
+    if number != 0
+        && let Some(Some(watch)) = WATCH.get()
+        && watch.process == peregrine_sys::process::pid()
+    {
+        watch.lock().remove(&number);
+    }
+}
+
+fn start() -> Option<Watch> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).ok()?;
+    let thread = std::thread::Builder::new().name("peregrine-watch".into()).stack_size(64 * 1024);
+    thread.spawn(|| WATCH.wait().as_ref().map(Watch::run)).ok()?;
+    Some(Watch { process: peregrine_sys::process::pid(), epoll, connections: Mutex::default() })
+}
+
+impl Watch {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut events = Vec::with_capacity(16);
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => panic!("epoll_wait on our own descriptor: {e}"),
+            }
+            let numbers = events.iter().map(|event| event.data.u64());
+            let dying: Vec<_> = numbers.filter_map(|number| self.lock().remove(&number)).collect();
+            // Held for a moment each time, so that a connection goes when its last user does.
+            let living = || dying.iter().filter_map(Weak::upgrade);
+            for connection in living() {
+                let _ = connection.watch_by(|fd, _| epoll::delete(&self.epoll, fd));
+            }
+            for _ in 0..WAKES {
+                let mut any = false;
+                for connection in living() {
+                    connection.wake_all();
+                    any = true;
+                }
+                if !any {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
