@@ -29,7 +29,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some("space") => {
-            space::run(seed, seconds);
+            let has = |word| arguments.iter().any(|a| a == word);
+            space::run(seed, seconds, [!has("--kill"), !has("--stop")]);
             ExitCode::SUCCESS
         }
         Some("kill") if kill::run(seed, seconds) => ExitCode::SUCCESS,
@@ -37,7 +38,9 @@ fn main() -> ExitCode {
         Some("thread") if thread::run(seed, seconds) => ExitCode::SUCCESS,
         Some("thread") => ExitCode::FAILURE,
         _ => {
-            eprintln!("usage: soak call|kill|space|thread|vm [--seed N] [--seconds S]");
+            eprintln!(
+                "usage: soak call|kill|space|thread|vm [--seed N] [--seconds S]; space: --stop or --kill for one half"
+            );
             ExitCode::from(2)
         }
     }

@@ -14,16 +14,22 @@ use revoke::{Plan, never_reached_again};
 use std::time::{Duration, Instant};
 use testkit::Rng;
 
-/// Half the time for revoking, half for killing; a failure panics with its seed.
-pub fn run(seed: u64, seconds: u64) {
+/// Half the time for revoking while members are stopped, half for killing, or all for the one that is wanted; a failure panics with
+/// its seed.
+pub fn run(seed: u64, seconds: u64, [revoking, killing]: [bool; 2]) {
     println!("soak space: seed {seed}, {seconds} s");
     let mut rng = Rng::new(seed);
     let begun = Instant::now();
-    let half = Duration::from_secs(seconds) / 2;
+    let whole = Duration::from_secs(seconds);
+    let first = match (revoking, killing) {
+        (true, true) => whole / 2,
+        (true, false) => whole,
+        _ => Duration::ZERO,
+    };
     let (mut unmaps, mut writes, mut cut_off) = (0, 0, 0);
-    while begun.elapsed() < half {
+    while begun.elapsed() < first {
         for filling in [Filling::Kernel, Filling::KernelTracked, Filling::Trap] {
-            let plan = Plan { seed: rng.next_u64(), time: Duration::from_secs(10).min(half), filling };
+            let plan = Plan { seed: rng.next_u64(), time: Duration::from_secs(10).min(whole), filling };
             let outcome = never_reached_again(plan);
             unmaps += outcome.unmaps;
             writes += outcome.writes;
@@ -36,7 +42,7 @@ pub fn run(seed: u64, seconds: u64) {
         }
     }
     let mut kills = 0;
-    while begun.elapsed() < half * 2 {
+    while killing && begun.elapsed() < whole {
         for filling in [Filling::Kernel, Filling::Trap] {
             kills += alone(|| at_every_step(&mut Scene::new(filling)));
             let seed = rng.next_u64();

@@ -9,7 +9,8 @@
 //!
 //! Zero is "not mapped". `frame` counts only with `framed`; `region` (0: none) is the index of an immutable, counted
 //! description of the object behind the pages. It holds the object's page at address zero, not each page's own, so that one
-//! record can stand for a whole range (the paper: "virtual address of file offset 0").
+//! record can stand for a whole range (the paper: "virtual address of file offset 0"). A home record has no frame, so a
+//! name that fits lies in its place: it needs no description, and nothing is counted.
 
 use crate::mmu::FrameId;
 use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};
@@ -38,7 +39,7 @@ pub enum Backing {
     /// The frames that the addresses name by themselves, as when every member maps one memfd linearly: they are neither
     /// allocated nor counted, `fork` shares them, and a fault fills without making the record finer than it is.
     Home {
-        /// The embedder's name for what lies here; 0 if it has none.
+        /// The embedder's name for what lies here; 0 if it has none. One of up to 32 bits costs nothing.
         object: u64,
     },
 }
@@ -131,6 +132,11 @@ impl Value {
         )
     }
 
+    /// A home record that carries its object's name itself.
+    pub(crate) fn home(rights: Protection, name: u32) -> Self {
+        Self(Self::new(Kind::Home, true, rights, None).0 | u64::from(name) << 32)
+    }
+
     pub(crate) const fn is_mapped(self) -> bool {
         self.0 != 0
     }
@@ -184,6 +190,11 @@ impl Value {
         }
     }
 
+    #[must_use]
+    pub(crate) const fn with_region(self, region: u32) -> Self {
+        Self(self.0 & !(REGION_MASK << REGION_SHIFT) | (region as u64 + 1) << REGION_SHIFT)
+    }
+
     pub(crate) const fn frame(self) -> Option<FrameId> {
         if self.0 & FRAMED != 0 { Some(FrameId::new((self.0 >> 32) as u32)) } else { None }
     }
@@ -201,6 +212,7 @@ impl Value {
             (Kind::Anonymous, true) => Backing::AnonymousShared,
             (Kind::Object, true) => Backing::Object { object, first },
             (Kind::Object, false) => Backing::ObjectPrivate { object, first },
+            (Kind::Home, _) if self.region().is_none() => Backing::Home { object: self.0 >> 32 },
             (Kind::Home, _) => Backing::Home { object },
         };
         Entry { range, backing, rights: self.rights(), copy_on_write: self.is_cow(), frame: self.frame() }
@@ -210,6 +222,19 @@ impl Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_home_record_keeps_its_name() {
+        let range = PageRange::new(VirtAddr::new(0), peregrine_base::PageCount::new(1));
+        for name in [0, 1, u32::MAX] {
+            let v = Value::home(Protection::ReadWrite, name).with_rights(Protection::Read);
+            assert_eq!(
+                (v.kind(), v.frame(), v.region(), v.rights()),
+                (Kind::Home, None, None, Protection::Read)
+            );
+            assert_eq!(v.entry(range, 7, 9).backing, Backing::Home { object: name.into() });
+        }
+    }
 
     #[test]
     fn a_record_keeps_each_of_its_parts() {

@@ -8,8 +8,8 @@
 
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use peregrine_space::{
-    AddressSpace, Backing, Mapping, Member, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes,
-    SpaceId, Step, VirtAddr,
+    AddressSpace, Backing, Mapping, Member, MemberSet, PAGE_SIZE, PageCount, PageRange, Place, Protection,
+    Sizes, SpaceId, Step, Stopped, VirtAddr,
 };
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -276,4 +276,62 @@ fn run_with_two_deaths(first: usize) {
             return;
         }
     }
+}
+
+/// A runtime goes back to an earlier state: a member is at an operation's n-th step when it drops it for good, and lives on with the
+/// view that it has. Returns whether it came to that step.
+fn drop_at(step: usize, killed: bool) -> bool {
+    let arena = HeapArena::new(&SIZES);
+    let frames = ModelFrames::new(SIZES.members, SIZES.frames);
+    let mmu = ModelMmu::new(&frames, SIZES.members, Tables::Views, Delivery::Interrupt);
+    let spaces = arena.spaces();
+    let mut who = spaces.join().unwrap();
+    let mut survivor = spaces.join().unwrap();
+    let space = AddressSpace::create(&mut survivor, &mmu, &frames).unwrap();
+    map(&space, &mut survivor, 10, 8, Backing::Anonymous);
+    space.store(&mut who, addr(11), 5).unwrap();
+    LEFT.set(Some(step));
+    who.on_step(Some(count_down));
+    let dropped = catch_unwind(AssertUnwindSafe(|| {
+        map(&space, &mut who, 60, 70, Backing::Anonymous);
+        space.store(&mut who, addr(64), 2).unwrap();
+        space.unmap(&mut who, range(62, 20)).unwrap();
+        who.tick(&frames);
+    }))
+    .is_err();
+    LEFT.set(None);
+    let only = MemberSet::only(who.id());
+    let stopped = if killed {
+        Stopped { killed: only, views_are_gone: true, ..Stopped::default() }
+    } else {
+        Stopped { reset: only, ..Stopped::default() }
+    };
+    assert!(space.recover_all(&mut survivor, stopped).dead.contains(who.id()));
+    let expected = if killed { MemberSet::EMPTY } else { only };
+    assert_eq!(space.viewers(&mut survivor, addr(11)), expected, "step {step}");
+    let mut again = spaces.join_at(who.id()).unwrap();
+    let before = mmu.counts().shootdowns;
+    space.unmap(&mut survivor, range(10, 8)).unwrap();
+    assert_eq!(mmu.counts().shootdowns - before, u64::from(!killed), "step {step}");
+    // It has lost what was unmapped, and goes on.
+    assert!(space.load(&mut again, addr(11)).is_err());
+    space.unmap(&mut again, range(0, PAGES)).unwrap();
+    for _ in 0..40 {
+        survivor.tick(&frames);
+        again.tick(&frames);
+    }
+    let left = (spaces.nodes_in_use(), spaces.regions_in_use(), frames.in_use(), mmu.violations());
+    assert_eq!(left, (1, 0, 0, 0), "step {step}");
+    dropped
+}
+
+#[test]
+fn a_member_that_drops_an_operation_and_lives_keeps_its_view_and_loses_it_to_an_unmap() {
+    let steps = (0..).take_while(|step| drop_at(*step, false)).count();
+    assert!(steps > 50, "the history has steps: {steps}");
+}
+
+#[test]
+fn a_killed_process_leaves_all_sets_and_is_asked_nothing_more() {
+    assert!((0..).take_while(|step| drop_at(*step, true)).count() > 50);
 }

@@ -117,6 +117,16 @@ pub fn set_mask(mask: u64) -> u64 {
     old
 }
 
+/// Blocks the signals of `mask` besides those that are; returns the old set.
+pub fn block(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: as in `set_mask`. SIG_BLOCK is 0.
+    unsafe {
+        syscall6(k::__NR_rt_sigprocmask, 0, &raw const mask as usize, &raw mut old as usize, 8, 0, 0);
+    }
+    old
+}
+
 /// The bit of `signo` in a mask.
 pub const fn bit(signo: Signo) -> u64 {
     1 << (signo - 1)

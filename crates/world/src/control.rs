@@ -9,6 +9,7 @@
 //!          +  6 GiB   End × MAX_ENDS                                                    ┘
 //!          +  8 GiB   the output ring: bytes between `released` and `tail`
 //!          + 10 GiB   one dirty list per node, 32 MiB apart
+//!          + 12 GiB   the address space's structures (`address_space`): not part of an image
 //! ```
 //!
 //! Who may write what, and how it is repaired when a node dies, is the table in ARCHITECTURE.md; in short: what is
@@ -54,7 +55,7 @@ pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<DirtyRun>();
 pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
 
 /// The parts of the control memory that are used, with so many nodes: address and bytes, whole pages.
-pub fn control_parts(nodes: u32) -> [(usize, usize); 7] {
+pub fn control_parts(nodes: u32) -> [(usize, usize); 8] {
     let pages = |n: usize| n.next_multiple_of(4096);
     [
         (CONTROL, pages(size_of::<World>())),
@@ -64,6 +65,7 @@ pub fn control_parts(nodes: u32) -> [(usize, usize); 7] {
         (ENDS, pages(MAX_ENDS * size_of::<End>())),
         (OUTPUT, OUTPUT_BYTES),
         (DIRTY, (nodes as usize + MAX_DOMAINS).min(MAX_NODES) * DIRTY_STRIDE),
+        (crate::address_space::STRUCTURES, pages(crate::address_space::STRUCTURES_BYTES)),
     ]
 }
 
@@ -121,7 +123,7 @@ pub struct World {
     pub packed: [AtomicU64; 2],
     /// Length of a time slice in ns.
     pub slice_ns: AtomicU64,
-    /// How long an idle node spins before it sleeps, in ns.
+    /// The longest that an idle node looks for work before it sleeps, in ns; see `sched::spin`.
     pub spin_ns: AtomicU64,
     /// Whether output is held for commits.
     pub hold_output: AtomicBool,
@@ -202,6 +204,8 @@ pub struct NodeShared {
     pub dirty: AtomicUsize,
     /// Switches so far.
     pub switches: AtomicU64,
+    /// Slots unmapped so far that this node had in view; by whoever unmaps.
+    pub unmapped: AtomicU64,
     /// Conflicts so far: a thread came to a window that another was in; alias, then copy.
     pub conflicts: [AtomicU64; 2],
     /// Moves that ended here.

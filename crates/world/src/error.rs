@@ -15,6 +15,12 @@ pub enum SpawnError {
         /// How many there are.
         most: usize,
     },
+    /// The slot's record finds no room: a defect of the runtime, for there is room for every slot's.
+    #[error("the record of slot {slot} finds no room in the World's address space: please report this")]
+    NoRecord {
+        /// The slot.
+        slot: u32,
+    },
     /// The stack is too large or too small.
     #[error(transparent)]
     Stack(#[from] StackSizeError),

@@ -49,6 +49,10 @@ points! {
     }
     "channel ends" { EndTaken, EndSet, EndCounted, EndUnset, EndGiven, EndAdopted, EndTravels }
     "message arena" { ArenaAllocated, ArenaFilled, ArenaFreed, ArenaCharged, ArenaExtended, ArenaGrown, BlobCopied }
+    "address space" {
+        RecordIntended, RecordLocked, RecordShotDown, RecordCommitted, RecordChanged, RecordDropped, RecordAdmitted,
+        RecordUnlocked, RecordCounted,
+    }
     "memory budget" { ChargeAdded, ChargeRefused }
     "output ring" { OutputHead, OutputBytes, OutputTail, OutputWritten }
     "inboxes" {

@@ -3,6 +3,7 @@
 //! A *supervisor* (the process that was started) forks a *zygote*, the zygote forks *nodes*; nodes run threads, whose slots lie
 //! in memory that all of them map at the same addresses. See ARCHITECTURE.md for the whole picture.
 
+mod address_space;
 mod arena;
 mod carried;
 mod channel;
@@ -40,6 +41,7 @@ mod transit;
 mod windows;
 mod zygote;
 
+pub use address_space::{in_view_of, unmapped_from};
 pub use arena::OutOfMemory;
 pub use carried::{TrustedDomain, TrustedDomainError};
 pub use channel::{Receiver, RecvError, SendError, Sender, channel};

@@ -81,12 +81,18 @@ pub struct Local {
     pub flights: *mut crate::fresh::Flights,
     /// How many calls are under way.
     pub in_flight: u32,
+    /// How long this node looks for work before it sleeps.
+    pub spin: crate::sched::spin::Spin,
     queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,
     timers: usize,
     /// Who is in the windows of this node.
     pub windows: Owners,
     /// Guard geometry installed per slot: stack pages, 0 for none.
     guards: [u32; SLOT_COUNT],
+    /// Generation of the thread for which this node has each slot in view with its guards up (`address_space`), 0 for none.
+    admitted: [u32; SLOT_COUNT],
+    /// Slots from here on have no entry there.
+    admitted_used: usize,
     /// Slots whose pages this process's table may hold write-protected, one bit each: see `sched::raise_guards`.
     pub scanned: [u64; SLOT_COUNT / 64],
     heap: [Timer; MOST_THREADS + SLOT_COUNT],
@@ -122,13 +128,17 @@ impl<T: Copy, const MOST: usize> Ring<T, MOST> {
 
     #[inline(always)]
     fn place(&mut self, i: usize) -> &mut T {
-        &mut self.places[(self.head + i) & self.mask]
+        debug_assert!(self.mask < MOST);
+        // SAFETY: `mask` is below `MOST`: `clear` and `make_room` alone set it.
+        unsafe { self.places.get_unchecked_mut((self.head + i) & self.mask) }
     }
 
     /// The entry `i` places behind the front; any valid value if there are fewer.
     #[inline(always)]
     pub fn peek(&self, i: usize) -> T {
-        self.places[(self.head + i) & self.mask]
+        debug_assert!(self.mask < MOST);
+        // SAFETY: as in `place`.
+        unsafe { *self.places.get_unchecked((self.head + i) & self.mask) }
     }
 
     /// The one at the front.
@@ -164,6 +174,18 @@ impl<T: Copy, const MOST: usize> Ring<T, MOST> {
         self.head = (self.head + 1) & self.mask;
         self.len -= 1;
         Some(entry)
+    }
+
+    /// Takes the one at the front away and puts `entry` at the end; there is one.
+    #[inline(always)]
+    pub fn rotate(&mut self, entry: T) {
+        debug_assert!(self.len != 0);
+        // The first place is free for it if the queue is as long as it may be.
+        debug_assert!(self.mask < MOST);
+        let (head, mask) = (self.head, self.mask);
+        // SAFETY: as in `place`.
+        unsafe { *self.places.get_unchecked_mut((head + self.len) & mask) = entry };
+        self.head = (head + 1) & mask;
     }
 
     /// Takes from the end.
@@ -209,6 +231,9 @@ impl Local {
         self.timers = 0;
         self.queue.clear();
         self.windows.clear();
+        // A thread made after the image may be made again with the same generation.
+        self.admitted[..self.admitted_used].fill(0);
+        self.admitted_used = 0;
         self.action = Action::None;
         self.previous = NONE;
         self.life = 0;
@@ -250,6 +275,12 @@ impl Local {
         self.queue.pop()
     }
 
+    /// Takes the one at the front away and puts `slot` at the end; there is one.
+    #[inline(always)]
+    pub fn rotate(&mut self, slot: u32) {
+        self.queue.rotate(slot);
+    }
+
     /// Takes from the end.
     pub fn pop_last(&mut self) -> Option<u32> {
         self.queue.pop_last()
@@ -268,6 +299,18 @@ impl Local {
     #[inline(always)]
     pub fn guards_of(&mut self, slot: u32) -> &mut u32 {
         &mut self.guards[slot as usize]
+    }
+
+    /// Whether this node has `slot` in view, and its guards up, for the thread of this generation.
+    #[inline(always)]
+    pub fn is_admitted(&self, slot: u32, generation: u32) -> bool {
+        self.admitted[slot as usize] == generation
+    }
+
+    /// Notes that it has.
+    pub fn set_admitted(&mut self, slot: u32, generation: u32) {
+        self.admitted[slot as usize] = generation;
+        self.admitted_used = self.admitted_used.max(slot as usize + 1);
     }
 
     /// Whether `slot` was scanned since this was last asked.

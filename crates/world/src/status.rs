@@ -95,6 +95,9 @@ pub struct NodeStatus {
     pub queued: u32,
     /// Switches between threads so far.
     pub switches: u64,
+    /// Slots unmapped so far that it had in view.
+    #[serde(default)]
+    pub unmapped: u64,
     /// Program counters of a blocked node, innermost first; empty if it is not blocked or does not answer.
     pub trace: Vec<u64>,
 }

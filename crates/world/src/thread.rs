@@ -11,10 +11,7 @@ use crate::local::Action;
 use crate::lock::Lock;
 use crate::sched;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, compiler_fence};
-use peregrine_base::{PageRange, VirtAddr};
-use peregrine_sys::mem::{self, Advice};
 use peregrine_thread::carrier::carrier;
-use peregrine_thread::layout::{SLOT_BYTES, slot_base};
 use peregrine_thread::slot::{self, SlotHeader};
 use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use peregrine_thread::template::template;
@@ -110,6 +107,12 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
             // Its window may be somebody's, even the caller's: it is prepared when it first comes there.
             r.stored.store(crate::windows::UNBORN, Ordering::Relaxed);
         } else {
+            if !crate::address_space::take_slot(slot, r.generation.load(Ordering::Relaxed) + 1) {
+                give_back();
+                arena::free(argument);
+                release(slot);
+                return Err(SpawnError::NoRecord { slot });
+            }
             SlotHeader::prepare(slot, t, stack_bytes, first);
         }
         at(Point::CreatePrepared);
@@ -321,7 +324,7 @@ pub fn bury(slot: u32) {
         crate::windows::bury(slot);
     } else {
         // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
-        unsafe { free_slot(slot) };
+        unsafe { crate::address_space::give_slot(slot) };
     }
     at(Point::BuryPunched);
     imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);
@@ -341,20 +344,6 @@ pub fn bury(slot: u32) {
             // SAFETY: the scheduler runs.
             unsafe { sched::wake(joiner) };
         }
-    }
-}
-
-/// Gives back the frames of a slot.
-///
-/// # Safety
-/// Its thread has ended.
-unsafe fn free_slot(slot: u32) {
-    // SAFETY: as promised; the header is still there.
-    unsafe {
-        let high = (*SlotHeader::of(slot)).heap.high_water().next_multiple_of(4096);
-        let base = slot_base(slot);
-        let used = PageRange::covering(VirtAddr::new(base), (high - base).min(SLOT_BYTES));
-        let _ = mem::advise(used, Advice::Remove);
     }
 }
 

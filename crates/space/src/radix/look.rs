@@ -18,6 +18,7 @@
 
 use super::slot::Shape;
 use super::{BITS, FANOUT, Tree};
+use crate::member::MemberSet;
 use crate::record::Value;
 use crate::refcache::Handle;
 use core::ops::Range;
@@ -33,7 +34,7 @@ pub(crate) struct Found {
     pub(crate) base: u64,
 }
 
-impl Tree<'_> {
+impl Tree<'_, '_> {
     pub(crate) fn look(&self, me: &Handle, page: u64) -> Found {
         loop {
             let turn = self.spaces.refcache().enter(me);
@@ -43,6 +44,29 @@ impl Tree<'_> {
                 return found;
             }
             // Somebody else went on meanwhile, so this is not waiting; a model checker wants to be told.
+            spin_loop();
+        }
+    }
+
+    /// Who may have the page in view, as of some moment since the lookup began.
+    pub(crate) fn viewers(&self, me: &Handle, page: u64) -> MemberSet {
+        loop {
+            let turn = self.spaces.refcache().enter(me);
+            let mut at = self.top();
+            let found = loop {
+                let index = (page >> (BITS * at.level)) as usize & (FANOUT - 1);
+                let slot = self.slot(at, index);
+                match slot.word().shape() {
+                    Shape::Child { .. } if at.level == 0 => break None,
+                    Shape::Child { node, .. } => at = at.child(index, node),
+                    Shape::Terminal(_) => break Some(slot.members.load()),
+                }
+            };
+            if let Some(found) = found
+                && self.spaces.refcache().is_still_in(me, turn)
+            {
+                return found;
+            }
             spin_loop();
         }
     }

@@ -11,7 +11,7 @@
 //! the published "lock, then check again" is one compare-and-swap here.
 //!
 //! `value` and `members` change under the lock only (S6). Both are read without it: `value` is one word, never torn;
-//! `members` is read under the lock.
+//! `members` is read under the lock, or as what it was a moment ago.
 
 use crate::member::{Generation, MemberId, SharedSet};
 use crate::record::Value;
@@ -63,6 +63,7 @@ impl SlotWord {
         Self((node as u64) << 32 | if dying { DYING } else { 0 } | CHILD)
     }
 
+    #[inline]
     pub(crate) const fn shape(self) -> Shape {
         if self.0 & CHILD != 0 {
             return Shape::Child { node: (self.0 >> 32) as u32, dying: self.0 & DYING != 0 };

@@ -1,7 +1,8 @@
-//! `query` and `entries`: looking without a lock.
+//! `query`, `entries` and `viewers`: looking without a lock.
 
 use super::{AddressSpace, pages_of, range_of};
 use crate::desk::Member;
+use crate::member::MemberSet;
 use crate::mmu::{Frames, Mmu};
 use crate::radix::PAGES;
 use crate::record::Entry;
@@ -19,6 +20,13 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let found = self.tree().look(&member.handle, page);
         let range = range_of(&(page..page + 1));
         found.value.is_mapped().then(|| found.value.entry(range, found.object, found.base))
+    }
+
+    /// The members that may have the page at `addr` in view, by its record: nobody else is asked when it is unmapped. Out of date
+    /// once it is returned, if anybody faults or unmaps there meanwhile. Takes no lock.
+    pub fn viewers(&self, member: &mut Member<'m>, addr: VirtAddr) -> MemberSet {
+        let page = (addr.as_usize() >> PAGE_SHIFT) as u64;
+        if page >= PAGES { MemberSet::EMPTY } else { self.tree().viewers(&member.handle, page) }
     }
 
     /// What is mapped in `range`, from left to right. Each entry by itself is a lookup: operations that take effect while the

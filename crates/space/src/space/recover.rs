@@ -15,7 +15,10 @@
 //! holds, and is paid for deaths only.
 //!
 //! No view need be mended: shootdowns come before commits, and sets are left only after views were emptied. A view of a dead
-//! member is gone with it ([`Mmu::forget`]); its number stays in sets, and a shootdown to it is at worst for nothing.
+//! member is gone with it ([`Mmu::forget`]); its number may stay in sets, and a shootdown to it is at worst for nothing.
+//!
+//! A runtime that goes back to an earlier state drops what its *living* members are doing, too: their operations are as unfinished
+//! as a dead one's, but their views are what they were ([`AddressSpace::recover_all`]).
 //!
 //! What can go wrong: a member that is *stopped* in the middle of an operation holds up the recovery until it goes on or is
 //! killed too, for what it is about to change can't be known. It holds up nothing else.
@@ -31,10 +34,23 @@ use crate::refcache::{Counted, ObjectId};
 use crate::spaces::RootState;
 use peregrine_base::sync::{Ordering, spin_loop};
 
+/// Whom a recovery is for: see [`AddressSpace::recover_all`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stopped {
+    /// Members that were killed.
+    pub killed: MemberSet,
+    /// Members that live, but have dropped what they were doing for good, and will join anew before their next operation. What they
+    /// have in view they keep.
+    pub reset: MemberSet,
+    /// Whether the killed have nothing in view any more, as is so for processes: then they leave all sets. Not so where entries
+    /// that a member filled lie in a table that others use.
+    pub views_are_gone: bool,
+}
+
 /// What a recovery found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Recovered {
-    /// Who was mended: the member named, and others that were found dead. Their places may be taken already: don't recover
+    /// Who was mended: the members named, and others that were found dead. Their places may be taken already: don't recover
     /// them again.
     pub dead: MemberSet,
     /// Whether an operation had taken effect and was finished.
@@ -54,15 +70,20 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// certain that `dead` does not run any more, and never will: it was killed, and waited for. Others that turn out to be
     /// dead meanwhile ([`Mmu::is_dead`]) are mended with it.
     pub fn recover(&self, member: &mut Member<'m>, dead: MemberId) -> Recovered {
-        let mut dead = MemberSet::only(dead);
+        self.recover_all(member, Stopped { killed: MemberSet::only(dead), ..Stopped::default() })
+    }
+
+    /// As [`recover`](Self::recover), for several members, some of which may live: a runtime that went back to an earlier state had them
+    /// drop what they were doing. All their places are free afterwards.
+    pub fn recover_all(&self, member: &mut Member<'m>, stopped: Stopped) -> Recovered {
+        let mut dead = stopped.killed;
+        dead.union_with(&stopped.reset);
         while !member.claim_recovery(|m| dead.contains(m) || self.mmu.is_dead(m)) {
             self.mmu.wait(member.id(), member.id());
             spin_loop();
         }
-        for dead in dead.iter() {
-            self.mmu.forget(dead);
-            self.spaces.stop_working(dead);
-        }
+        stopped.killed.iter().for_each(|dead| self.mmu.forget(dead));
+        dead.iter().for_each(|dead| self.spaces.stop_working(dead));
         while let Some(other) = member.somebody_at_work() {
             if self.mmu.is_dead(other) {
                 dead.insert(other);
@@ -77,7 +98,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             self.drop_spaces(dead, &mut result);
             self.finish_intent(member, dead, &mut result);
         }
-        self.count_anew(member, &dead, &mut result);
+        let viewless = if stopped.views_are_gone { stopped.killed } else { MemberSet::EMPTY };
+        self.count_anew(member, &dead, &viewless, &mut result);
         for dead in dead.iter() {
             self.spaces.bury(dead);
         }
@@ -85,8 +107,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         result
     }
 
-    fn trees(&self) -> impl Iterator<Item = (u16, Tree<'m>)> + use<'m, M, F> {
-        let spaces = self.spaces;
+    fn trees(&self) -> impl Iterator<Item = (u16, Tree<'_, 'm>)> {
+        let spaces = &self.spaces;
         spaces.roots.iter().enumerate().filter_map(move |(i, root)| {
             let used = root.state.load(Ordering::Acquire) != RootState::FREE;
             used.then(|| (i as u16, Tree { spaces, root: root.node.load(Ordering::Relaxed) }))
@@ -121,11 +143,18 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if let Some(by) = by {
             let space =
                 AddressSpace { spaces: self.spaces, id: intent.space, mmu: &self.mmu, frames: &self.frames };
-            space.change_records(member, by, &intent.pages, intent.doing);
+            space.change_records(member, by, tree.top(), &intent.pages, intent.doing);
         }
     }
 
-    fn count_anew(&self, member: &Member<'m>, dead: &MemberSet, result: &mut Recovered) {
+    /// Counts, and takes the `viewless` out of all sets.
+    fn count_anew(
+        &self,
+        member: &Member<'m>,
+        dead: &MemberSet,
+        viewless: &MemberSet,
+        result: &mut Recovered,
+    ) {
         let spaces = self.spaces;
         spaces.refcache().reset(dead);
         let nodes = spaces.node_pool(|pool| pool.touched());
@@ -164,6 +193,10 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                     if !value.is_mapped() {
                         return;
                     }
+                    // Nobody else writes a set now: everybody is held.
+                    let mut members = slot.members.load();
+                    members.remove_all(viewless);
+                    slot.members.store(&members);
                     bump(&spaces, ObjectId(node), 1);
                     if let Some(region) = value.region() {
                         bump(&spaces, spaces.region_id(region), 1);
@@ -203,8 +236,8 @@ fn bump(objects: &impl Counted, id: ObjectId, by: i32) {
 }
 
 /// Calls `f` with each slot of a tree and the number of its node, parents before children.
-fn each_slot(tree: Tree<'_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
-    fn visit(tree: Tree<'_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+fn each_slot(tree: Tree<'_, '_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+    fn visit(tree: Tree<'_, '_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
         for index in 0..FANOUT {
             let slot = &tree.spaces.nodes[node as usize].slots[index];
             f(node, slot);

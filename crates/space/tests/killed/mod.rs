@@ -83,6 +83,8 @@ fn on_step(_: Step) {
 struct Board {
     stop: AtomicU32,
     ready: AtomicU32,
+    /// The bystander opens nothing: whoever locks a range goes through its nodes, and keeps them.
+    quiet: AtomicU32,
     counted: AtomicU64,
 }
 
@@ -115,10 +117,13 @@ impl Scene {
             scene.board().ready.store(1, Ordering::Release);
             let mut turns = 0u64;
             while scene.board().stop.load(Ordering::Acquire) == 0 {
-                let _ = member.open(scene.part(TARGET));
+                let quiet = scene.board().quiet.load(Ordering::Acquire) != 0;
+                if !quiet {
+                    let _ = member.open(scene.part(TARGET));
+                }
                 member.poll();
                 turns += 1;
-                if turns.is_multiple_of(64) {
+                if quiet || turns.is_multiple_of(64) {
                     member.tick();
                 }
                 io::yield_now();
@@ -256,6 +261,8 @@ impl Scene {
         // The nodes of what is gone come back: looked at now and then, for it takes a few epochs.
         if self.seed % 32 == 1 {
             let floor = self.floor.unwrap_or(0);
+            self.board().quiet.store(1, Ordering::Release);
+            let member = self.member.as_mut().expect("joined");
             let deadline = timer::monotonic_ns() + if floor == 0 { 300_000_000 } else { 10_000_000_000 };
             while timer::monotonic_ns() < deadline && (floor == 0 || member.spaces().nodes_in_use() > floor) {
                 member.tick();
@@ -264,7 +271,9 @@ impl Scene {
             let nodes = member.spaces().nodes_in_use();
             assert!(floor == 0 || nodes <= floor, "{what}: {nodes} nodes in use, {floor} at first");
             self.floor = Some(nodes);
+            self.board().quiet.store(0, Ordering::Release);
         }
+        let member = self.member.as_mut().expect("joined");
         member.map_at(kept, Protection::ReadWrite).unwrap_or_else(|e| panic!("{what}: map: {e}"));
         fill(member, kept, 0xcafe);
     }

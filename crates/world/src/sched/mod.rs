@@ -23,12 +23,13 @@ mod moves;
 mod park;
 mod pause;
 mod post;
+pub(crate) mod spin;
 mod switch;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
 pub use post::{nudge, post};
-pub use switch::reschedule;
+pub use switch::{reschedule, yield_to_next};
 
 use crate::control::{NONE, is_domain, node, record, state, world};
 use crate::killpoint::{Point, at};
@@ -153,21 +154,30 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
             peregrine_sys::process::exit_now(70);
         }
         start_ticking(c, l);
-        enter(c, next);
-        arch::switch(&raw mut c.scheduler_sp, (*SlotHeader::of(next)).saved_sp);
+        let header = SlotHeader::of(next);
+        enter(c, node(c.node), next, header);
+        arch::switch(&raw mut c.scheduler_sp, (*header).saved_sp);
     }
 }
 
-/// Puts up the guards of a slot in this process's page table, once for each geometry.
+/// Enters this node among those that have the slot in view, once for each thread, and puts up the slot's guards in this
+/// process's page table, once for each geometry.
 ///
 /// # Safety
 /// The slot is prepared and suspended.
 unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
+    let generation = record(slot).generation.load(Ordering::Relaxed);
+    if l.is_admitted(slot, generation) {
+        return true;
+    }
+    // SAFETY: between two threads.
+    unsafe { crate::address_space::enter_slot(slot) };
     // SAFETY: a prepared slot's header is intact.
     let header = unsafe { &*SlotHeader::of(slot) };
     let pages = header.stack_pages();
     let known = *l.guards_of(slot);
     if known == pages {
+        l.set_admitted(slot, generation);
         return true;
     }
     // SAFETY: guard ranges hold nothing; those of another geometry are taken away first, and write protection before: a guard
@@ -185,6 +195,7 @@ unsafe fn raise_guards(l: &mut Local, slot: u32) -> bool {
         }
     }
     *l.guards_of(slot) = pages;
+    l.set_admitted(slot, generation);
     true
 }
 

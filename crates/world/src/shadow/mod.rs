@@ -192,6 +192,9 @@ impl Shadow {
     /// Every living node is paused and has dropped what it ran; `changes` holds all that was written since the commit.
     pub unsafe fn roll_back(&mut self, changes: &Changes) -> Moved {
         let mut moved = Moved::default();
+        // First: what it unmaps it punches.
+        // SAFETY: as promised.
+        unsafe { crate::address_space::repair(&self.live) };
         // The tables may be torn by the node that died: they are read with suspicion (S4).
         let arena_used_now = crate::arena::used_bytes().min(arena_bytes());
         let (now, then) = (used_now(), self.used());
@@ -268,6 +271,8 @@ impl Shadow {
                 core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
             }
         }
+        // SAFETY: as promised; the tables are the image's now.
+        unsafe { crate::address_space::repair_regions(&crate::region::all()) };
         for slot in framed {
             self.frames.roll_back(slot, &mut moved);
         }

@@ -52,6 +52,7 @@ impl Supervisor {
             runs: (current != NONE).then(|| id_of(current).to_string()),
             queued: n.queued.load(Ordering::Relaxed),
             switches: n.switches.load(Ordering::Relaxed),
+            unmapped: n.unmapped.load(Ordering::Relaxed),
             trace: n.trace.iter().take(depth).map(|pc| pc.load(Ordering::Relaxed) as u64).collect(),
         }
     }
