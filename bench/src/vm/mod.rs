@@ -160,7 +160,7 @@ pub fn run(report: &mut Report, options: &Options) {
     dirty::run(report, options, &caps, &mut goals);
     fill::run(report, options, &caps, &mut goals);
     yardsticks::run(report, options, &caps, &mut goals);
-    path::run(report);
+    path::run(report, options);
     goals.print(report);
 }
 

@@ -3,12 +3,18 @@
 use super::raw::{self, Bare};
 use super::table::Ours;
 use super::{Kind, Way};
+use crate::measure::Options;
 use crate::report::Report;
 use peregrine_base::sync::Ordering;
 use peregrine_vm::{Capabilities, PAGE_SIZE, PageCount, Protection};
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const PAGES: usize = 100;
+/// A tool that has not answered by then (half a second is usual) does not see faults as the kernel makes them, and the program
+/// in it traps for ever.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// `vm-path ours|bare ROUNDS`: so many rounds of Appel2 over `mprotect`, for somebody who counts.
 pub fn run_one(arguments: &[String]) {
@@ -41,7 +47,10 @@ pub fn run_one(arguments: &[String]) {
     }
 }
 
-pub fn run(report: &mut Report) {
+pub fn run(report: &mut Report, options: &Options) {
+    if !options.wants("instructions") {
+        return;
+    }
     report.section("Instructions in user mode on the inline path (mprotect+SIGSEGV), per trap");
     let Ok(me) = std::env::current_exe() else { return };
     let count = |tool: Tool, which: &str, rounds: usize| tool.count(&me, which, rounds);
@@ -65,6 +74,24 @@ pub fn run(report: &mut Report) {
             }
         }
     }
+}
+
+/// What `command` says on its standard error; `None` if it does not end in time.
+fn said_within(mut command: Command, limit: Duration) -> Option<String> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
+    let begun = Instant::now();
+    // What these tools say fits a pipe.
+    while child.try_wait().ok()?.is_none() {
+        if begun.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut text = Vec::new();
+    child.stderr.take()?.read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[derive(Clone, Copy)]
@@ -94,8 +121,8 @@ impl Tool {
                 c
             }
         };
-        let output = command.arg(program).args(["vm-path", which, &rounds.to_string()]).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        command.arg(program).args(["vm-path", which, &rounds.to_string()]);
+        let text = said_within(command, LIMIT)?;
         match self {
             Self::Callgrind => text.lines().find_map(|l| l.split_once("Collected :")?.1.trim().parse().ok()),
             Self::Perf => text.lines().find(|l| l.contains("instructions"))?.split(',').next()?.parse().ok(),
