@@ -34,6 +34,8 @@ fn main() -> ExitCode {
         Some("space") => space::run(&mut Report::new("space", format), &options),
         // Not a suite: the recorder of what `space` puts into a radix array.
         Some("space-record") => return space::memory::record(&arguments[1..]),
+        // Not a suite: the paper's application in a World, in a process of its own.
+        Some("space-case") => return space::index::run_case(&arguments[1..]),
         // Not suites: the programs whose memory `space` traces and whose instructions it counts.
         Some("space-scene") => return space::structures::trace::run_scene(&arguments[1..]),
         Some("space-path") => return space::structures::path::run_one(&arguments[1..]),

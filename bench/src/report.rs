@@ -71,6 +71,30 @@ impl Report {
         self.row(case, metric, unit, &samples, other.as_ref().map(|(n, s, r)| (*n, s, *r)), 1);
     }
 
+    /// A row as one JSON object. What was measured against nothing has nulls for its baseline.
+    fn line(
+        &self,
+        case: &str,
+        metric: &str,
+        unit: &str,
+        ours: &Samples,
+        baseline: Option<(&str, &Samples, f64)>,
+        n: usize,
+    ) -> String {
+        let (name, value, ratio) = match baseline {
+            Some((name, b, ratio)) => (quote(name), number(b.median()), number(ratio)),
+            None => ("null".into(), "null".into(), "null".into()),
+        };
+        format!(
+            "{{\"suite\":{},\"case\":{},\"metric\":{},\"unit\":{},\"value\":{},\"baseline\":{name},\"baseline_value\":{value},\"ratio\":{ratio},\"n\":{n}}}",
+            quote(self.suite),
+            quote(case),
+            quote(metric),
+            quote(unit),
+            number(ours.median()),
+        )
+    }
+
     fn row(
         &self,
         case: &str,
@@ -81,20 +105,7 @@ impl Report {
         n: usize,
     ) {
         match self.format {
-            Format::Json => {
-                let (name, value, ratio) = match baseline {
-                    Some((name, b, ratio)) => (quote(name), number(b.median()), number(ratio)),
-                    None => ("null".into(), "null".into(), "null".into()),
-                };
-                println!(
-                    "{{\"suite\":{},\"case\":{},\"metric\":{},\"unit\":{},\"value\":{},\"baseline\":{name},\"baseline_value\":{value},\"ratio\":{ratio},\"n\":{n}}}",
-                    quote(self.suite),
-                    quote(case),
-                    quote(metric),
-                    quote(unit),
-                    number(ours.median()),
-                );
-            }
+            Format::Json => println!("{}", self.line(case, metric, unit, ours, baseline, n)),
             Format::Table => {
                 let spread = |s: &Samples| {
                     if s.len() < 2 {
@@ -142,4 +153,47 @@ fn quote(text: &str) -> String {
     }
     out.push('"');
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn samples(values: &[f64]) -> Samples {
+        let mut s = Samples::default();
+        values.iter().for_each(|v| s.push(*v));
+        s
+    }
+
+    fn parsed(line: &str) -> serde_json::Map<String, Value> {
+        assert!(!line.contains('\n'), "one object a line");
+        let Value::Object(fields) = serde_json::from_str(line).unwrap() else { panic!("{line}") };
+        let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+        let all = ["suite", "case", "metric", "unit", "value", "baseline", "baseline_value", "ratio", "n"];
+        assert!(all.iter().all(|f| names.contains(f)) && names.len() == all.len(), "{line}");
+        fields
+    }
+
+    #[test]
+    fn a_row_beside_its_baseline_is_one_object_with_all_fields() {
+        let report = Report::new("thread", Format::Json);
+        let (ours, other) = (samples(&[10.0, 30.0, 20.0]), samples(&[40.0]));
+        let row =
+            parsed(&report.line("2 threads", "switch", "ns", &ours, Some(("plain call", &other, 0.5)), 3));
+        assert_eq!(row["suite"], "thread");
+        assert_eq!(row["case"], "2 threads");
+        assert_eq!((&row["metric"], &row["unit"]), (&"switch".into(), &"ns".into()));
+        assert_eq!((row["value"].as_f64(), row["baseline_value"].as_f64()), (Some(20.0), Some(40.0)));
+        assert_eq!((&row["baseline"], row["ratio"].as_f64()), (&"plain call".into(), Some(0.5)));
+        assert_eq!(row["n"], 3);
+    }
+
+    #[test]
+    fn what_has_no_baseline_or_no_value_has_nulls() {
+        let report = Report::new("vm", Format::Json);
+        let row = parsed(&report.line("a \"quoted\" \\ name\t", "m", "B", &samples(&[]), None, 0));
+        assert_eq!(row["case"], "a \"quoted\" \\ name\t");
+        assert!(["value", "baseline", "baseline_value", "ratio"].iter().all(|f| row[*f].is_null()));
+    }
 }

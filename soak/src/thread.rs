@@ -1,5 +1,5 @@
 //! Threads under every trouble at once: CG with nodes killed and threads moved, again and again, each run with a seed of its
-//! own; then a JavaScript program whose whole World is killed at random moments and resumed until it ends.
+//! own; then the same benchmark and a JavaScript program whose whole Worlds are killed at random moments and resumed until they end.
 //!
 //! The programs are the ones that a user runs, built by cargo in release form. A run that is not verified, or an output that
 //! differs from an undisturbed one, ends the soak with the seed that led to it.
@@ -40,7 +40,7 @@ pub fn run(seed: u64, seconds: u64) -> bool {
     let programs = build();
     let mut random = Random(seed | 1);
     let end = Instant::now() + Duration::from_secs(seconds);
-    let (mut computations, mut scripts) = (0, 0);
+    let (mut computations, mut scripts, mut lives) = (0, 0, 0);
     while Instant::now() < end {
         let seed = random.below(1 << 32);
         let kill_ms = 10 + random.below(50);
@@ -68,10 +68,61 @@ pub fn run(seed: u64, seconds: u64) -> bool {
                 return false;
             }
             scripts += 1;
+            match computation_in_lives(&programs, &mut random) {
+                Ok(n) => lives += n,
+                Err(said) => {
+                    println!("FAILED: CG in several lives (seed of the soak {})\n{said}", random.0);
+                    return false;
+                }
+            }
         }
-        println!("{computations} computations verified, {scripts} scripts exact");
+        println!(
+            "{computations} computations verified, {scripts} scripts exact, as many computations verified in {lives} lives"
+        );
     }
     true
+}
+
+/// One CG of class A whose supervisor, and so everything, is killed at random moments, and whose nodes are killed besides: the
+/// number of lives that it took, or what the one said that was not verified.
+fn computation_in_lives(programs: &Path, random: &mut Random) -> Result<u64, String> {
+    let dir = std::env::temp_dir().join(format!("peregrine-soak-cg-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    let command = programs.join("peregrine");
+    let mut first = Command::new(&command);
+    first.args(["run", "cg", "--class", "A", "--nodes", "2", "--kills", "0", "--moves", "0"]);
+    first.args(["--kill-every", "70ms", "--seed", &random.below(1 << 32).to_string(), "--store"]).arg(&dir);
+    let mut next = Command::new(&command);
+    next.arg("resume").arg(&dir);
+    let mut lives = 1;
+    let outcome = loop {
+        let c = if lives == 1 { &mut first } else { &mut next };
+        let mut child = c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+        while lives == 1
+            && std::fs::read_dir(dir.join("world")).map_or(0, Iterator::count) == 0
+            && child.try_wait().is_ok_and(|s| s.is_none())
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(300 + random.below(500)));
+        let killed = child.try_wait().is_ok_and(|s| s.is_none());
+        if killed {
+            let _ = child.kill();
+        }
+        let ended = child.wait_with_output().expect("a child can be waited for");
+        if killed && !ended.status.success() {
+            lives += 1;
+            if lives < 200 {
+                continue;
+            }
+        }
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        let verified = ended.status.success() && said.contains("VERIFICATION SUCCESSFUL");
+        break if verified { Ok(lives) } else { Err(said) };
+    };
+    let _ = std::fs::remove_dir_all(&dir);
+    outcome
 }
 
 /// One JavaScript program, killed as a whole at random moments.

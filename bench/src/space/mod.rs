@@ -1,5 +1,6 @@
 //! RadixVM's evaluation, on processes: the paper's programs beside bare calls and beside Linux threads.
 
+pub mod index;
 pub mod memory;
 mod micro;
 pub mod structures;

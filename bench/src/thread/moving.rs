@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   node 0 (CPU 0)  fill fresh pages │ migrate_to(1) ─┐
-//!   node 1 (CPU 1)        asleep, or spinning         └─▶ │ touch each page │ touch each page again
+//!   node 1 (CPU 1)        asleep, or looking          └─▶ │ touch each page │ touch each page again
 //!                                     ├─── one way ──────┤├── re-faults ────┤
 //! ```
 //!
-//! With the receiver awake (it spins) the way is our own work alone; what it takes longer with the receiver asleep is
-//! the wake-up, which stands beside a bare futex wake between two processes of the same run that have just written and read
-//! as many bytes: a large heap leaves nothing of kernel and runtime in the caches.
+//! Three receivers: one that *still looks* for work, as a node does with the default settings for 50 us after it had some, if
+//! that lately paid; one that is *asleep*; and one that never sleeps, with which the way is our own work alone. What it takes
+//! longer with the others is the wake-up. That of the sleeper stands beside a bare futex wake between two processes of the same
+//! run that have just written and read as many bytes: a large heap leaves nothing of kernel and runtime in the caches.
 //!
 //! A process counts with its best tenth, ours and the baseline's alike: with neighbours on the same processors the middle
 //! tells how long the receiver waits for its turn.
@@ -31,6 +32,10 @@ const SIZES: [(usize, &str, u32); 3] =
 const SAMPLES: usize = 15;
 /// Long enough for an idle node to fall asleep.
 const CALM: Duration = Duration::from_micros(400);
+/// Short enough for one that looks not to.
+const LATELY: Duration = Duration::from_micros(10);
+/// Moves to and fro before one that is measured, after which both nodes know that looking pays.
+const HOPS: usize = 4;
 
 pub fn run(report: &mut Report, options: &Options) {
     report.section("Move between two nodes, one way, us");
@@ -56,9 +61,22 @@ pub fn run(report: &mut Report, options: &Options) {
             || best(&format!("copy pipe {bytes}")),
         );
         report.pair(&case, "one way, receiver asleep", "us", "pipe between two processes", SAMPLES, &asleep);
+        let looking =
+            versus(rounds, || best(&format!("move {bytes} looking")), || best(&format!("copy pipe {bytes}")));
+        report.pair(
+            &case,
+            "one way, receiver still looking",
+            "us",
+            "pipe between two processes",
+            SAMPLES,
+            &looking,
+        );
         let awake =
             versus(rounds, || best(&format!("move {bytes} awake")), || best(&format!("copy memfd {bytes}")));
         report.pair(&case, "own work (receiver awake)", "us", "copy through a memfd", SAMPLES, &awake);
+        let mut found = Samples::default();
+        found.push(looking.ours.median() - awake.ours.median());
+        report.single(&case, "wake-up (still looking less awake)", "us", SAMPLES, &found);
         let wake =
             versus(1, || asleep.ours.median() - awake.ours.median(), || best(&format!("wake {bytes}")));
         report.pair(
@@ -71,7 +89,8 @@ pub fn run(report: &mut Report, options: &Options) {
         );
         report.single(&case, "first touch of all pages there", "us", SAMPLES, &parts[0]);
         report.single(&case, "second touch", "us", SAMPLES, &parts[1]);
-        judge(report, &asleep);
+        judge(report, "still looking", &looking);
+        judge(report, "asleep", &asleep);
         report.note(&format!("    quoted, not measured here: AMPI {ampi} us"));
     }
 }
@@ -85,10 +104,10 @@ fn best(arguments: &str) -> f64 {
     calm(&columns(arguments)[0])
 }
 
-fn judge(report: &Report, asleep: &Pair) {
-    let us = asleep.ours.median();
+fn judge(report: &Report, receiver: &str, way: &Pair) {
+    let us = way.ours.median();
     report.note(&format!(
-        "    goal: at most 25 us for wake-up and own work: {}",
+        "    goal: at most 25 us for wake-up and own work, receiver {receiver}: {}",
         if us <= 25.0 { "met" } else { "MISSED" }
     ));
 }
@@ -134,7 +153,8 @@ fn touch(bytes: &mut [u8]) -> u64 {
 }
 
 fn travel(argument: &str) {
-    let bytes = numbers(&argument.split_whitespace().collect::<Vec<_>>())[0];
+    let words: Vec<&str> = argument.split_whitespace().collect();
+    let (bytes, looking) = (numbers(&words)[0], words.contains(&"looking"));
     let go = |node: u32| {
         peregrine_world::migrate_to(node).expect("two nodes");
         // The process that the thread now runs in.
@@ -146,7 +166,13 @@ fn travel(argument: &str) {
     let (mut kept, mut lines) = (Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         let mut block = vec![1u8; bytes];
-        busy(CALM);
+        if looking {
+            for _ in 0..HOPS {
+                go(1);
+                go(0);
+            }
+        }
+        busy(if looking { LATELY } else { CALM });
         let begun = Instant::now();
         peregrine_world::migrate_to(1).expect("two nodes");
         let there = Instant::now();

@@ -221,12 +221,12 @@ impl Goals {
         let part = |name: &str| self.get(&format!("part of: {name}"));
         if let (Some(call), Some(signal), Some(second), Some(populate)) = (
             part("a system call that does nothing"),
-            part("a signal to itself, handled"),
+            part("a trap that concerns no memory (int3), handled"),
             part("the write after it (a second, silent fault)"),
             part("instead of that fault: MADV_POPULATE_WRITE"),
         ) {
             report.note(&format!(
-                "    of a trap, {signal:.0} ns are the signal's delivery and return (a system call that does nothing: {call:.0}). Linux 6.18 leaves a \
+                "    of a trap, {signal:.0} ns are any exception's signal, delivery and return, as int3 shows, which concerns no memory (a system call that does nothing: {call:.0}). Linux 6.18 leaves a \
                  memfd page read-only when write-protect is lifted, so the write faults once more: {second:.0} ns; populating it in the \
                  handler takes {populate:.0}. (That same omission is why it needs no interrupt with a second thread.)"
             ));

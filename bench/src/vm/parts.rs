@@ -6,12 +6,17 @@ use super::{Goals, Kind, Way};
 use crate::measure::{Options, alone, time_ns};
 use crate::report::Report;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::fault::{self, SIGSEGV};
+use peregrine_sys::fault::{self, Action, SIGSEGV};
 use peregrine_sys::mem::{self, Advice};
 use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd};
 use peregrine_vm::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use std::ffi::c_void;
 
 const COUNT: usize = 100;
+const SIGTRAP: i32 = 5;
+const FLAGS: u64 = fault::SA_ONSTACK | fault::SA_NODEFER;
+
+unsafe extern "C" fn nothing(_: i32, _: *mut c_void, _: *mut c_void) {}
 
 /// A memfd whose pages are write-protected and lifted one by one.
 struct Shared {
@@ -71,6 +76,20 @@ pub fn run(report: &mut Report, options: &Options, goals: &mut Goals) {
     row("a system call that does nothing", &mut || {
         time_ns(|| (0..COUNT).for_each(|_| _ = std::hint::black_box(peregrine_sys::process::parent_pid())))
             / COUNT as f64
+    });
+    // No page fault: an exception, the signal's delivery and the return.
+    row("a trap that concerns no memory (int3), handled", &mut || {
+        // SAFETY: `nothing` is sound whenever it runs; what was there before is put back.
+        let before = unsafe { fault::action(SIGTRAP, Some(&Action::run(nothing, FLAGS))).expect("handler") };
+        let ns = time_ns(|| {
+            (0..COUNT).for_each(|_| {
+                // SAFETY: raises SIGTRAP, which `nothing` answers; the next instruction goes on.
+                unsafe { core::arch::asm!("int3") }
+            })
+        }) / COUNT as f64;
+        // SAFETY: as above.
+        unsafe { fault::action(SIGTRAP, Some(&before)).expect("handler") };
+        ns
     });
     // No exception: what remains is sending, delivering, saving the registers and coming back.
     let bare = Bare::apart(Way::MprotectRead, Kind::Anonymous, 1, PageCount::new(1));

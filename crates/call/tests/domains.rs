@@ -17,6 +17,18 @@ fn sleep_ms(call: &mut Invocation<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A handler that comes to the gate twice, and waits there for whoever opens it.
+fn holds() -> (impl peregrine_call::Handler, Arc<Barrier>) {
+    let gate = Arc::new(Barrier::new(2));
+    let inside = gate.clone();
+    let handler = move |_: &mut Invocation<'_>| {
+        inside.wait();
+        inside.wait();
+        Ok(())
+    };
+    (handler, gate)
+}
+
 fn path() -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("domain");
@@ -27,9 +39,14 @@ fn the_last_activation_tells_the_domain_which_adds_more() -> testkit::Outcome {
     let (_dir, path) = path();
     let told = Arc::new(AtomicUsize::new(0));
     let counted = told.clone();
+    // Nobody returns before all six are there.
+    let all = Barrier::new(6);
     let domain = Domain::builder()
         .activations(2)
-        .portal("sleep", 1, sleep_ms)
+        .portal("meet", 1, move |_: &mut Invocation<'_>| {
+            all.wait();
+            Ok(())
+        })
         .on_last_activation(move |activations| {
             counted.fetch_add(1, Ordering::Relaxed);
             if activations.total() < 6 {
@@ -39,31 +56,36 @@ fn the_last_activation_tells_the_domain_which_adds_more() -> testkit::Outcome {
         .serve(&path)
         .unwrap();
     let client = Client::connect(&path).unwrap();
-    let sleep = client.portal("sleep", 1).unwrap();
-    let begun = Instant::now();
+    let meet = client.portal("meet", 1).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..6 {
-            scope.spawn(|| client.call(sleep, Call::new().input(&[150])).unwrap());
+            scope.spawn(|| client.call(meet, Call::new()).unwrap());
         }
     });
     assert!(told.load(Ordering::Relaxed) >= 1);
     assert_eq!(domain.stats().activations, 6);
-    assert!(begun.elapsed() < Duration::from_millis(290), "six calls at once: {:?}", begun.elapsed());
     testkit::Outcome::Passed
 }
 
 fn without_a_free_activation_a_caller_waits_within_its_deadline() -> testkit::Outcome {
     let (_dir, path) = path();
-    let domain = Domain::builder().activations(1).portal("sleep", 1, sleep_ms).serve(&path).unwrap();
+    let (hold, gate) = holds();
+    let domain = Domain::builder()
+        .activations(1)
+        .portal("sleep", 1, sleep_ms)
+        .portal("hold", 1, hold)
+        .serve(&path)
+        .unwrap();
     let client = Client::connect(&path).unwrap();
-    let sleep = client.portal("sleep", 1).unwrap();
+    let (sleep, hold) = (client.portal("sleep", 1).unwrap(), client.portal("hold", 1).unwrap());
     std::thread::scope(|scope| {
-        scope.spawn(|| client.call(sleep, Call::new().input(&[200])).unwrap());
-        std::thread::sleep(Duration::from_millis(50));
-        let begun = Instant::now();
+        scope.spawn(|| client.call(hold, Call::new()).unwrap());
+        // Inside.
+        gate.wait();
         let soon = Deadline::after(Duration::from_millis(40));
         assert_eq!(client.call(sleep, Call::new().input(&[0]).deadline(soon)), Err(CallError::Deadline));
-        assert!(begun.elapsed() < Duration::from_millis(120));
+        assert_eq!(domain.stats().running, 1, "the other call goes on");
+        gate.wait();
         // Without one it gets its turn.
         client.call(sleep, Call::new().input(&[0])).unwrap();
     });
@@ -74,14 +96,27 @@ fn without_a_free_activation_a_caller_waits_within_its_deadline() -> testkit::Ou
 
 fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::Outcome {
     let (_dir, path) = path();
-    let domain = Domain::builder().activations(1).portal("sleep", 1, sleep_ms).serve(&path).unwrap();
+    let (hold, gate) = holds();
+    let domain = Domain::builder()
+        .activations(1)
+        .portal("sleep", 1, sleep_ms)
+        .portal("hold", 1, hold)
+        .serve(&path)
+        .unwrap();
     let client = Client::connect(&path).unwrap();
-    let sleep = client.portal("sleep", 1).unwrap();
+    let (sleep, hold) = (client.portal("sleep", 1).unwrap(), client.portal("hold", 1).unwrap());
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| client.call(sleep, Call::new().input(&[150])));
-        std::thread::sleep(Duration::from_millis(40));
+        let running = scope.spawn(|| client.call(hold, Call::new()));
+        gate.wait();
         let waiting = scope.spawn(|| client.call(sleep, Call::new().input(&[0])));
-        std::thread::sleep(Duration::from_millis(40));
+        while domain.stats().waiting == 0 {
+            std::thread::yield_now();
+        }
+        scope.spawn(|| {
+            // Some time after the next line has begun, which waits for this one.
+            std::thread::sleep(Duration::from_millis(100));
+            gate.wait();
+        });
         domain.shutdown();
         assert_eq!(running.join().unwrap(), Ok(()));
         assert_eq!(waiting.join().unwrap(), Err(CallError::Terminated));

@@ -12,8 +12,16 @@ unsafe extern "C" {
     fn realloc(p: *mut u8, len: usize) -> *mut u8;
     fn calloc(n: usize, each: usize) -> *mut u8;
     fn free(p: *mut u8);
+    fn dl_iterate_phdr(f: extern "C" fn(*mut u8, usize, *mut u64) -> i32, data: *mut u64) -> i32;
+    fn sched_getcpu() -> i32;
+    fn syscall(number: i64, ...) -> i64;
     fn posix_memalign(out: *mut *mut u8, align: usize, len: usize) -> i32;
 }
+
+#[cfg(target_arch = "x86_64")]
+const SYS_GETCPU: i64 = 309;
+#[cfg(not(target_arch = "x86_64"))]
+const SYS_GETCPU: i64 = 168;
 
 #[peregrine::test(program)]
 fn forks() {
@@ -39,6 +47,89 @@ fn fork_and_os_threads_are_refused_with_an_error_and_a_remedy() {
         "{outcome}"
     );
     assert!(outcome.stderr.contains("use peregrine::spawn"), "{outcome}");
+}
+
+#[peregrine::test(nodes = 2, move_every_ms = 1, slice_us = 100, least_moves = 20, timeout_s = 300)]
+fn children_are_started_while_threads_are_preempted_and_moved() {
+    let starts = |n: u32| {
+        for i in 0..15 {
+            let said = std::process::Command::new("echo").arg(format!("{n} {i}")).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&said.stdout), format!("{n} {i}\n"));
+        }
+    };
+    let all: Vec<_> = (0..4).map(|n| spawn(starts, n)).collect();
+    all.into_iter().for_each(|h| h.join().unwrap());
+}
+
+/// Counts the objects of the process, and takes its time: the loader's lock is held meanwhile.
+extern "C" fn counts_slowly(_: *mut u8, _: usize, count: *mut u64) -> i32 {
+    let mut x = 1u64;
+    for i in 0..20_000u64 {
+        x = std::hint::black_box(x.wrapping_mul(i | 1));
+    }
+    // SAFETY: what `walks_the_loader` passed.
+    unsafe { *count += 1 };
+    0
+}
+
+fn walks_the_loader(rounds: u32) -> u64 {
+    let objects = || {
+        let mut count = 0;
+        // SAFETY: libc's function; the callback has its type.
+        unsafe { dl_iterate_phdr(counts_slowly, &mut count) };
+        count
+    };
+    let first = objects();
+    for _ in 0..rounds {
+        assert_eq!(objects(), first);
+    }
+    first
+}
+
+#[peregrine::test(nodes = 2, move_every_ms = 1, slice_us = 100, least_moves = 20)]
+fn the_loaders_lock_is_not_carried_to_another_node() {
+    let all: Vec<_> = (0..4).map(|_| spawn(walks_the_loader, 150)).collect();
+    for h in all {
+        assert!(h.join().unwrap() > 0);
+    }
+}
+
+#[peregrine::test(nodes = 2, kill_every_ms = 15, image_interval_ms = 5, slice_us = 100, least_kills = 10)]
+fn the_loaders_lock_is_not_left_behind_by_a_rollback() {
+    // Nodes are killed and survivors reset in the middle of it: for a time, as there is no end to how slow a machine is.
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_millis(700) {
+        let all: Vec<_> = (0..4).map(|_| spawn(walks_the_loader, 20)).collect();
+        for h in all {
+            assert!(h.join().unwrap() > 0);
+        }
+    }
+}
+
+#[peregrine::test(nodes = 2, least_moves = 20)]
+fn a_thread_is_told_the_processor_that_it_runs_on() {
+    // libc would read it from the restartable sequence of its thread: a copy of it is told nothing by the kernel.
+    let (mut right, mut wrong) = (0, 0);
+    for round in 0..2000 {
+        if round % 40 == 0 {
+            migrate_to((node_id() + 1) % node_count()).unwrap();
+        }
+        // SAFETY: numbers are returned, or written to a variable of this frame.
+        let [before, told, after] = unsafe {
+            let kernel = || {
+                let mut cpu = u32::MAX;
+                syscall(SYS_GETCPU, &raw mut cpu, 0usize, 0usize);
+                i64::from(cpu)
+            };
+            [kernel(), i64::from(sched_getcpu()), kernel()]
+        };
+        if before == after {
+            right += u32::from(told == before);
+            wrong += u32::from(told != before);
+        }
+    }
+    // It may be moved in between, and back; a word that nobody writes is wrong as often as right.
+    assert!(wrong * 10 <= right, "{wrong} times wrong, {right} times right");
 }
 
 #[peregrine::test(nodes = 2, move_every_ms = 1, least_moves = 5)]

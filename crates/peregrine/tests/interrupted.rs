@@ -1,7 +1,7 @@
 //! Signals and ends that come at a bad moment.
 
-use peregrine::{Builder, migrate_to, node_id, sleep, tally};
-use peregrine_sys::signal::{self, number};
+use peregrine::{Builder, migrate_to, node_id, sleep, spawn, tally};
+use peregrine_sys::signal::{self, HandlerFlags, SigInfo, UContext, number};
 use peregrine_thread::preempt::{SIG_RESET, SIG_TRACE};
 use std::process::id;
 use std::time::{Duration, Instant};
@@ -52,4 +52,29 @@ fn what_was_written_before_an_exit_that_is_taken_back_is_taken_back_too() {
     let outcome = exits_while_the_world_goes_back().run();
     assert!(outcome.success(), "{outcome}");
     assert_eq!(outcome.stdout, "after\n", "{outcome}");
+}
+
+/// A slice ends while it runs, and then it comes out of a runtime section.
+extern "C" fn asks_the_runtime(_: i32, _: *mut SigInfo, _: *mut UContext) {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1) {
+        std::hint::spin_loop();
+    }
+    node_id();
+}
+
+#[peregrine::test(nodes = 1, slice_us = 100)]
+fn a_handler_on_the_alternate_stack_is_not_suspended_there() {
+    const SIGUSR1: i32 = 10;
+    // SAFETY: the handler spins, and asks the runtime as any code may.
+    unsafe { signal::install(SIGUSR1, asks_the_runtime, HandlerFlags::ON_ALTSTACK).unwrap() };
+    let work = |seed: u64| {
+        (0..40).fold(seed, |sum, n| {
+            signal::kill(id() as i32, SIGUSR1).unwrap();
+            sum + n
+        })
+    };
+    let all: Vec<_> = (0..3).map(|seed| spawn(work, seed)).collect();
+    assert_eq!(all.into_iter().map(|t| t.join().unwrap()).sum::<u64>(), 3 + 3 * 780);
+    assert_eq!(tally().rollbacks, 0, "the node has crashed");
 }

@@ -76,6 +76,12 @@ fn messages_arrive_once_and_in_order_while_nodes_are_killed() {
     }
 }
 
+#[peregrine::test(nodes = 3, move_every_ms = 1, timeout_s = 900)]
+#[ignore = "the long form"]
+fn a_million_messages_arrive_once_and_in_order() {
+    exactly_once(8, 125_000);
+}
+
 #[peregrine::test(nodes = 4, kill_every_ms = 10, move_every_ms = 1, least_kills = 200, timeout_s = 900)]
 #[ignore = "the long form"]
 fn messages_arrive_once_through_hundreds_of_kills() {

@@ -1,5 +1,6 @@
 //! The timer takes the node from threads that never give it away; whoever is interrupted, blocked or stopped goes on as it was.
 
+use peregrine::region;
 use peregrine::{Builder, Sender, channel, checkpoint, node_id, sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -7,50 +8,67 @@ unsafe extern "C" {
     fn getpid() -> i32;
 }
 
-fn spins(ms: u64) -> u32 {
-    let begun = Instant::now();
-    let first = node_id();
-    let mut changes = 0;
-    let mut last = first;
-    while begun.elapsed() < Duration::from_millis(ms) {
-        let mut x = 1u64;
-        for i in 0..20_000u64 {
-            x = std::hint::black_box(x.wrapping_mul(i | 1));
-        }
-        if node_id() != last {
-            changes += 1;
-            last = node_id();
-        }
+fn computes() {
+    let mut x = 1u64;
+    for i in 0..20_000u64 {
+        x = std::hint::black_box(x.wrapping_mul(i | 1));
     }
-    changes
+}
+
+fn computes_for(ms: u64) {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(ms) {
+        computes();
+    }
+}
+
+/// Until somebody says so in shared memory, however slow the machine is.
+fn computes_until_told(_: ()) {
+    let told = region::open("told").unwrap();
+    while told.cells::<u64>().get(0) == Ok(0) {
+        computes();
+    }
 }
 
 #[peregrine::test(nodes = 1, least_preemptions = 10)]
 fn neighbours_of_threads_that_never_yield_run() {
-    let hogs: Vec<_> = (0..3).map(|_| spawn(spins, 400)).collect();
+    let told = region::create("told", 8).unwrap();
+    let hogs: Vec<_> = (0..3).map(|_| spawn(computes_until_told, ())).collect();
     let (tx, rx) = channel::<u32>();
     let talks = spawn(
         |tx: Sender<u32>| {
-            for i in 0..5 {
+            for i in 0..12 {
                 tx.send(&i).unwrap();
                 sleep(Duration::from_millis(5));
             }
         },
         tx,
     );
-    assert_eq!(rx.iter().count(), 5);
-    assert!(hogs.iter().any(|h| !h.is_finished()), "the messages came while the others were computing");
+    assert_eq!(rx.iter().count(), 12);
+    assert!(hogs.iter().all(|h| !h.is_finished()), "the messages came while the others were computing");
+    told.cells::<u64>().set(0, 1).unwrap();
     talks.join().unwrap();
     for h in hogs {
         h.join().unwrap();
     }
 }
 
+fn computes_until_moved(times: u32) {
+    let mut last = node_id();
+    let mut changes = 0;
+    while changes < times {
+        computes();
+        if node_id() != last {
+            changes += 1;
+            last = node_id();
+        }
+    }
+}
+
 #[peregrine::test(nodes = 3, move_every_ms = 3, least_moves = 10)]
 fn a_thread_that_never_yields_is_moved() {
-    let hogs: Vec<_> = (0..2).map(|_| spawn(spins, 300)).collect();
-    let changes: u32 = hogs.into_iter().map(|h| h.join().unwrap()).sum();
-    assert!(changes > 0);
+    let hogs: Vec<_> = (0..2).map(|_| spawn(computes_until_moved, 5)).collect();
+    hogs.into_iter().for_each(|h| h.join().unwrap());
 }
 
 #[peregrine::test(nodes = 1)]
@@ -71,7 +89,7 @@ fn a_thread_blocked_in_a_system_call_lets_its_neighbours_run() {
         },
         fd,
     );
-    let neighbour = spawn(spins, 100);
+    let neighbour = spawn(computes_for, 100);
     sleep(Duration::from_millis(50));
     neighbour.join().unwrap();
     writes.write_all(b"hello").unwrap();
@@ -121,9 +139,8 @@ fn a_stopped_node_goes_on_when_it_is_continued() {
                     ])
                     .spawn()
                     .unwrap();
-                let n = spins(600);
+                computes_for(600);
                 helper.wait().unwrap();
-                n
             },
             (),
         )

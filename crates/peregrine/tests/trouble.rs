@@ -142,6 +142,24 @@ fn without_further_images_a_crashing_thread_is_quarantined_all_the_same() {
     assert!(matches!(h.join(), Err(JoinError::Quarantined { .. })));
 }
 
+unsafe extern "C" {
+    fn kill(pid: i32, signo: i32) -> i32;
+    fn getpid() -> i32;
+}
+
+#[peregrine::test(nodes = 2)]
+fn a_thread_whose_node_is_killed_each_time_before_an_image_can_be_taken_is_quarantined() {
+    let own = |_: ()| -> u32 {
+        // SAFETY: only numbers are passed.
+        unsafe { kill(getpid(), 9) };
+        0
+    };
+    let h = Builder::new().name("suicidal").spawn(own, ()).unwrap();
+    let e = h.join().unwrap_err();
+    assert!(matches!(&e, JoinError::Quarantined { name, .. } if name == "suicidal"), "{e}");
+    assert_eq!(spawn(|n: u32| n, 3).join().unwrap(), 3);
+}
+
 #[peregrine::test(nodes = 2, kill_every_ms = 12, image_interval_ms = 30, least_kills = 10, timeout_s = 300)]
 fn what_was_first_used_after_the_image_is_free_again_after_a_rollback() {
     // New channels, ends and threads all the time: a node is killed while it holds locks of entries that no image knows.

@@ -34,8 +34,8 @@ pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 pub use record::{Access, Backing, Entry, Mapping, Place};
 pub use sizes::{ArenaError, Sizes};
 pub use space::{
-    AddressSpace, CreateError, Entries, FaultError, Filled, ForkError, MapError, ProtectError, Recovered,
-    SPACE_END, Stopped, UnmapError,
+    AddressSpace, CreateError, Entries, FaultError, Filled, ForkError, MapAdmitError, MapError, ProtectError,
+    Recovered, SPACE_END, Stopped, UnmapError,
 };
 pub use spaces::{Arena, Spaces};
 pub use step::{Hook, Step};

@@ -128,6 +128,15 @@ impl MemberSet {
         }
     }
 
+    /// Takes everybody away but `member`.
+    pub const fn keep_only(&mut self, member: MemberId) {
+        let stays = self.contains(member);
+        *self = Self::EMPTY;
+        if stays {
+            self.insert(member);
+        }
+    }
+
     /// The set as words, member 0 in the lowest bit of the first.
     pub const fn words(&self) -> &[u64; WORDS] {
         &self.0
@@ -145,13 +154,25 @@ impl MemberSet {
 
     /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+        let (mut i, mut any) = (0, 0);
+        while i < WORDS {
+            any |= self.0[i];
+            i += 1;
+        }
+        any == 0
     }
 
     /// The members in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = MemberId> + use<> {
-        let words = self.0;
-        (0..MAX_MEMBERS).map(MemberId::new).filter(move |m| Self(words).contains(*m))
+        self.0.into_iter().enumerate().flat_map(|(i, mut word)| {
+            core::iter::from_fn(move || {
+                let bit = word.trailing_zeros() as usize;
+                (word != 0).then(|| {
+                    word &= word - 1;
+                    MemberId::new(i * 64 + bit)
+                })
+            })
+        })
     }
 }
 

@@ -74,6 +74,11 @@ pub trait Mmu {
     /// Pages that a fault on a [`Home`](crate::Backing::Home) record fills at once, at most: a power of two.
     const BLOCK_PAGES: usize = 1;
 
+    /// The same for the fault at hand: a power of two, at most [`BLOCK_PAGES`](Self::BLOCK_PAGES).
+    fn block_pages(&self) -> usize {
+        Self::BLOCK_PAGES
+    }
+
     /// Shows `contents` with at most `rights` in `member`'s own view; for [`Contents::Frame`] the range is one page, for
     /// [`Contents::Home`] all of it is home and of one mapping. The pages' lock is held. An entry that is there already is replaced.
     ///
@@ -147,6 +152,10 @@ pub trait Frames {
 impl<T: Mmu> Mmu for &T {
     type Error = T::Error;
     const BLOCK_PAGES: usize = T::BLOCK_PAGES;
+
+    fn block_pages(&self) -> usize {
+        T::block_pages(self)
+    }
 
     fn fill(
         &self,

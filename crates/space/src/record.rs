@@ -190,6 +190,11 @@ impl Value {
         }
     }
 
+    #[must_use]
+    pub(crate) const fn with_region(self, region: u32) -> Self {
+        Self(self.0 & !(REGION_MASK << REGION_SHIFT) | (region as u64 + 1) << REGION_SHIFT)
+    }
+
     pub(crate) const fn frame(self) -> Option<FrameId> {
         if self.0 & FRAMED != 0 { Some(FrameId::new((self.0 >> 32) as u32)) } else { None }
     }

@@ -62,10 +62,8 @@ fn conflicts(cores: usize, page_of: impl Fn(usize) -> usize, tables: Tables) -> 
         }
         for (name, step) in CYCLE {
             take();
-            for _ in 0..1 {
-                for (core, m) in members.iter_mut().enumerate() {
-                    as_core(core as u32, || step(space, m, page_of(core)));
-                }
+            for (core, m) in members.iter_mut().enumerate() {
+                as_core(core as u32, || step(space, m, page_of(core)));
             }
             found.push((*name, shared_lines(&take()).len()));
         }

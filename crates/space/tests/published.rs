@@ -4,10 +4,12 @@
 //! freed under a reader (`loom_radix`).
 
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
+use peregrine_space::refcache::{Block, Counted, Epoch, Handle, Object, ObjectId, Refcache};
 use peregrine_space::{
-    AddressSpace, Backing, Change, Contents, FrameId, Frames, Mapping, Member, MemberId, MemberSet, Mmu,
-    PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
+    AddressSpace, Backing, Change, Contents, FrameId, Frames, Generation, Mapping, Member, MemberId,
+    MemberSet, Mmu, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
 };
+use std::cell::Cell;
 
 const SIZES: Sizes = Sizes { members: 3, spaces: 1, nodes: 2000, regions: 4, frames: 2 };
 const PAGE: VirtAddr = VirtAddr::new(0x10_0000);
@@ -216,4 +218,65 @@ fn rapid_mapping_and_unmapping_does_not_free_and_make_a_node_each_time() {
         assert!(made <= 5, "a path of nodes is made once and revived: {made} made");
         assert_eq!(most, 6);
     });
+}
+
+/// One counted object. While it is looked up, another member may do something: the moment between a sum's reading of the
+/// caches and its reading of the object.
+struct Disturbed<'a> {
+    object: Object,
+    next: Cell<Option<&'a dyn Fn(&Object)>>,
+}
+
+impl Counted for Disturbed<'_> {
+    fn object(&self, _: ObjectId) -> &Object {
+        if let Some(disturb) = self.next.take() {
+            disturb(&self.object);
+        }
+        &self.object
+    }
+}
+
+struct Quiet<'a>(&'a Object);
+
+impl Counted for Quiet<'_> {
+    fn object(&self, _: ObjectId) -> &Object {
+        self.0
+    }
+}
+
+#[test]
+fn a_sum_that_was_disturbed_is_made_again_where_the_released_code_only_skips_the_rest_of_one_member() {
+    const X: ObjectId = ObjectId(0);
+    let epoch = Epoch::new();
+    let blocks = [Block::new(), Block::new(), Block::new()];
+    let refcache = Refcache::new(&epoch, &blocks);
+    // Counted once in the object, and once in the cache of `two`, who flushes that in the middle of the sum.
+    let count_twice = |sum: &dyn Fn(&Disturbed<'_>, &Cell<u32>) -> i64| {
+        let two = Handle::new(MemberId::new(2), Generation::default());
+        let changes = Cell::new(0);
+        let flush = |object: &Object| {
+            refcache.leave(&two, &Quiet(object));
+            changes.set(changes.get() + 1);
+        };
+        let shared = Disturbed { object: Object::new(1), next: Cell::new(None) };
+        refcache.add(&two, &Quiet(&shared.object), X, 1);
+        assert_eq!(refcache.held_back(two.id(), X), 1);
+        shared.next.set(Some(&flush));
+        sum(&shared, &changes)
+    };
+    // Sees that a cache has changed since it was read, and goes on with the next one: `continue` in the inner loop.
+    let published = |shared: &Disturbed<'_>, changes: &Cell<u32>| {
+        let members = (0..3).map(MemberId::new);
+        let read: Vec<_> = members.map(|m| (changes.get(), refcache.held_back(m, X))).collect();
+        let mut sum = i64::from(shared.object(X).global());
+        for (version, delta) in &read {
+            sum += i64::from(*delta);
+            if *version != changes.get() {
+                continue;
+            }
+        }
+        sum
+    };
+    assert_eq!(count_twice(&published), 3, "the reference under way is counted twice");
+    assert_eq!(count_twice(&|shared, _| refcache.sum(shared, X)), 2);
 }

@@ -117,6 +117,16 @@ pub fn set_mask(mask: u64) -> u64 {
     old
 }
 
+/// Blocks the signals of `mask` besides those that are; returns the old set.
+pub fn block(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: as in `set_mask`. SIG_BLOCK is 0.
+    unsafe {
+        syscall6(k::__NR_rt_sigprocmask, 0, &raw const mask as usize, &raw mut old as usize, 8, 0, 0);
+    }
+    old
+}
+
 /// The bit of `signo` in a mask.
 pub const fn bit(signo: Signo) -> u64 {
     1 << (signo - 1)
@@ -195,7 +205,7 @@ pub fn interrupt_thread(tid: i32) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+    use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU32, Ordering};
     use std::{thread, time::Duration};
 
     /// The alternate stack that std gives a thread holds two frames of this kernel's size and no third.
@@ -223,7 +233,7 @@ mod tests {
     #[test]
     fn an_interruption_ends_a_wait() {
         let tid = AtomicI32::new(0);
-        let word = core::sync::atomic::AtomicU32::new(0);
+        let word = AtomicU32::new(0);
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {

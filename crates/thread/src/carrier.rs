@@ -23,6 +23,20 @@ pub const NONE: u32 = u32::MAX;
 /// may interrupt any access, so what both touch is atomic.
 #[repr(C)]
 pub struct Carrier {
+    // What is seldom used comes first, so that what a switch writes has another place in its page than what it reads right after in
+    // other tables (the World's and `Local` begin with such words): the processor would wait to see that they differ.
+    /// What interposed libc functions call to reach the scheduler.
+    pub hooks: Hooks,
+    /// Room for the crate that schedules.
+    pub user: [usize; 8],
+    /// Range of the vDSO: code at an address that differs between processes.
+    pub vdso: (usize, usize),
+    /// Code of shared libraries, unused entries empty: see `preempt`.
+    pub libraries: [(usize, usize); crate::preempt::MOST_LIBRARIES],
+    /// How often in a row an interruption inside a library was put off.
+    pub put_off: u32,
+    /// Called on the thread's stack when a signal, or the end of a runtime section, finds something pending.
+    pub on_preempt: fn(u32),
     /// How many nested sections of the runtime the running code is in; the scheduler itself counts as one.
     pub depth: AtomicU32,
     /// Why the runtime should take a look as soon as it may: bits of [`Pending`].
@@ -39,24 +53,14 @@ pub struct Carrier {
     pub wide_compare: bool,
     /// Granules of the statics window that may differ from the template, when it has no owner or just lost it.
     pub window_written: u64,
+    /// Header of the running thread, while one runs.
+    pub header: *mut crate::slot::SlotHeader,
     /// Saved stack pointer of the scheduler.
     pub scheduler_sp: usize,
     /// The process's own thread pointer.
     pub process_fs: usize,
-    /// Range of the vDSO: code at an address that differs between processes.
-    pub vdso: (usize, usize),
-    /// Code of shared libraries, unused entries empty: see `preempt`.
-    pub libraries: [(usize, usize); crate::preempt::MOST_LIBRARIES],
-    /// How often in a row an interruption inside a library was put off.
-    pub put_off: u32,
     /// Which pages of the window need no look.
     pub seals: crate::seal::Seals,
-    /// Called on the thread's stack when a signal, or the end of a runtime section, finds something pending.
-    pub on_preempt: fn(u32),
-    /// What interposed libc functions call to reach the scheduler.
-    pub hooks: Hooks,
-    /// Room for the crate that schedules.
-    pub user: [usize; 8],
 }
 
 /// Calls from interposed libc functions into whoever schedules. Each runs in ordinary thread context.
@@ -150,6 +154,11 @@ fn act_on_pending() {
             let c = carrier();
             let why = c.pending.load(Ordering::Relaxed);
             if why == 0 || c.depth.load(Ordering::Relaxed) != 0 {
+                return;
+            }
+            // A handler on the alternate stack, which is the node's, may come through here too: whoever is suspended there is lost.
+            let stack = (&raw const why) as usize;
+            if !crate::window::holds(c.current.load(Ordering::Relaxed), stack) {
                 return;
             }
             c.depth.store(1, Ordering::Relaxed);

@@ -44,15 +44,24 @@ pub const fn slot_index_of(addr: usize) -> Option<u32> {
     if off < SLOTS_BYTES { Some((off / SLOT_BYTES) as u32) } else { None }
 }
 
-/// Where in its slot thread `index` keeps its header, and everything after it: a page and a line of its own colour.
+/// Room at the start of a slot for the stack that ends at its header. The odd half puts the header into the middle of what one
+/// table of pages maps, so that all that is near it is found through that table.
+const STACK_ROOM: usize = NEAR_STACK_BYTES + (2 << 20) + (640 << 10);
+/// The largest stack that lies right below its slot's header.
+pub const NEAR_STACK_BYTES: usize = 8 << 20;
+
+/// Where in its slot thread `index` keeps its header: at a table of pages, a page and a line of its own colour.
 ///
 /// Slots are a power of two apart, so without colours all headers, all TLS blocks and all stack tops would compete for
-/// the same few sets of the caches and of the TLB: with 1,000 threads that cost more than the switch itself.
+/// the same few sets of the caches and of the TLB, and their tables of pages for the same few entries of what the processor
+/// remembers of such tables: with 1,000 threads that cost more than the switch itself.
 #[inline(always)]
-pub const fn colour_bytes(index: u32) -> usize {
+pub const fn header_offset(index: u32) -> usize {
     let i = index as usize;
-    // 256 pages, and 8 places of two lines within the page: header and thread control block stay on one page.
-    (i % 256) * 4096 + (i / 256 + i) % 8 * 128
+    // 32 tables, 256 pages, and 8 places of two lines in the middle of the page: the top of the stack, the header and the
+    // thread control block are on one page. Neighbours are three places apart: with one, a switch reads the header of one where
+    // it has just written the stack of the other but for the page, and the processor waits to see that they differ (4 ns).
+    STACK_ROOM + (i % 32) * (2 << 20) + (i % 256) * 4096 + 1024 + (i * 3 % 8) * 128
 }
 
 /// First address of slot `index`.

@@ -15,7 +15,7 @@
 //!
 //! In the middle of a shared library it is put off for a few signals: the library's data are the process's, and a thread that
 //! is carried away between, say, `posix_spawn`'s mapping of a stack and its use would find no stack on the other node, or
-//! leave a lock behind. A system call that waits may be suspended at once; code that stays in a library for long, such as one
+//! leave a lock behind. (`dl_iterate_phdr`, which calls back with a lock held, is interposed.) A system call that waits may be suspended at once; code that stays in a library for long, such as one
 //! large copy, is suspended after all. (In a static executable libc's data are the thread's, and nothing is put off.)
 //!
 //! *Trap code*: allocates nothing, takes no lock, panics never (S3).

@@ -2,19 +2,24 @@
 //!
 //! ```text
 //!  slot_base                                                                         slot_base + SLOT_BYTES
+//!  │ colour │ guard │ stack ↓ │ header │ TLS + TCB + dtv │ statics copy │ heap ↑ …                   │
+//!                   ▲         ▲                                         ▲
+//!              stack_low  stack_high                                heap_base
+//!
+//!  the same with a stack of more than NEAR_STACK_BYTES
 //!  │ colour │ header │ TLS + TCB + dtv │ statics copy │ guard │ stack ↓ │ guard │ heap ↑ …           │
-//!                                                             ▲         ▲       ▲
-//!                                                      stack_low   stack_high  heap_base
 //! ```
 //!
-//! The colour is unused: it keeps the same parts of different slots out of each other's cache and TLB sets.
+//! The colour is unused: it keeps the same parts of different slots out of each other's cache and TLB sets. What a switch
+//! touches, the top of the stack, the header and the thread control block, is on one page: where pages are nested, as in a virtual
+//! machine, looking up a page costs more than a switch.
 //!
 //! Guards are markers in the node's page table (`MADV_GUARD_INSTALL`; one big mapping is never split), or pages
 //! without access where the kernel has no markers. Markers belong to a page table, so each node installs them
 //! before a slot's thread first runs there.
 
 use crate::heap::SlotHeap;
-use crate::layout::{SLOT_BYTES, colour_bytes, slot_base};
+use crate::layout::{NEAR_STACK_BYTES, SLOT_BYTES, header_offset, slot_base};
 use crate::stack_kind::is_windowed;
 use crate::template::{TemplateHeader, template};
 use peregrine_base::{PageRange, VirtAddr};
@@ -87,7 +92,7 @@ impl SlotHeader {
             // SAFETY: windowed threads exist only in a World, which has a template.
             return unsafe { template() }.windows.header_of(index) as *mut SlotHeader;
         }
-        (slot_base(index) + colour_bytes(index)) as *mut SlotHeader
+        (slot_base(index) + header_offset(index)) as *mut SlotHeader
     }
 
     /// Lays out an empty slot: header, TLS, heap bounds, and a first frame that enters `start`.
@@ -101,17 +106,22 @@ impl SlotHeader {
         }
         let base = slot_base(index);
         // The thread pointer keeps its alignment to what the program's thread-locals ask for.
-        let earliest = (Self::of(index) as usize + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
+        let header = Self::of(index) as usize;
+        let earliest = (header + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
         let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & (t.tls_align - 1)) - t.tls_len;
         let statics = (tls + t.tls_area_len()).next_multiple_of(64);
-        let stack_low = (statics + t.statics_len).next_multiple_of(4096) + GUARD_BYTES;
-        let stack_high = stack_low + stack_bytes;
-        let heap_base = stack_high + GUARD_BYTES;
+        let end = (statics + t.statics_len).next_multiple_of(4096);
+        let (stack_low, stack_high, heap_base) = if stack_bytes <= NEAR_STACK_BYTES {
+            // A whole number of pages, and the part of the header's page that is below it.
+            ((header - stack_bytes) & !4095, header, end)
+        } else {
+            let low = end + GUARD_BYTES;
+            (low, low + stack_bytes, low + stack_bytes + GUARD_BYTES)
+        };
         // SAFETY: all addresses lie in the slot, which the caller owns.
         unsafe {
             let fs_base = crate::tls::build(t, tls, index);
-            // The same colour for the line that a stack begins with.
-            let saved_sp = crate::arch::first_frame(stack_high - 64 - colour_bytes(index) % 4096, start);
+            let saved_sp = crate::arch::first_frame(stack_high - 64, start);
             Self::of(index).write(SlotHeader {
                 index,
                 statics_written: 0,
@@ -158,6 +168,12 @@ impl SlotHeader {
         }
     }
 
+    /// Where the guards of this slot begin: one below the stack, and one above it if the heap follows there.
+    fn guards(&self) -> [Option<usize>; 2] {
+        let near = self.stack_low < Self::of(self.index) as usize;
+        [Some(self.stack_low - GUARD_BYTES), (!near).then_some(self.stack_high)]
+    }
+
     /// Installs the guards of this slot in the calling process's page table.
     ///
     /// # Errors
@@ -166,7 +182,7 @@ impl SlotHeader {
     /// # Safety
     /// The slot is prepared, its thread does not run, and none of its pages is write-protected by a userfaultfd.
     pub unsafe fn install_guards(&self) -> Result<(), Errno> {
-        for low in [self.stack_low - GUARD_BYTES, self.stack_high] {
+        for low in self.guards().into_iter().flatten() {
             // SAFETY: guard ranges hold nothing, and are not write-protected (the caller).
             unsafe { guard::install(PageRange::covering(VirtAddr::new(low), GUARD_BYTES))? };
         }
@@ -194,8 +210,7 @@ impl SlotHeader {
 
     /// Whether `addr` lies in a guard of this slot.
     pub fn is_guard(&self, addr: usize) -> bool {
-        (self.stack_low - GUARD_BYTES..self.stack_low).contains(&addr)
-            || (self.stack_high..self.stack_high + GUARD_BYTES).contains(&addr)
+        self.guards().into_iter().flatten().any(|low| (low..low + GUARD_BYTES).contains(&addr))
     }
 
     /// The extents of slot `index`, whose thread may be starting, running or ending on another node at this moment: `None` if
@@ -203,6 +218,7 @@ impl SlotHeader {
     pub fn extents_of_foreign(index: u32, live_only: bool) -> Option<[(usize, usize); 3]> {
         let (base, end) = (slot_base(index), slot_base(index) + SLOT_BYTES);
         let h = Self::of(index);
+        let header = h as usize;
         // SAFETY: plain words of mapped memory, each checked before it is used.
         let (own, low, high, heap, water, sp) = unsafe {
             (
@@ -214,25 +230,26 @@ impl SlotHeader {
                 (&raw const (*h).saved_sp).read_volatile(),
             )
         };
-        let sound = own == index
-            && base + GUARD_BYTES < low
-            && low < high
-            && high.saturating_add(GUARD_BYTES) == heap
-            && heap <= water
-            && water <= end;
-        sound.then(|| Self::parts(h as usize & !4095, low, high, heap, water, sp, live_only))
+        let placed = if low < header {
+            base + GUARD_BYTES <= low && high == header && header < heap
+        } else {
+            header + GUARD_BYTES < low && high.saturating_add(GUARD_BYTES) == heap
+        };
+        let sound = own == index && placed && low < high && heap <= water && water <= end;
+        sound.then(|| Self::parts(header, low, high, heap, water, sp, live_only))
     }
 
-    /// The parts of the slot that hold anything: header to dtv, stack, used heap. Whole pages, `(start, end)`.
+    /// The parts of the slot that hold anything, in the order of their addresses: stack to statics copy, or one after the other
+    /// if the stack lies apart, and used heap last. Whole pages, `(start, end)`.
     /// With `live_only` the stack begins at its saved pointer; below it nothing survives a resume.
     pub fn extents(&self, live_only: bool) -> [(usize, usize); 3] {
         let (low, high, heap, water) =
             (self.stack_low, self.stack_high, self.heap_base, self.heap.high_water());
-        Self::parts(Self::of(self.index) as usize & !4095, low, high, heap, water, self.saved_sp, live_only)
+        Self::parts(Self::of(self.index) as usize, low, high, heap, water, self.saved_sp, live_only)
     }
 
     fn parts(
-        base: usize,
+        header: usize,
         low: usize,
         high: usize,
         heap: usize,
@@ -246,6 +263,11 @@ impl SlotHeader {
         } else {
             low
         };
-        [(base, low - GUARD_BYTES), (live, high), (heap, water.next_multiple_of(4096))]
+        let heap_end = water.next_multiple_of(4096);
+        if low < header {
+            // Stack and header share a page.
+            return [(live, heap), (heap, heap), (heap, heap_end)];
+        }
+        [(header & !4095, low - GUARD_BYTES), (live, high), (heap, heap_end)]
     }
 }

@@ -76,16 +76,34 @@ pub unsafe fn save(c: &mut Carrier, t: &TemplateHeader) {
 /// Puts the statics of the thread in `slot` into the window, saving the last owner's.
 ///
 /// # Safety
-/// As [`save`]; the caller runs no code that uses statics until the thread is switched to.
-#[inline]
-pub unsafe fn bring(c: &mut Carrier, t: &TemplateHeader, index: u32) {
+/// As [`save`]; the caller runs no code that uses statics until the thread is switched to. `slot` is the header of thread `index`.
+#[inline(always)]
+pub unsafe fn bring(c: &mut Carrier, t: &TemplateHeader, index: u32, slot: *mut SlotHeader) {
     if c.window_owner.load(Ordering::Relaxed) == index {
         return;
     }
     // SAFETY: as the caller promised.
     unsafe {
+        if c.seals.open().0 == 0 && (*slot).statics_written == 0 {
+            // Every unit is sealed, and was when the owner came, for only `save` seals: it has written nothing, owned nothing,
+            // and the newcomer owns nothing.
+            c.window_written = 0;
+            c.window_owner.store(index, Ordering::Relaxed);
+        } else {
+            replace(c, t, index, slot);
+        }
+    }
+}
+
+/// As [`bring`], whatever is written and open.
+///
+/// # Safety
+/// As [`bring`].
+#[inline(never)]
+unsafe fn replace(c: &mut Carrier, t: &TemplateHeader, index: u32, slot: *mut SlotHeader) {
+    // SAFETY: as the caller promised.
+    unsafe {
         save(c, t);
-        let slot = SlotHeader::of(index);
         let (there, own) = (c.window_written, (*slot).statics_written);
         if there | own != 0 {
             if (there | own) & c.seals.sealed_granules != 0 {

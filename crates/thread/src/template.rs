@@ -182,28 +182,28 @@ pub unsafe fn set_windows(windows: crate::window::Windows) {
 }
 
 #[repr(C)]
-struct DlPhdrInfo {
-    addr: usize,
-    name: *const c_char,
-    phdr: *const Phdr,
-    phnum: u16,
-    adds: u64,
-    subs: u64,
-    tls_modid: usize,
-    tls_data: *const c_void,
+pub(crate) struct DlPhdrInfo {
+    pub(crate) addr: usize,
+    pub(crate) name: *const c_char,
+    pub(crate) phdr: *const Phdr,
+    pub(crate) phnum: u16,
+    pub(crate) adds: u64,
+    pub(crate) subs: u64,
+    pub(crate) tls_modid: usize,
+    pub(crate) tls_data: *const c_void,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Phdr {
-    kind: u32,
-    flags: u32,
-    offset: u64,
-    vaddr: usize,
-    paddr: usize,
-    filesz: u64,
-    memsz: usize,
-    align: u64,
+pub(crate) struct Phdr {
+    pub(crate) kind: u32,
+    pub(crate) flags: u32,
+    pub(crate) offset: u64,
+    pub(crate) vaddr: usize,
+    pub(crate) paddr: usize,
+    pub(crate) filesz: u64,
+    pub(crate) memsz: usize,
+    pub(crate) align: u64,
 }
 
 unsafe extern "C" {

@@ -48,8 +48,9 @@ pub unsafe fn build_for(t: &TemplateHeader, area: usize, home: usize, index: u32
             (tp.wrapping_add(away + 8) as *mut usize).write(dtv + 16);
         }
         (tp.wrapping_add(away + t.tid_offset) as *mut u32).write(TID_BASE + index);
-        if t.rseq_offset != isize::MIN && t.rseq_offset > 0 && (t.rseq_offset as usize) + 32 <= t.pthread_len
-        {
+        // In the control block, or, of a newer libc, among the thread-locals below it.
+        let inside = -(t.tls_len as isize)..=t.pthread_len as isize - 32;
+        if t.rseq_offset != isize::MIN && inside.contains(&t.rseq_offset) {
             // cpu_id_start and cpu_id: "registration failed", so libc asks the kernel which CPU this is.
             let area = tp.wrapping_add(away).wrapping_add_signed(t.rseq_offset) as *mut u32;
             area.write(0);

@@ -10,12 +10,12 @@
 //!
 //! The trap repeats the access, so nothing of the allocating code's state has to be changed.
 
-use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering};
 use peregrine_vm::{
     Capabilities, Decision, Inline, Mapping, Mechanism, PageCount, PageRange, Protection, Region, Trap,
     VirtAddr, Volatile,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const RESERVED: PageCount = PageCount::new(32 * 1024);
 const STEP: PageCount = PageCount::new(64);

@@ -1,5 +1,8 @@
 //! The forms for runtimes: a tracker that is two descriptors, and guards in memory that somebody else lays out.
 
+#[macro_use]
+mod common;
+
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, SIGSEGV};
 use peregrine_vm::dirty::{DirtyRun, RawTracker, RawTrackerRef};
@@ -7,12 +10,6 @@ use peregrine_vm::{Capabilities, Capability, Mapping, PAGE_SIZE, PageCount, Page
 use std::ffi::c_void;
 use std::os::fd::AsFd;
 use testkit::{Outcome, Rng, skip};
-
-macro_rules! need {
-    ($caps:expr, $($what:ident),*) => {
-        $(if let Err(lack) = $caps.require(Capability::$what) { skip!("{lack}") })*
-    };
-}
 
 fn written(memory: &Mapping, runs: &[DirtyRun]) -> Vec<usize> {
     let start = memory.range().start().as_usize();

@@ -1,6 +1,10 @@
 //! Trap code allocates nothing: the allocator aborts the process while traps of every mechanism are served.
 
-use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering};
+mod common;
+
+use common::{noting, unprotect};
+use peregrine_base::sync::{AtomicBool, Ordering};
+use peregrine_vm::region::Builder;
 use peregrine_vm::{
     AltStack, Capabilities, Decision, DirtyMechanism, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount,
     Protection, Region, Tracker, Trap,
@@ -63,22 +67,10 @@ fn serving_a_trap_allocates_nothing() -> Outcome {
     let _stack = AltStack::install(64 << 10).unwrap();
     for mechanism in Mechanism::ALL {
         let memory = Arc::new(Mapping::memfd(PageCount::new(PAGES)).unwrap());
-        let traps = Arc::new(AtomicUsize::new(0));
-        let counted = traps.clone();
-        let handler = move |trap: &Trap<'_>| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            trap.unprotect()
-        };
         let guard = mechanism == Mechanism::Guard;
-        let builder =
-            Region::builder(memory.clone()).traps_writes(!guard).traps_reads(guard).force(mechanism);
-        let builder = match mechanism.is_inline() {
-            // SAFETY: an atomic and a system call.
-            true => builder.inline(unsafe { Inline::new(handler) }),
-            false => builder.pager(handler),
-        };
-        let region = match builder.build(&caps) {
-            Ok(region) => region,
+        let shape = |b: Builder| b.traps_writes(!guard).traps_reads(guard);
+        let (region, seen) = match noting(&memory, mechanism, &caps, shape, unprotect) {
+            Ok(made) => made,
             Err(why) => {
                 println!("not tried: {why}");
                 continue;
@@ -92,7 +84,7 @@ fn serving_a_trap_allocates_nothing() -> Outcome {
                 memory.bytes().store_u64(page * PAGE_SIZE, 1).unwrap();
             }
         });
-        assert_eq!(traps.load(Ordering::SeqCst), PAGES, "{mechanism}");
+        assert_eq!(seen.traps(), PAGES, "{mechanism}");
     }
     Outcome::Passed
 }

@@ -1,5 +1,9 @@
 //! Traps, protection and fills as a descriptor alone: served in a signal handler, on a thread, and by another process.
 
+#[macro_use]
+mod common;
+
+use common::page;
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::io;
 use peregrine_sys::other::Pidfd;
@@ -9,24 +13,14 @@ use peregrine_vm::region::{Answered, RawRegion, RawRegionRef, RawTraps};
 use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::trap::{Cause, Fault, Registration, RemoteFault, RemotePager, SignalHandler};
 use peregrine_vm::{
-    Access, Capabilities, Capability, Decision, Mapping, PAGE_SIZE, PageCount, PageRange, Protection, guard,
+    Access, Capabilities, Capability, Decision, Mapping, PAGE_SIZE, PageCount, Protection, guard,
 };
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use testkit::{Outcome, skip};
 
-macro_rules! need {
-    ($caps:expr, $($what:ident),*) => {
-        $(if let Err(lack) = $caps.require(Capability::$what) { skip!("{lack}") })*
-    };
-}
-
 const PAGES: usize = 64;
-
-fn page_at(memory: &Mapping, n: usize) -> PageRange {
-    memory.pages(n, 1).unwrap()
-}
 
 fn index_of(memory: &Mapping, fault: RemoteFault) -> usize {
     (fault.address.as_usize() - memory.range().start().as_usize()) / PAGE_SIZE
@@ -117,7 +111,7 @@ fn another_process_answers_writes_to_protected_pages_and_those_of_system_calls()
                 assert_eq!((fault.access, fault.cause), (Access::Write, Cause::WriteProtected));
                 let i = index_of(&memory, fault);
                 seen[i] += 1;
-                region.unprotect(page_at(&memory, i)).unwrap();
+                region.unprotect(page(&memory, i)).unwrap();
             },
         );
         assert!(seen.iter().all(|n| *n == 1), "each page trapped once: {seen:?}");
@@ -153,27 +147,27 @@ fn another_process_fills_absent_pages_by_copy_zeros_and_from_the_memfd() -> Outc
         },
         |region, fault| {
             let i = index_of(&memory, fault);
-            let page = page_at(&memory, i);
+            let touched = page(&memory, i);
             match fault.cause {
                 Cause::Minor => {
                     assert_eq!(i % 3, 0);
                     // SAFETY: absent pages of the child's, which waits for them.
-                    unsafe { region.fill_continue(page, Protection::Read).unwrap() };
+                    unsafe { region.fill_continue(touched, Protection::Read).unwrap() };
                 }
                 Cause::Missing if i % 3 == 1 => {
                     let mut bytes = [0u64; PAGE_SIZE / 8];
                     bytes[0] = contents(i);
                     // SAFETY: as above; the source is a page long.
                     let filled =
-                        unsafe { region.fill_copy(page, bytes.as_ptr().cast(), Protection::ReadWrite) };
+                        unsafe { region.fill_copy(touched, bytes.as_ptr().cast(), Protection::ReadWrite) };
                     assert_eq!(filled, Ok(PageCount::new(1)));
                 }
                 // SAFETY: as above.
-                Cause::Missing => unsafe { region.fill_zero(page).map(drop).unwrap() },
+                Cause::Missing => unsafe { region.fill_zero(touched).map(drop).unwrap() },
                 _ => {
                     assert_eq!(i % 3, 0, "the others arrived writable");
                     writes += 1;
-                    region.unprotect(page).unwrap();
+                    region.unprotect(touched).unwrap();
                 }
             }
         },
@@ -250,7 +244,7 @@ fn a_signal_handler_maps_pages_of_the_memfd_in_blocks_and_lifts_protection() -> 
     }
     assert_eq!(blocks.traps.swap(0, Ordering::SeqCst), PAGES / 16, "one trap a block");
     // One page is there and protected, its neighbours are absent: the block opens all of them.
-    let one = page_at(&memory, 20);
+    let one = page(&memory, 20);
     memory.evict(memory.pages(16, 4).unwrap()).unwrap();
     blocks.region.by_ref().protect(one).unwrap();
     memory.bytes().store_u64(20 * PAGE_SIZE, 77).unwrap();
@@ -286,16 +280,16 @@ fn guards_are_not_reported_as_written_and_a_look_changes_nothing() -> Outcome {
     memory.bytes().store_u8(2 * PAGE_SIZE, 1).unwrap();
     for _ in 0..2 {
         let seen = tracker.peek_unguarded_into(memory.range(), &mut found).unwrap();
-        assert_eq!((seen.runs, found[0].range()), (1, page_at(&memory, 2)));
+        assert_eq!((seen.runs, found[0].range()), (1, page(&memory, 2)));
     }
     let taken = tracker.take_unguarded_into(memory.range(), &mut found).unwrap();
-    assert_eq!((taken.runs, found[0].range(), taken.rest.is_empty()), (1, page_at(&memory, 2), true));
+    assert_eq!((taken.runs, found[0].range(), taken.rest.is_empty()), (1, page(&memory, 2), true));
     assert_eq!(tracker.take_unguarded_into(memory.range(), &mut found).unwrap().runs, 0);
     // Dropped from the page table after it was written, as reclaim would: still found.
     memory.bytes().store_u8(3 * PAGE_SIZE, 1).unwrap();
-    memory.evict(page_at(&memory, 3)).unwrap();
+    memory.evict(page(&memory, 3)).unwrap();
     let taken = tracker.take_unguarded_into(memory.range(), &mut found).unwrap();
-    assert_eq!((taken.runs, found[0].range()), (1, page_at(&memory, 3)));
+    assert_eq!((taken.runs, found[0].range()), (1, page(&memory, 3)));
     // SAFETY: the test's own pages.
     unsafe { guard::remove_markers(memory.range()).unwrap() };
     assert_eq!(memory.bytes().load_u8(5 * PAGE_SIZE), Ok(0));

@@ -4,10 +4,12 @@
 //! The allocator's free list runs through the blocks themselves, so it reads and writes trapping pages under its lock. Were
 //! anything on the way of a trap to allocate, it would wait for that lock for ever, and the test be killed.
 
+mod common;
+
+use common::{noting, unprotect};
 use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering, spin_loop};
 use peregrine_vm::{
-    AltStack, Capabilities, DirtyMechanism, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection,
-    Region, Tracker, Trap,
+    AltStack, Capabilities, DirtyMechanism, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection, Tracker,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
@@ -139,20 +141,8 @@ fn an_allocator_may_trap_while_it_holds_its_lock() -> Outcome {
     let memory = Arc::new(Mapping::memfd(PageCount::new(PAGES)).unwrap());
     ARENA.give(&memory);
     for mechanism in [Mechanism::Sigbus, Mechanism::Pager, Mechanism::Mprotect] {
-        let traps = Arc::new(AtomicUsize::new(0));
-        let counted = traps.clone();
-        let handler = move |trap: &Trap<'_>| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            trap.unprotect()
-        };
-        let builder = Region::builder(memory.clone()).force(mechanism);
-        let builder = match mechanism.is_inline() {
-            // SAFETY: an atomic and a system call.
-            true => builder.inline(unsafe { Inline::new(handler) }),
-            false => builder.pager(handler),
-        };
-        let region = match builder.build(&caps) {
-            Ok(region) => region,
+        let (region, seen) = match noting(&memory, mechanism, &caps, |b| b, unprotect) {
+            Ok(made) => made,
             Err(why) => {
                 println!("not tried: {why}");
                 continue;
@@ -160,7 +150,7 @@ fn an_allocator_may_trap_while_it_holds_its_lock() -> Outcome {
         };
         let all = [region.range()];
         churn(7, &|| region.protect(&all, Protection::Read).unwrap());
-        assert!(traps.load(Ordering::SeqCst) > 100, "{mechanism}: {traps:?}");
+        assert!(seen.traps() > 100, "{mechanism}: {}", seen.traps());
     }
     Outcome::Passed
 }

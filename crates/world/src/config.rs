@@ -14,7 +14,8 @@ pub struct Config {
     pub image_interval: Option<Duration>,
     /// Time slice of a thread. `PEREGRINE_SLICE` in microseconds; default 2 ms.
     pub slice: Duration,
-    /// How long an idle node looks for work before it sleeps; on a single processor it sleeps at once.
+    /// The longest that an idle node looks for work before it sleeps. `PEREGRINE_SPIN` in microseconds, 0 for never; default
+    /// 50 us. It looks only while that has lately paid, and sleeps at once where there are more nodes than processors.
     pub spin: Duration,
     /// World memory that threads may use, in bytes. `PEREGRINE_MEMORY` in MiB; default 3/8 of what is available, for an image
     /// in memory doubles it.
@@ -77,7 +78,7 @@ impl Default for Config {
             nodes: cores.clamp(1, crate::control::MAX_NODES as u32),
             image_interval: Some(Duration::from_millis(20)),
             slice: Duration::from_millis(2),
-            spin: Duration::from_micros(20),
+            spin: Duration::from_micros(50),
             memory_bytes: available_memory() / 8 * 3,
             store: None,
             store_interval: Duration::from_millis(200),
@@ -117,6 +118,11 @@ impl Config {
         }
         if let Some(us) = number("PEREGRINE_SLICE", "microseconds from 100 to 1000000", 100, 1_000_000)? {
             c.slice = Duration::from_micros(us);
+        }
+        if let Some(us) =
+            number("PEREGRINE_SPIN", "microseconds from 0 (sleep at once) to 1000000", 0, 1_000_000)?
+        {
+            c.spin = Duration::from_micros(us);
         }
         if let Some(mib) = number("PEREGRINE_MEMORY", "MiB of World memory, at least 16", 16, 1 << 30)? {
             c.memory_bytes = mib << 20;

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub fn yield_now() {
     in_thread(|_| {
         // SAFETY: in a section.
-        unsafe { sched::reschedule(Action::Requeue) }
+        unsafe { sched::yield_to_next() }
     });
 }
 

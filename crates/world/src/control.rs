@@ -123,7 +123,7 @@ pub struct World {
     pub packed: [AtomicU64; 2],
     /// Length of a time slice in ns.
     pub slice_ns: AtomicU64,
-    /// How long an idle node spins before it sleeps, in ns.
+    /// The longest that an idle node looks for work before it sleeps, in ns; see `sched::spin`.
     pub spin_ns: AtomicU64,
     /// Whether output is held for commits.
     pub hold_output: AtomicBool,

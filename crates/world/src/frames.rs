@@ -151,7 +151,8 @@ impl Frames {
             return crate::windows::punch_frames(number);
         }
         let then = pages(self.copy(), number);
-        // Pages that the copy has not were zero, or not there, when the image was taken.
+        // Pages that the copy has not were zero, or not there, when the image was taken; what grew since reads as zero when it
+        // grows again (S2).
         for offset in pages(world_file(), number).into_iter().filter(|o| then.binary_search(o).is_err()) {
             if memfd::punch_raw(world_file().as_raw_fd(), offset, PAGE as u64).is_err() {
                 write(world_file(), offset, &[0; PAGE]);
@@ -165,12 +166,6 @@ impl Frames {
                 write(world_file(), offset, &page);
                 moved.pages += 1;
             }
-        }
-        // What grew after the image reads as zero when it grows again (S2).
-        let copied = pages(self.copy(), number);
-        for offset in pages(world_file(), number).into_iter().filter(|o| copied.binary_search(o).is_err()) {
-            let _ = memfd::punch_raw(world_file().as_raw_fd(), offset, PAGE as u64);
-            moved.pages += 1;
         }
     }
 

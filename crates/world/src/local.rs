@@ -81,6 +81,8 @@ pub struct Local {
     pub flights: *mut crate::fresh::Flights,
     /// How many calls are under way.
     pub in_flight: u32,
+    /// How long this node looks for work before it sleeps.
+    pub spin: crate::sched::spin::Spin,
     queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,
     timers: usize,
     /// Who is in the windows of this node.
@@ -126,13 +128,17 @@ impl<T: Copy, const MOST: usize> Ring<T, MOST> {
 
     #[inline(always)]
     fn place(&mut self, i: usize) -> &mut T {
-        &mut self.places[(self.head + i) & self.mask]
+        debug_assert!(self.mask < MOST);
+        // SAFETY: `mask` is below `MOST`: `clear` and `make_room` alone set it.
+        unsafe { self.places.get_unchecked_mut((self.head + i) & self.mask) }
     }
 
     /// The entry `i` places behind the front; any valid value if there are fewer.
     #[inline(always)]
     pub fn peek(&self, i: usize) -> T {
-        self.places[(self.head + i) & self.mask]
+        debug_assert!(self.mask < MOST);
+        // SAFETY: as in `place`.
+        unsafe { *self.places.get_unchecked((self.head + i) & self.mask) }
     }
 
     /// The one at the front.
@@ -168,6 +174,18 @@ impl<T: Copy, const MOST: usize> Ring<T, MOST> {
         self.head = (self.head + 1) & self.mask;
         self.len -= 1;
         Some(entry)
+    }
+
+    /// Takes the one at the front away and puts `entry` at the end; there is one.
+    #[inline(always)]
+    pub fn rotate(&mut self, entry: T) {
+        debug_assert!(self.len != 0);
+        // The first place is free for it if the queue is as long as it may be.
+        debug_assert!(self.mask < MOST);
+        let (head, mask) = (self.head, self.mask);
+        // SAFETY: as in `place`.
+        unsafe { *self.places.get_unchecked_mut((head + self.len) & mask) = entry };
+        self.head = (head + 1) & mask;
     }
 
     /// Takes from the end.
@@ -255,6 +273,12 @@ impl Local {
     #[inline(always)]
     pub fn pop(&mut self) -> Option<u32> {
         self.queue.pop()
+    }
+
+    /// Takes the one at the front away and puts `slot` at the end; there is one.
+    #[inline(always)]
+    pub fn rotate(&mut self, slot: u32) {
+        self.queue.rotate(slot);
     }
 
     /// Takes from the end.

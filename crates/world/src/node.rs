@@ -39,6 +39,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             fast_fs,
             wide_compare: cpu_flag(1),
             window_written: u64::MAX,
+            header: core::ptr::null_mut(),
             scheduler_sp: 0,
             process_fs: cpu::thread_pointer(),
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
@@ -176,7 +177,7 @@ extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext)
                 slot_index_of(addr) == Some(current) && header.is_guard(addr)
             };
             if overflow {
-                line.text("' has overflowed its stack of ").number(header.stack_high - header.stack_low);
+                line.text("' has overflowed its stack of ").number(header.stack_pages() as usize * 4096);
                 line.text(" bytes; give it more with Builder::stack_size");
             } else {
                 line.text(if signo == number::BUS {

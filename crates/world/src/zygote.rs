@@ -4,9 +4,11 @@
 //! that node is killed. They are children of the supervisor (`CLONE_PARENT`), which learns of their death by itself.
 
 use crate::node;
+use peregrine_sys::other::Pidfd;
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -17,6 +19,8 @@ const CLOSE: u32 = 2;
 #[derive(Debug)]
 pub struct Zygote {
     socket: OwnedFd,
+    /// Readable when its process has ended. Its end of the socket does not hang up then: the nodes share its descriptors.
+    process: OwnedFd,
     /// Its process id.
     pub pid: i32,
 }
@@ -43,7 +47,10 @@ impl Zygote {
                 .map_err(|e| ZygoteError::Fork(Errno(e.raw_os_error())))?;
         // SAFETY: single-threaded, as promised.
         match unsafe { process::fork_with(ForkFlags::default()) }.map_err(ZygoteError::Fork)? {
-            Forked::Parent(pid) => Ok(Self { socket: ours, pid }),
+            Forked::Parent(pid) => {
+                let process = Pidfd::open(pid as u32).map_err(ZygoteError::Fork)?.into();
+                Ok(Self { socket: ours, process, pid })
+            }
             Forked::Child => {
                 // High numbers stay out of the way of programs that count on low ones.
                 let fd = rustix::io::fcntl_dupfd_cloexec(&theirs, 500).map_or(theirs.as_raw_fd(), |fd| {
@@ -65,10 +72,21 @@ impl Zygote {
         send(&self.socket, &bytes, SendFlags::NOSIGNAL).map_err(gone)?;
         let mut answer = [0u8; 4];
         loop {
-            match recv(&self.socket, &mut answer[..], RecvFlags::empty()) {
+            let mut fds =
+                [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other.map_err(gone)?,
+            };
+            let is_dead = !fds[1].revents().is_empty();
+            match recv(&self.socket, &mut answer[..], RecvFlags::DONTWAIT) {
                 Ok((4, _)) => return Ok(i32::from_ne_bytes(answer)),
                 Ok(_) => return Err(ZygoteError::Gone(std::io::ErrorKind::UnexpectedEof.into())),
-                Err(rustix::io::Errno::INTR) => {}
+                // What it answered before it died was there when its death was.
+                Err(rustix::io::Errno::AGAIN) if is_dead => {
+                    return Err(ZygoteError::Gone(std::io::ErrorKind::BrokenPipe.into()));
+                }
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                 Err(e) => return Err(gone(e)),
             }
         }

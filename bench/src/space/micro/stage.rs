@@ -1,6 +1,7 @@
 //! The stage: members (processes or threads), each on a processor of its own if there are enough, a common start and end, and
 //! the three programs of RadixVM's evaluation.
 
+use crate::space::index::{VOCABULARY, WORDS, next_word};
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, spin_loop};
 use peregrine_base::{PageCount, Protection};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
@@ -312,10 +313,6 @@ fn global(board: &Board, play: Play, index: usize, worker: &mut dyn Worker) -> u
     }
 }
 
-/// Words that each member indexes in a round, and different ones.
-const WORDS: usize = 1 << 16;
-const VOCABULARY: usize = 1 << 13;
-
 /// Memory of one member's index: a head for each word, then lists of positions. Mapped a unit at a time.
 struct Bump {
     base: *mut u32,
@@ -368,9 +365,7 @@ fn word_index(board: &Board, play: Play, index: usize, worker: &mut dyn Worker) 
         let mut mine = Bump::new(worker, index, play.unit);
         let heads = mine.take(worker, VOCABULARY);
         for position in 1..=WORDS as u32 {
-            // The smaller of two: some words are much more frequent than others.
-            let (a, b) = (rng.next_u64() as usize % VOCABULARY, rng.next_u64() as usize % VOCABULARY);
-            let word = a.min(b);
+            let word = next_word(&mut rng);
             let node = mine.take(worker, 2);
             mine.set(node, position);
             mine.set(node + 1, mine.get(heads + word));

@@ -4,6 +4,7 @@
 //! sense (clap's); 70 the system refused something; 128 + n a signal n ended it.
 
 mod ask;
+mod beside;
 mod cg;
 mod doctor;
 mod finished;
@@ -43,6 +44,10 @@ enum Command {
     Checkpoint(ask::CheckpointOptions),
     /// Tell what this machine allows, what is used instead, and what to change
     Doctor(doctor::DoctorOptions),
+    /// Measure: `bench thread|call|space|stacks|million|vm [--json] [--quick]`
+    Bench(beside::BesideOptions),
+    /// Try for as long as one likes what the tests try briefly: `soak thread|kill|call|space|vm [--seconds S] [--seed N]`
+    Soak(beside::BesideOptions),
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,6 +68,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Migrate(options) => ask::migrate(&options),
         Command::Checkpoint(options) => ask::checkpoint(&options),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Bench(options) => beside::run("bench", &options),
+        Command::Soak(options) => beside::run("soak", &options),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is too much for a stack, a window, and an address space.
 
 use crate::for_each_kind;
-use peregrine::{Builder, Receiver, Sender, StackKind, channel, spawn};
+use peregrine::{Builder, Receiver, Sender, channel, spawn};
 
 #[inline(never)]
 fn dives(n: u64) -> u64 {

@@ -17,8 +17,8 @@ use super::space::JoinError;
 use super::table::MemberIndex;
 use super::views::Views;
 use crate::{
-    AddressSpace, Backing, Entry, FaultError, MapError, Mapping, Mmu, Place, ProtectError, Recovered,
-    SpaceId, Spaces, Stopped, UnmapError,
+    AddressSpace, Backing, Entry, FaultError, MapAdmitError, MapError, Mapping, Mmu, Place, ProtectError,
+    Recovered, SpaceId, Spaces, Stopped, UnmapError,
 };
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
@@ -190,13 +190,22 @@ impl<'s> Member<'s> {
     ) -> Result<PageRange, MapRangeError> {
         let inner = self.inner();
         let mapping = Mapping { backing: Backing::Home { object: 0 }, rights };
-        let range = inner.operate(|space, me| space.map(me, place, pages, &mapping))?;
-        if let Err(e) = inner.seat.check_acknowledged(range) {
+        let (range, open) = match inner.operate(|space, me| space.map_and_admit(me, place, pages, &mapping)) {
+            Ok(range) => (range, Ok(())),
+            Err(MapAdmitError::Map(e)) => return Err(e.into()),
+            Err(MapAdmitError::Mmu { range, error }) => (range, Err(error)),
+        };
+        // What is opened for writing was looked at as it was opened.
+        let held = match open {
+            Err(FillError::Frames(e)) => Err(e),
+            Ok(()) if rights == Protection::ReadWrite => Ok(()),
+            _ => inner.seat.check_acknowledged(range),
+        };
+        if let Err(e) = held {
             let _ = inner.operate(|space, me| space.unmap(me, range));
             return Err(e.into());
         }
-        self.open(range).map_err(MapRangeError::Open)?;
-        Ok(range)
+        open.map_err(MapRangeError::Open).map(|()| range)
     }
 
     /// Opens what is mapped of `range` here, as touching its pages one by one would.

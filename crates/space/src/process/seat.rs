@@ -23,10 +23,15 @@ use std::boxed::Box;
 use std::cell::Cell;
 use std::fmt;
 
-/// Pages that a trap in a trap-filled region fills at once: measured, 64 KiB blocks cost 241 ns a page, single pages 2,138.
+/// Pages that the first trap in a part of a trap-filled region fills at once: measured, 64 KiB blocks cost 241 ns a page, single
+/// pages 2,138. Each further trap there fills four times as many, up to [`OPEN_PAGES`] (132 ns a page), until pages of that part are
+/// taken away.
 pub const BLOCK_PAGES: usize = 16;
-/// Pages that a trap in a kernel-filled region opens at once.
+/// Pages that a trap in a kernel-filled region opens at once, and the most that a trap in a trap-filled one fills.
 pub const OPEN_PAGES: usize = 512;
+
+/// Parts of [`OPEN_PAGES`] pages of which a seat remembers how much the last trap filled.
+const RECENT: usize = 8;
 
 /// Why a view could not be filled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -86,6 +91,10 @@ pub struct Seat {
     pub(crate) pidfd_owners: [AtomicU64; MEMBERS],
     /// The address whose trap is being served: fills are cut to a block around it.
     pub(crate) trapped_at: Cell<Option<VirtAddr>>,
+    /// How many pages it fills.
+    block_pages: Cell<usize>,
+    /// Parts of a trap-filled region in which traps came lately: its number and what the last one filled.
+    recent: [Cell<(usize, usize)>; RECENT],
 }
 
 impl Seat {
@@ -99,6 +108,8 @@ impl Seat {
             pidfds: shootdown::no_pidfds(),
             pidfd_owners: std::array::from_fn(|_| AtomicU64::new(0)),
             trapped_at: Cell::new(None),
+            block_pages: Cell::new(OPEN_PAGES),
+            recent: std::array::from_fn(|_| Cell::new((0, 0))),
         })
     }
 
@@ -126,15 +137,40 @@ impl Seat {
     /// From now on fills are cut to the aligned block around `at`, whose trap is being served; `None`: to nothing.
     #[inline]
     pub fn serve_trap_at(&self, at: Option<VirtAddr>) {
-        if at.is_some() {
+        if let Some(at) = at {
             Counts::bump(&self.record().counts.traps);
+            self.block_pages.set(self.next_block(at));
         }
         self.trapped_at.set(at);
     }
 
+    /// Pages that the trap being served fills at most.
+    pub(crate) fn block_pages(&self) -> usize {
+        if self.trapped_at.get().is_some() { self.block_pages.get() } else { OPEN_PAGES }
+    }
+
+    /// Who comes back to a part wants more of it.
+    fn next_block(&self, at: VirtAddr) -> usize {
+        if !self.view.is_trap_filled() {
+            return OPEN_PAGES;
+        }
+        let part = at.as_usize() / (OPEN_PAGES * PAGE_SIZE);
+        let recent = &self.recent[part % RECENT];
+        let (last, filled) = recent.get();
+        let pages = if last == part && filled != 0 { (filled * 4).min(OPEN_PAGES) } else { BLOCK_PAGES };
+        recent.set((part, pages));
+        pages
+    }
+
+    /// Pages of `range` were taken from this view: whoever filled much there got what is another's now. Trap code.
+    pub(crate) fn fill_less_in(&self, range: PageRange) {
+        let part = range.start().as_usize() / (OPEN_PAGES * PAGE_SIZE);
+        self.recent[part % RECENT].set((part, 0));
+    }
+
     fn block(&self, range: PageRange) -> PageRange {
         let Some(at) = self.trapped_at.get() else { return range };
-        let pages = if self.view.is_trap_filled() { BLOCK_PAGES } else { OPEN_PAGES };
+        let pages = self.block_pages.get();
         let start = VirtAddr::new(at.as_usize() / (pages * PAGE_SIZE) * (pages * PAGE_SIZE));
         PageRange::new(start, PageCount::new(pages)).intersect(range).unwrap_or(range)
     }

@@ -84,6 +84,7 @@ impl Seat {
         for asker in members_in(record.asked.swap(0, Ordering::AcqRel)) {
             if let Some((sequence, range, lowering)) = self.table.member(asker).request.read() {
                 self.or_die(self.view.lower(range, lowering, &self.frames));
+                self.fill_less_in(range);
                 Counts::bump(&record.counts.obeyed);
                 // Release pairs with the asker's Acquire in `answered`.
                 record.acked[asker.get()].fetch_max(sequence, Ordering::Release);

@@ -21,6 +21,10 @@ impl Mmu for Views {
     type Error = FillError;
     const BLOCK_PAGES: usize = OPEN_PAGES;
 
+    fn block_pages(&self) -> usize {
+        self.seat().block_pages()
+    }
+
     fn fill(
         &self,
         _: SpaceId,

@@ -3,8 +3,10 @@
 //! Counts follow each change: a node counts its used slots, a region the slots that name it, a frame the records that
 //! have it. References are taken before the word that holds them is written, and dropped after it is overwritten.
 
-use super::slot::{Owner, SlotWord};
+use super::slot::{Owner, Shape, Slot, SlotWord};
 use super::{At, FANOUT, Spot, Tree};
+use crate::intent::Doing;
+use crate::member::MemberSet;
 use crate::record::Value;
 use crate::refcache::{Handle, ObjectId};
 use crate::step::Step;
@@ -15,50 +17,102 @@ use peregrine_base::sync::Ordering;
 #[derive(Debug)]
 pub(crate) struct NoNodes;
 
-impl<'m> Tree<'m> {
+impl<'m> Tree<'_, 'm> {
     /// Writes a record into a slot that the member has locked.
     pub(crate) fn set(&self, me: &Handle, spot: &Spot<'m>, new: Value) {
-        let old = spot.slot.value();
+        let used = self.replace(me, spot.slot, new, |used| {
+            if used > 0 {
+                self.count(me, spot.at.node, used);
+            }
+        });
+        if used < 0 {
+            self.count(me, spot.at.node, used);
+        }
+    }
+
+    /// Writes a record into a locked slot and moves its references; `before` is told how many uses of the node that adds,
+    /// before it does. Tells the same. The caller counts them; a lock held in the node counts meanwhile.
+    #[inline]
+    fn replace(&self, me: &Handle, slot: &Slot, new: Value, before: impl FnOnce(i32)) -> i32 {
+        let old = slot.value();
         if old == new {
-            return;
+            return 0;
         }
+        let used = i32::from(new.is_mapped()) - i32::from(old.is_mapped());
         self.refer(me, new, 1);
-        if new.is_mapped() && !old.is_mapped() {
-            self.count(me, spot.at.node, 1);
-        }
-        spot.slot.set_value(new);
+        before(used);
+        slot.set_value(new);
         me.step(Step::Changed);
-        if old.is_mapped() && !new.is_mapped() {
-            self.count(me, spot.at.node, -1);
-        }
         self.refer(me, old, -1);
         me.step(Step::Dropped);
+        used
+    }
+
+    /// Does `doing` to the records of `pages` that `by` has locked, and unlocks each as it is done; then counts what a node's
+    /// slots and locks have come to, all at once. `leaves` is told of each record before it is overwritten.
+    ///
+    /// By an operation that has committed: whoever finds a slot unlocked finds its new record, and whoever finds it
+    /// locked asks the intent.
+    pub(crate) fn settle(
+        &self,
+        me: &Handle,
+        by: Owner,
+        at: At,
+        pages: &Range<u64>,
+        doing: Doing,
+        leaves: &dyn Fn(&Spot<'m>),
+    ) {
+        let mut uses = 0;
+        for index in at.slots(pages) {
+            let slot = self.slot(at, index);
+            match slot.word().shape() {
+                Shape::Child { node, .. } => {
+                    self.settle(me, by, at.child(index, node), pages, doing, leaves);
+                }
+                Shape::Terminal(Some(owner)) if owner == by => {
+                    let spot = Spot { at, index, slot };
+                    let own = spot.pages();
+                    // Else: rounded out over pages that are not mapped, and stay so.
+                    if own.start >= pages.start && own.end <= pages.end {
+                        leaves(&spot);
+                        uses += self.replace(me, slot, doing.apply(slot.value()), |_| ());
+                    }
+                    slot.set_word(SlotWord::FREE);
+                    uses -= 1;
+                    me.step(Step::Unlocked);
+                }
+                Shape::Terminal(_) => {}
+            }
+        }
+        if uses != 0 {
+            self.count(me, at.node, uses);
+        }
+    }
+
+    /// Does `doing` to the records of `pages` that `by` has locked, none of which is mapped: they become used, which is counted when
+    /// they are unlocked ([`Tree::unlock`]). `me` is in the set of each.
+    pub(crate) fn plant_all(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>, new: Value) {
+        let only = MemberSet::only(me.id());
+        self.each_locked(by, at, pages, &mut |spot| {
+            spot.slot.members.store(&only);
+            self.replace(me, spot.slot, new, |_| ());
+        });
     }
 
     /// Takes or drops the references of a record.
     fn refer(&self, me: &Handle, value: Value, delta: i32) {
         let refcache = self.spaces.refcache();
         if let Some(region) = value.region() {
-            refcache.add(me, &self.spaces, self.spaces.region_id(region), delta);
+            refcache.add(me, self.spaces, self.spaces.region_id(region), delta);
         }
         if let Some(frame) = value.frame() {
-            refcache.add(me, &self.spaces, self.spaces.frame_id(frame), delta);
+            refcache.add(me, self.spaces, self.spaces.frame_id(frame), delta);
         }
     }
 
     /// Makes the slots that meet `pages` fine enough that none reaches beyond, if they hold a record or `all` of them
-    /// are to get one. The locks beyond `pages` are released with that.
+    /// are to get one. The locks beyond `pages` are released with that. `at` spans them.
     pub(crate) fn narrow(
-        &self,
-        me: &Handle,
-        by: Owner,
-        pages: &Range<u64>,
-        all: bool,
-    ) -> Result<(), NoNodes> {
-        self.narrow_node(me, by, self.top(), pages, all)
-    }
-
-    fn narrow_node(
         &self,
         me: &Handle,
         by: Owner,
@@ -66,26 +120,36 @@ impl<'m> Tree<'m> {
         pages: &Range<u64>,
         all: bool,
     ) -> Result<(), NoNodes> {
-        for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            let node = match slot.word().shape() {
-                super::slot::Shape::Child { node, .. } => node,
-                super::slot::Shape::Terminal(_) => {
-                    let own = at.pages_of(index);
-                    let reaches_out = own.start < pages.start || own.end > pages.end;
-                    if !reaches_out || !(all || slot.value().is_mapped()) {
-                        continue;
-                    }
-                    self.expand(me, by, &Spot { at, index, slot }, pages)?
-                }
-            };
-            // Only a slot at the edge can reach out, and only its child can be too coarse.
-            let own = at.pages_of(index);
-            if own.start < pages.start || own.end > pages.end {
-                self.narrow_node(me, by, at.child(index, node), pages, all)?;
-            }
+        let slots = at.slots(pages);
+        let Some(last) = slots.clone().next_back() else { return Ok(()) };
+        // Only a slot at the edge can reach out, and only its child can be too coarse.
+        self.narrow_slot(me, by, at, slots.start, pages, all)?;
+        if last != slots.start {
+            self.narrow_slot(me, by, at, last, pages, all)?;
         }
         Ok(())
+    }
+
+    fn narrow_slot(
+        &self,
+        me: &Handle,
+        by: Owner,
+        at: At,
+        index: usize,
+        pages: &Range<u64>,
+        all: bool,
+    ) -> Result<(), NoNodes> {
+        let own = at.pages_of(index);
+        if own.start >= pages.start && own.end <= pages.end {
+            return Ok(());
+        }
+        let slot = self.slot(at, index);
+        let node = match slot.word().shape() {
+            Shape::Child { node, .. } => node,
+            Shape::Terminal(_) if !all && !slot.value().is_mapped() => return Ok(()),
+            Shape::Terminal(_) => self.expand(me, by, &Spot { at, index, slot }, pages)?,
+        };
+        self.narrow(me, by, at.child(index, node), pages, all)
     }
 
     /// Puts a child in place of a slot that the member has locked. The child's slots inherit the record and the members;
@@ -106,7 +170,7 @@ impl<'m> Tree<'m> {
         self.count(me, node, used + locked.len() as i32);
         if let Some(region) = value.region() {
             let id: ObjectId = self.spaces.region_id(region);
-            self.spaces.refcache().add(me, &self.spaces, id, FANOUT as i32 - 1);
+            self.spaces.refcache().add(me, self.spaces, id, FANOUT as i32 - 1);
         }
         // The slot's lock is gone from its node, and the slot is used now if it was not.
         let linked = spot.slot.exchange(SlotWord::locked(by), SlotWord::child(node, false));

@@ -5,6 +5,9 @@
 //! the member was in the epoch all the way down. If it was not (it was stopped and the others went on), the node may
 //! have been used anew; the lock just taken is undone and the operation begins again.
 //!
+//! **Where walks begin.** The way down to the lowest node that spans the range is gone once, when the lock is taken; all
+//! later walks of the operation begin there ([`Tree::lock`] tells where). It can't go meanwhile: a lock in it or under it is a use.
+//!
 //! Each lock held in a node counts as one use of it, so a node in which somebody holds a lock does not collapse, however long the
 //! holder is stopped. The count goes up before the slot is locked and down after it is unlocked.
 //!
@@ -12,7 +15,7 @@
 //! out of the epoch; in the latter two cases what was locked so far is released by the caller.
 
 use super::slot::{Owner, Shape, Slot, SlotWord};
-use super::{At, Spot, Tree};
+use super::{At, BITS, FANOUT, Spot, Tree};
 use crate::refcache::{Handle, ObjectId};
 use crate::step::Step;
 use core::ops::Range;
@@ -32,10 +35,40 @@ pub(crate) struct Attempt<'a> {
     pub(crate) wait: &'a dyn Fn(Owner) -> bool,
 }
 
-impl<'m> Tree<'m> {
-    /// Locks the slots that meet `pages`.
-    pub(crate) fn lock(&self, attempt: &Attempt<'_>, pages: &Range<u64>) -> Result<(), Interrupted> {
-        self.lock_node(attempt, self.top(), pages)
+impl<'m> Tree<'_, 'm> {
+    /// Locks the slots that meet `pages`, and tells the lowest node that spans them: it stays as long as the locks.
+    pub(crate) fn lock(&self, attempt: &Attempt<'_>, pages: &Range<u64>) -> Result<At, Interrupted> {
+        let at = self.descend(pages).ok_or(Interrupted { locked_up_to: pages.start })?;
+        self.lock_node(attempt, at, pages).map(|()| at)
+    }
+
+    /// The lowest node that spans `pages`, reviving what it comes through; `None` if the member has fallen out of the epoch.
+    fn descend(&self, pages: &Range<u64>) -> Option<At> {
+        let At { mut node, mut level, .. } = self.top();
+        // Where this has no bit above a level's, one slot of that level spans all pages.
+        let differ = pages.start ^ (pages.end - 1);
+        loop {
+            let shift = BITS * level;
+            let found = At { node, level, base: pages.start >> (shift + BITS) << (shift + BITS) };
+            if differ >> shift != 0 {
+                return Some(found);
+            }
+            let slot = self.slot(found, (pages.start >> shift) as usize % FANOUT);
+            let word = slot.word();
+            match word.shape() {
+                Shape::Terminal(_) => return Some(found),
+                Shape::Child { node: child, dying } => {
+                    if dying && !slot.exchange(word, SlotWord::child(child, false)) {
+                        continue;
+                    }
+                    if level == 0 {
+                        // A node used anew, at another level.
+                        return None;
+                    }
+                    (node, level) = (child, level - 1);
+                }
+            }
+        }
     }
 
     fn lock_node(&self, attempt: &Attempt<'_>, at: At, pages: &Range<u64>) -> Result<(), Interrupted> {
@@ -99,19 +132,16 @@ impl<'m> Tree<'m> {
         result
     }
 
-    /// Unlocks what `by` has locked of the slots that meet `pages`.
-    pub(crate) fn unlock(&self, me: &Handle, by: Owner, pages: &Range<u64>) {
-        if !pages.is_empty() {
-            self.unlock_node(me, by, self.top(), pages);
-        }
-    }
-
-    fn unlock_node(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>) {
+    /// Unlocks what `by` has locked of the slots that meet `pages`, from `at` on. With `became_used`, each of them held nothing
+    /// before and holds a record now, which was not counted: the lock's use of the node becomes the record's.
+    pub(crate) fn unlock(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>, became_used: bool) {
         let mut unlocked = 0;
         for index in at.slots(pages) {
             let slot = self.slot(at, index);
             match slot.word().shape() {
-                Shape::Child { node, .. } => self.unlock_node(me, by, at.child(index, node), pages),
+                Shape::Child { node, .. } => {
+                    self.unlock(me, by, at.child(index, node), pages, became_used);
+                }
                 Shape::Terminal(Some(owner)) if owner == by => {
                     slot.set_word(SlotWord::FREE);
                     unlocked += 1;
@@ -120,21 +150,29 @@ impl<'m> Tree<'m> {
                 Shape::Terminal(_) => {}
             }
         }
-        if unlocked != 0 {
+        if unlocked != 0 && !became_used {
             self.count(me, at.node, -unlocked);
         }
     }
 
-    /// Calls `f` for each slot that meets `pages` and that `by` holds, from left to right.
-    pub(crate) fn each_locked(&self, by: Owner, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {
-        self.each_locked_in(by, self.top(), pages, f);
-    }
-
-    fn each_locked_in(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {
+    /// Calls `f` for each slot that meets `pages` and that `by` holds, from left to right, from `at` on.
+    #[inline]
+    pub(crate) fn each_locked(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut impl FnMut(Spot<'m>)) {
         for index in at.slots(pages) {
             let slot = self.slot(at, index);
             match slot.word().shape() {
-                Shape::Child { node, .. } => self.each_locked_in(by, at.child(index, node), pages, f),
+                Shape::Child { node, .. } => self.each_below(by, at.child(index, node), pages, f),
+                Shape::Terminal(Some(owner)) if owner == by => f(Spot { at, index, slot }),
+                Shape::Terminal(_) => {}
+            }
+        }
+    }
+
+    fn each_below(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {
+        for index in at.slots(pages) {
+            let slot = self.slot(at, index);
+            match slot.word().shape() {
+                Shape::Child { node, .. } => self.each_below(by, at.child(index, node), pages, f),
                 Shape::Terminal(Some(owner)) if owner == by => f(Spot { at, index, slot }),
                 Shape::Terminal(_) => {}
             }
@@ -142,7 +180,7 @@ impl<'m> Tree<'m> {
     }
 
     pub(crate) fn count(&self, me: &Handle, node: u32, delta: i32) {
-        self.spaces.refcache().add(me, &self.spaces, ObjectId(node), delta);
+        self.spaces.refcache().add(me, self.spaces, ObjectId(node), delta);
     }
 }
 

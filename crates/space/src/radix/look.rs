@@ -34,7 +34,7 @@ pub(crate) struct Found {
     pub(crate) base: u64,
 }
 
-impl Tree<'_> {
+impl Tree<'_, '_> {
     pub(crate) fn look(&self, me: &Handle, page: u64) -> Found {
         loop {
             let turn = self.spaces.refcache().enter(me);

@@ -73,14 +73,17 @@ pub(crate) struct At {
 
 impl At {
     /// The slots that meet these pages.
+    #[inline]
     pub(crate) fn slots(self, pages: &Range<u64>) -> Range<usize> {
-        let span = span(self.level);
-        let first = pages.start.saturating_sub(self.base) / span;
-        let last = pages.end.saturating_sub(self.base).div_ceil(span);
+        // Shifts: this is asked at every level of every walk, and a division costs as much as the rest.
+        let shift = BITS * self.level;
+        let first = pages.start.saturating_sub(self.base) >> shift;
+        let last = (pages.end.saturating_sub(self.base) + (span(self.level) - 1)) >> shift;
         (first as usize).min(FANOUT)..(last as usize).min(FANOUT)
     }
 
     /// The pages of a slot.
+    #[inline]
     pub(crate) const fn pages_of(self, slot: usize) -> Range<u64> {
         let start = self.base + slot as u64 * span(self.level);
         start..start + span(self.level)
@@ -107,16 +110,18 @@ impl Spot<'_> {
 
 /// One address space's tree.
 #[derive(Clone, Copy)]
-pub(crate) struct Tree<'m> {
-    pub(crate) spaces: Spaces<'m>,
+pub(crate) struct Tree<'a, 'm> {
+    pub(crate) spaces: &'a Spaces<'m>,
     pub(crate) root: u32,
 }
 
-impl<'m> Tree<'m> {
+impl<'m> Tree<'_, 'm> {
+    /// The root: where a walk begins that holds no lock.
     pub(crate) const fn top(&self) -> At {
         At { node: self.root, level: LEVELS - 1, base: 0 }
     }
 
+    #[inline]
     pub(crate) fn slot(&self, at: At, index: usize) -> &'m Slot {
         &self.spaces.nodes[at.node as usize].slots[index]
     }

@@ -63,6 +63,7 @@ impl SlotWord {
         Self((node as u64) << 32 | if dying { DYING } else { 0 } | CHILD)
     }
 
+    #[inline]
     pub(crate) const fn shape(self) -> Shape {
         if self.0 & CHILD != 0 {
             return Shape::Child { node: (self.0 >> 32) as u32, dying: self.0 & DYING != 0 };

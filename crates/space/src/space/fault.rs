@@ -76,8 +76,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         }
         // Home pages are locked as the block that is filled. Which they are may change before the lock is held: then a
         // block is locked for nothing, or a single page filled.
-        let home = M::BLOCK_PAGES > 1 && self.tree().look(&member.handle, page).value.kind() == Kind::Home;
-        let block = if home { M::BLOCK_PAGES as u64 } else { 1 };
+        let most = self.mmu.block_pages() as u64;
+        let home = most > 1 && self.tree().look(&member.handle, page).value.kind() == Kind::Home;
+        let block = if home { most } else { 1 };
         let start = page & !(block - 1);
         let operation = self.begin(member, Doing::Fault, start..start + block);
         let result = self.fault_locked(member, &operation, page, addr, access);
@@ -110,7 +111,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             return self.fill_home(member, operation, &one, value);
         }
         self.tree()
-            .narrow(&member.handle, operation.by, &one, true)
+            .narrow(&member.handle, operation.by, operation.at, &one, true)
             .map_err(|_| FaultError::NoNodes(self.spaces.nodes.len()))?;
         let spot = self.spot(operation, &one);
         let filled = self.with_frame(member, &spot, addr, value, access)?;
@@ -193,7 +194,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     ) -> Result<Filled, FaultError<M::Error>> {
         let mut run: Option<Range<u64>> = None;
         let mut done = false;
-        self.tree().each_locked(operation.by, &operation.pages, &mut |spot| {
+        self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             let own = spot.pages();
             let own = own.start.max(operation.pages.start)..own.end.min(operation.pages.end);
             if done {
@@ -210,7 +211,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             run = Some(run.as_ref().map_or(own.start, |r| r.start)..own.end);
         });
         let run = run.unwrap_or_else(|| one.clone());
-        self.tree().each_locked(operation.by, &run, &mut |spot| {
+        self.tree().each_locked(operation.by, operation.at, &run, &mut |spot| {
             let mut members = spot.slot.members.load();
             members.insert(member.id());
             spot.slot.members.store(&members);
@@ -245,7 +246,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 me.handle.step(Step::Filled);
             }
         };
-        self.tree().each_locked(operation.by, &operation.pages, &mut |spot| {
+        self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             let value = spot.slot.value();
             let mut members = spot.slot.members.load();
             if !value.is_mapped() || value.kind() != Kind::Home || members.contains(me.id()) {
@@ -271,7 +272,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// The slot that holds a page which the operation has locked.
     fn spot(&self, operation: &Operation, one: &Range<u64>) -> Spot<'m> {
         let mut found = None;
-        self.tree().each_locked(operation.by, one, &mut |spot| found = Some(spot));
+        self.tree().each_locked(operation.by, operation.at, one, &mut |spot| found = Some(spot));
         found.expect("the operation has locked the page")
     }
 }

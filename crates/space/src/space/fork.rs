@@ -71,10 +71,10 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let operation = self.begin(member, Doing::Fork(id), 0..PAGES);
         self.unshare(member, &operation);
         let child =
-            Tree { spaces: self.spaces, root: self.spaces.roots[id.index()].node.load(Ordering::Relaxed) };
+            Tree { spaces: &self.spaces, root: self.spaces.roots[id.index()].node.load(Ordering::Relaxed) };
         let mut result = Ok(());
         let me = &*member;
-        self.tree().each_locked(operation.by, &operation.pages, &mut |spot| {
+        self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             if result.is_err() || !spot.slot.value().is_mapped() {
                 return;
             }
@@ -104,7 +104,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 member.handle.step(Step::ShotDown);
             }
         };
-        self.tree().each_locked(operation.by, &operation.pages, &mut |spot| {
+        self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             if !becomes_cow(spot.slot.value()) {
                 return;
             }
@@ -118,7 +118,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             }
         });
         shoot(run);
-        self.tree().each_locked(operation.by, &operation.pages, &mut |spot| {
+        self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             let value = spot.slot.value();
             if becomes_cow(value) {
                 spot.slot.set_value(value.cow(true));
@@ -162,7 +162,7 @@ fn make(member: &Member<'_>) -> Result<SpaceId, CreateError> {
     Ok(SpaceId(index as u16))
 }
 
-impl<'m> Tree<'m> {
+impl<'m> Tree<'_, 'm> {
     /// Copies a record to the same place in this tree, which is nobody's yet.
     fn plant(&self, member: &Member<'m>, from: &Spot<'m>) -> Result<(), NoNodes> {
         let me = &member.handle;

@@ -9,8 +9,7 @@
 //!  gather   the members whose views have pages that lose something
 //!  shoot    take it from their views, and wait until it is gone               ◀── the lock is held
 //!  commit   one store: from here on lookups see the new records, all at once
-//!  change   record by record; each frame's reference is dropped as its record goes
-//!  unlock   left to right
+//!  settle   record by record, from left to right: change it, unlock it; each frame's reference is dropped as its record goes
 //! ```
 //!
 //! Until the change, the records themselves hold the frames, so "frames kept until after the shootdown" needs no list of
@@ -21,12 +20,14 @@ mod fault;
 mod fork;
 mod hole;
 mod look;
+mod map;
 mod recover;
 
-pub use change::{MapError, ProtectError, UnmapError};
+pub use change::{ProtectError, UnmapError};
 pub use fault::{FaultError, Filled};
 pub use fork::{CreateError, ForkError};
 pub use look::Entries;
+pub use map::{MapAdmitError, MapError};
 pub use recover::{Recovered, Stopped};
 
 use crate::desk::Member;
@@ -35,7 +36,7 @@ use crate::member::MemberId;
 use crate::mmu::{Frames, Mmu, SpaceId};
 use crate::radix::lock::Attempt;
 use crate::radix::slot::Owner;
-use crate::radix::{PAGES, Tree};
+use crate::radix::{At, PAGES, Tree};
 use crate::spaces::Spaces;
 use crate::step::Step;
 use core::fmt;
@@ -68,6 +69,8 @@ pub const SPACE_END: usize = (PAGES as usize) << PAGE_SHIFT;
 pub(crate) struct Operation {
     pub(crate) by: Owner,
     pub(crate) pages: Range<u64>,
+    /// The lowest node that spans the pages: where its walks begin.
+    pub(crate) at: At,
 }
 
 /// The pages of a range, if a space can hold them.
@@ -98,9 +101,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         &self.frames
     }
 
-    pub(crate) fn tree(&self) -> Tree<'m> {
+    pub(crate) fn tree(&self) -> Tree<'_, 'm> {
         let root = self.spaces.roots[self.id.index()].node.load(Ordering::Relaxed);
-        Tree { spaces: self.spaces, root }
+        Tree { spaces: &self.spaces, root }
     }
 
     /// At work on the structures: returns once no recovery is on.
@@ -115,32 +118,32 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     pub(crate) fn begin(&self, member: &mut Member<'m>, doing: Doing, pages: Range<u64>) -> Operation {
         loop {
             self.enter(member);
-            let operation = self.intend(member, doing, pages.clone());
+            let by = self.intend(member, doing, &pages);
             let me = &member.handle;
             let attempt = Attempt {
                 me,
-                by: operation.by,
+                by,
                 turn: self.spaces.refcache().enter(me),
                 wait: &|owner| self.wait(me.id(), owner.member),
             };
-            match self.tree().lock(&attempt, &pages) {
-                Ok(()) => return operation,
+            let tree = self.tree();
+            match tree.lock(&attempt, &pages) {
+                Ok(at) => return Operation { by, pages, at },
                 Err(interrupted) => {
                     let locked = pages.start..interrupted.locked_up_to.min(pages.end);
-                    self.tree().unlock(me, operation.by, &locked);
-                    self.spaces.intent(me.id()).finish(operation.by.operation);
-                    member.exit();
+                    tree.unlock(me, by, tree.top(), &locked, false);
+                    self.over(member, by);
                 }
             }
         }
     }
 
-    fn intend(&self, member: &mut Member<'m>, doing: Doing, pages: Range<u64>) -> Operation {
+    fn intend(&self, member: &mut Member<'m>, doing: Doing, pages: &Range<u64>) -> Owner {
         member.operation = member.operation.wrapping_add(1);
         let by = Owner { member: member.id(), generation: member.generation(), operation: member.operation };
-        self.spaces.intent(by.member).begin(by.operation, doing, self.id, &pages);
+        self.spaces.intent(by.member).begin(by.operation, doing, self.id, pages);
         member.handle.step(Step::Intended);
-        Operation { by, pages }
+        by
     }
 
     fn wait(&self, me: MemberId, owner: MemberId) -> bool {
@@ -151,8 +154,13 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
 
     /// Unlocks, and the operation is over.
     pub(crate) fn finish(&self, member: &Member<'m>, operation: &Operation) {
-        self.tree().unlock(&member.handle, operation.by, &operation.pages);
-        self.spaces.intent(operation.by.member).finish(operation.by.operation);
+        self.tree().unlock(&member.handle, operation.by, operation.at, &operation.pages, false);
+        self.over(member, operation.by);
+    }
+
+    /// The operation is over, and everything is unlocked.
+    pub(crate) fn over(&self, member: &Member<'m>, by: Owner) {
+        self.spaces.intent(by.member).finish(by.operation);
         member.exit();
     }
 }

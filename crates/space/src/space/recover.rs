@@ -107,8 +107,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         result
     }
 
-    fn trees(&self) -> impl Iterator<Item = (u16, Tree<'m>)> + use<'m, M, F> {
-        let spaces = self.spaces;
+    fn trees(&self) -> impl Iterator<Item = (u16, Tree<'_, 'm>)> {
+        let spaces = &self.spaces;
         spaces.roots.iter().enumerate().filter_map(move |(i, root)| {
             let used = root.state.load(Ordering::Acquire) != RootState::FREE;
             used.then(|| (i as u16, Tree { spaces, root: root.node.load(Ordering::Relaxed) }))
@@ -143,7 +143,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if let Some(by) = by {
             let space =
                 AddressSpace { spaces: self.spaces, id: intent.space, mmu: &self.mmu, frames: &self.frames };
-            space.change_records(member, by, &intent.pages, intent.doing);
+            space.change_records(member, by, tree.top(), &intent.pages, intent.doing);
         }
     }
 
@@ -236,8 +236,8 @@ fn bump(objects: &impl Counted, id: ObjectId, by: i32) {
 }
 
 /// Calls `f` with each slot of a tree and the number of its node, parents before children.
-fn each_slot(tree: Tree<'_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
-    fn visit(tree: Tree<'_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+fn each_slot(tree: Tree<'_, '_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+    fn visit(tree: Tree<'_, '_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
         for index in 0..FANOUT {
             let slot = &tree.spaces.nodes[node as usize].slots[index];
             f(node, slot);

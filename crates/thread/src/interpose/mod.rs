@@ -12,6 +12,7 @@
 //! | `environ`, `getenv`, `setenv`, `unsetenv`, `putenv`, `clearenv` | the thread's own environment |
 //! | `write`, `writev` on descriptors 1 and 2 | go out with the World's next commit |
 //! | `fork`, `vfork`, `pthread_create` | refused, with `errno` and a line that says what to use |
+//! | `dl_iterate_phdr` | libc's, during which the thread stays where it is |
 //! | `wait4`, `waitpid`, `waitid` | follow a child to the node that started it |
 //! | `__cxa_thread_atexit_impl` | destructors of thread-locals, run when the thread ends |
 
@@ -19,6 +20,7 @@ mod atexit;
 mod environ;
 mod fork;
 mod io;
+mod loader;
 mod malloc;
 mod mmap;
 mod sleep;

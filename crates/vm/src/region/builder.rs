@@ -68,10 +68,11 @@ pub(crate) fn unforced<M: fmt::Display>(fallback: Option<M>) -> String {
     fallback.map_or(String::new(), |m| format!("; unforced, {m} would be used"))
 }
 
+/// What is done with the handler once its region is there: in trap code nobody asks which handler it is.
 enum Handler {
     None,
-    Inline(Arc<dyn InlineHandler>),
-    Pager(Box<dyn PagerHandler>),
+    Inline(Box<dyn FnOnce(PageRange, Arc<Operations>) -> Result<Registration, Errno> + Send>),
+    Pager(Box<dyn FnOnce(Arc<Operations>) -> Result<PagerThread, std::io::Error> + Send>),
 }
 
 /// Says what a region is to do; [`Builder::build`] finds the mechanism that does it.
@@ -111,14 +112,16 @@ impl Builder {
     /// Handles traps on the thread that touched the page.
     #[must_use]
     pub fn inline(mut self, handler: impl InlineHandler) -> Self {
-        self.handler = Handler::Inline(Arc::new(handler));
+        self.handler = Handler::Inline(Box::new(move |part, operations| {
+            Registration::shared(part, Arc::new(Adapter { operations, handler }))
+        }));
         self
     }
 
     /// Handles traps on a thread of its own, which also serves system calls (not under `USER_MODE_ONLY`).
     #[must_use]
     pub fn pager(mut self, handler: impl PagerHandler) -> Self {
-        self.handler = Handler::Pager(Box::new(handler));
+        self.handler = Handler::Pager(Box::new(move |operations| PagerThread::start(operations, handler)));
         self
     }
 
@@ -216,15 +219,11 @@ impl Builder {
         // From here on `region`'s drop undoes whatever was done.
         let mut region = Region { registration: None, pager: None, operations, choice, claim: Some(claim) };
         match self.handler {
-            Handler::Inline(handler) => {
-                let adapter = Adapter { operations: region.operations.clone(), handler };
-                let registration =
-                    Registration::shared(self.part, Arc::new(adapter)).map_err(BuildError::Signal)?;
-                region.registration = Some(registration);
+            Handler::Inline(register) => {
+                let registered = register(self.part, region.operations.clone());
+                region.registration = Some(registered.map_err(BuildError::Signal)?);
             }
-            Handler::Pager(handler) => {
-                region.pager = Some(PagerThread::start(region.operations.clone(), handler)?);
-            }
+            Handler::Pager(start) => region.pager = Some(start(region.operations.clone())?),
             Handler::None => {}
         }
         if let Some(uffd) = &region.operations.uffd {

@@ -135,14 +135,15 @@ impl<F: FnMut(&Trap<'_>) -> Decision + Send + 'static> PagerHandler for F {
     }
 }
 
-/// Joins a region's handler to the registry. Trap code.
-pub(super) struct Adapter {
+/// Joins a region's handler to the registry. Trap code, compiled for the handler at hand: after a trap a processor predicts no
+/// jump, so each that is not there counts.
+pub(super) struct Adapter<H> {
     pub(super) operations: Arc<Operations>,
-    pub(super) handler: Arc<dyn InlineHandler>,
+    pub(super) handler: H,
 }
 
 // SAFETY: it adds nothing to what the handler promised in `InlineHandler`.
-unsafe impl SignalHandler for Adapter {
+unsafe impl<H: InlineHandler> SignalHandler for Adapter<H> {
     #[inline]
     fn on_fault(&self, fault: &Fault) -> Decision {
         match self.handler.on_trap(&Trap::new(*fault, &self.operations)) {

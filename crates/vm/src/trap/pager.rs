@@ -24,7 +24,7 @@ pub(crate) struct PagerThread {
 impl PagerThread {
     pub(crate) fn start(
         operations: Arc<Operations>,
-        handler: Box<dyn PagerHandler>,
+        handler: impl PagerHandler,
     ) -> Result<Self, std::io::Error> {
         let (reader, writer) = std::io::pipe()?;
         // A thread allocates while it starts; once it serves, it must not.
@@ -55,7 +55,7 @@ impl fmt::Debug for PagerThread {
     }
 }
 
-fn serve(operations: &Operations, mut handler: Box<dyn PagerHandler>, stop: &std::io::PipeReader) {
+fn serve(operations: &Operations, mut handler: impl PagerHandler, stop: &std::io::PipeReader) {
     let Some(uffd) = operations.uffd_for_pager() else { return };
     loop {
         match io::wait_readable(&[uffd.as_fd(), stop.as_fd()], None) {
@@ -66,12 +66,12 @@ fn serve(operations: &Operations, mut handler: Box<dyn PagerHandler>, stop: &std
         // EAGAIN: somebody else answered, or the toucher was killed.
         let _ = read_faults(uffd, |RemoteFault { address, access, cause }, thread_id| {
             let fault = Fault { address, access, cause, instruction: VirtAddr::new(0) };
-            answer(operations, handler.as_mut(), fault, thread_id);
+            answer(operations, &mut handler, fault, thread_id);
         });
     }
 }
 
-fn answer(operations: &Operations, handler: &mut dyn PagerHandler, fault: Fault, thread_id: u32) {
+fn answer(operations: &Operations, handler: &mut impl PagerHandler, fault: Fault, thread_id: u32) {
     let trap = Trap::new(fault, operations);
     // A pager that dies would leave its touchers asleep for ever: a panic (whose message is printed) denies one access.
     let decision = catch_unwind(AssertUnwindSafe(|| handler.on_trap(&trap))).unwrap_or(Decision::Deny);

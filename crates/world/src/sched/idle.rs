@@ -36,7 +36,10 @@ pub(super) fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
         w.hungry.fetch_or(1 << c.node, Ordering::Relaxed);
     }
     at(Point::IdleBegins);
-    wait_for_work(c, l, w, me, seen, something);
+    let (begun, most) = (monotonic_ns(), w.spin_ns.load(Ordering::Relaxed));
+    let spin_until = begun + l.spin.budget(most);
+    wait_for_work(c, l, spin_until, me, seen, something);
+    l.spin.note(monotonic_ns() - begun, most);
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
 }
 
@@ -51,12 +54,11 @@ fn next_due(l: &Local) -> Option<u64> {
 fn wait_for_work(
     c: &Carrier,
     l: &mut Local,
-    w: &World,
+    spin_until: u64,
     me: &NodeShared,
     seen: u32,
     something: impl Fn() -> bool,
 ) {
-    let spin_until = monotonic_ns() + w.spin_ns.load(Ordering::Relaxed);
     loop {
         for _ in 0..50 {
             if something() {

@@ -23,12 +23,13 @@ mod moves;
 mod park;
 mod pause;
 mod post;
+pub(crate) mod spin;
 mod switch;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
 pub use post::{nudge, post};
-pub use switch::reschedule;
+pub use switch::{reschedule, yield_to_next};
 
 use crate::control::{NONE, is_domain, node, record, state, world};
 use crate::killpoint::{Point, at};
@@ -153,8 +154,9 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
             peregrine_sys::process::exit_now(70);
         }
         start_ticking(c, l);
-        enter(c, next);
-        arch::switch(&raw mut c.scheduler_sp, (*SlotHeader::of(next)).saved_sp);
+        let header = SlotHeader::of(next);
+        enter(c, node(c.node), next, header);
+        arch::switch(&raw mut c.scheduler_sp, (*header).saved_sp);
     }
 }
 

@@ -74,6 +74,10 @@ struct Supervisor {
     random: u64,
     /// Crashes of each thread (slot, generation) that it caused itself.
     crashes: HashMap<(u32, u32), u32>,
+    /// Deaths by SIGKILL in a row under one thread: its [`thread::identity`], images so far, how many.
+    killed: (u64, u64, u32),
+    /// The node that was killed on purpose last.
+    killed_on_purpose: Option<usize>,
     /// Slot, generation, [`thread::identity`] and reason.
     quarantine: Vec<(u32, u32, u64, String)>,
     image_due: Option<u64>,
@@ -92,10 +96,18 @@ struct Supervisor {
     seals: seals::Answers,
 }
 
+/// How a World comes to its end.
+enum End {
+    /// By this signal.
+    Stopped(i32),
+    /// With this exit code.
+    Exited(i32),
+}
+
 /// Runs `main` in a World of its own until it ends.
 ///
 /// # Errors
-/// [`WorldError`]: the World could not be made, or lost what it stands on.
+/// [`WorldError`]: the World could not be made, or lost what it stands on. Its processes are gone then.
 ///
 /// # Panics
 /// If the process has more than one thread: nodes are forked from it.
@@ -130,7 +142,6 @@ pub fn run(
     imaged().main.store(id.slot, Ordering::Relaxed);
     s.changes.whole.insert(id.slot);
     s.changes.whole_arena = true;
-    s.start()?;
     s.supervise()
 }
 
@@ -157,7 +168,6 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     s.shadow.note_unsaved();
     durable::settle_in(s.config.nodes, clock_ns);
     s.make_room_for_domains();
-    s.start()?;
     s.supervise()
 }
 
@@ -168,17 +178,29 @@ impl Supervisor {
         Contract::of_this_process(unsafe { template::template() }, vdso)
     }
 
+    /// Starts the nodes, and stays until the World ends. Whatever ends it, no process of it is left.
     fn supervise(mut self) -> Result<Ended, WorldError> {
+        match self.start().and_then(|()| self.go_on()) {
+            Ok(End::Stopped(signo)) => Ok(self.stop(signo)),
+            Ok(End::Exited(code)) => Ok(self.finish(code)),
+            Err(e) => {
+                self.kill_all();
+                Err(e)
+            }
+        }
+    }
+
+    fn go_on(&mut self) -> Result<End, WorldError> {
         loop {
             let timeout = self.next_due().map(|at| at.saturating_sub(monotonic_ns()));
             let signalled = self.sleep(timeout)?;
             if let Some(signo) = signalled {
-                return Ok(self.stop(signo));
+                return Ok(End::Stopped(signo));
             }
             if let Some(code) = self.bury_dead()? {
                 // The program's end. What it wrote goes out with it.
                 self.outlet.commit(crate::output::tail_now());
-                return Ok(self.finish(code));
+                return Ok(End::Exited(code));
             }
             if self.nodes.iter().any(Option::is_none) {
                 self.recover()?;
@@ -186,7 +208,7 @@ impl Supervisor {
             let asked = world().requests.swap(0, Ordering::AcqRel) | self.serve_control();
             if asked & request::MAIN_ENDED != 0 || imaged().main_exit.load(Ordering::Acquire) != 0 {
                 if let Some(code) = self.try_finish()? {
-                    return Ok(self.finish(code));
+                    return Ok(End::Exited(code));
                 }
                 continue;
             }

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Crashes after which a thread is taken away.
 const MOST_CRASHES: u32 = 3;
+/// Nodes killed in a row under one thread, without an image between, after which it is taken away.
+const MOST_KILLED: u32 = 30;
 
 impl Supervisor {
     /// Takes note of nodes that have died; an exit code if the program ended itself with `exit`. In the middle of a recovery that
@@ -49,6 +51,9 @@ impl Supervisor {
             if current != NONE && is_crash(signo) {
                 self.blame(current, signo);
             }
+            if current != NONE && signo == number::KILL {
+                self.note_killed(i, current);
+            }
             for fd in n.fds.iter().chain(&n.call_fds) {
                 let fd = fd.swap(0, Ordering::Relaxed);
                 if fd != 0 {
@@ -77,6 +82,30 @@ impl Supervisor {
             eprintln!(
                 "peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image"
             );
+        }
+    }
+
+    /// A node is killed by whom it may be, and no thread is to blame for that, unless the kernel or the thread itself does it
+    /// each time that this thread runs, so soon that no image can be taken: the World would go back for ever.
+    fn note_killed(&mut self, node: usize, slot: u32) {
+        let on_purpose = self.killed_on_purpose.take() == Some(node);
+        if on_purpose || self.config.image_interval.is_none() {
+            return;
+        }
+        let identity = thread::identity(slot);
+        let images = self.stats.images;
+        let (who, when, count) = &mut self.killed;
+        *count = if (*who, *when) == (identity, images) { *count + 1 } else { 1 };
+        (*who, *when) = (identity, images);
+        if *count >= MOST_KILLED {
+            let why =
+                format!("its node was killed {count} times while it ran, before an image could be taken");
+            *count = 0;
+            let name = thread::name(slot);
+            self.stats.hide_status();
+            eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}; is there enough memory?");
+            let generation = record(slot).generation.load(Ordering::Relaxed);
+            self.quarantine.push((slot, generation, identity, why));
         }
     }
 

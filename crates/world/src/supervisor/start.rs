@@ -51,9 +51,10 @@ impl Supervisor {
         w.supervisor.store(process::pid() as u32, Ordering::Relaxed);
         w.memory_limit.store(config.memory_bytes, Ordering::Relaxed);
         w.slice_ns.store(config.slice.as_nanos() as u64, Ordering::Relaxed);
-        // Where all share one processor, whoever spins keeps off the one that it waits for.
-        let alone = std::thread::available_parallelism().is_ok_and(|n| n.get() == 1);
-        w.spin_ns.store(if alone { 0 } else { config.spin.as_nanos() as u64 }, Ordering::Relaxed);
+        // Where processors are shared, whoever spins keeps off the one that it waits for.
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let crowded = processors == 1 || processors < config.nodes as usize;
+        w.spin_ns.store(if crowded { 0 } else { config.spin.as_nanos() as u64 }, Ordering::Relaxed);
         w.track.store(config.track, Ordering::Relaxed);
         w.hold_output.store(config.image_interval.is_some(), Ordering::Relaxed);
         w.seal_every.store(config.seal_every, Ordering::Relaxed);
@@ -84,6 +85,8 @@ impl Supervisor {
             signals,
             stats: Stats::new(),
             crashes: HashMap::new(),
+            killed: (0, 0, 0),
+            killed_on_purpose: None,
             quarantine: Vec::new(),
             image_due: None,
             kill_due: None,

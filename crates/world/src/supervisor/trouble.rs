@@ -54,6 +54,7 @@ impl Supervisor {
         if let Some(n) = &self.nodes[i] {
             let hit = node(i as u32).current.load(Ordering::Relaxed) != NONE;
             if signal::kill(n.pid, number::KILL).is_ok() {
+                self.killed_on_purpose = Some(i);
                 self.stats.kills += 1;
                 self.stats.kills_hit += hit as u64;
                 let counts = [self.stats.kills, self.stats.kills_hit];

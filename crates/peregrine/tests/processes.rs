@@ -1,0 +1,53 @@
+//! What a World is made of, seen from outside: processes of one thread, and files that only their user can open.
+
+use peregrine::{Builder, node_count, spawn};
+use std::os::unix::fs::MetadataExt;
+
+/// Process ids of the children of `pid`.
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_whitespace().map(|p| p.parse().unwrap()).collect()
+}
+
+/// Descriptors of `pid` that are a World's memory, by name, with the rights that their file gives.
+fn memory(pid: u32) -> Vec<(String, u32)> {
+    let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    all.filter_map(|e| {
+        let path = e.unwrap().path();
+        let name = std::fs::read_link(&path).ok()?.display().to_string();
+        name.starts_with("/memfd:peregrine")
+            .then(|| (name, std::fs::metadata(&path).unwrap().mode() & 0o7777))
+    })
+    .collect()
+}
+
+#[peregrine::test(nodes = 3)]
+fn nodes_have_one_thread_and_the_worlds_memory_is_its_users_alone() {
+    let supervisor = std::os::unix::process::parent_id();
+    let nodes: Vec<u32> = (0..node_count())
+        .map(|n| Builder::new().node(n).spawn(|_: ()| std::process::id(), ()).unwrap().join().unwrap())
+        .collect();
+    let all = children(supervisor);
+    assert_eq!(all.len(), 4, "a zygote and three nodes");
+    for pid in &all {
+        assert_eq!(std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count(), 1, "process {pid}");
+    }
+    assert!(nodes.iter().all(|pid| all.contains(pid)), "{nodes:?} of {all:?}");
+    for pid in [vec![supervisor], all].concat() {
+        let files = memory(pid);
+        assert!(files.iter().any(|(name, _)| name.contains("slots")), "{pid}: {files:?}");
+        assert!(files.iter().all(|(_, mode)| *mode == 0o600), "{pid}: {files:?}");
+    }
+}
+
+#[peregrine::test(nodes = 2)]
+fn nodes_share_one_table_of_descriptors() {
+    let file = std::fs::File::open("/proc/self/maps").unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let seen = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok();
+    let there: Vec<bool> =
+        (0..2).map(|n| Builder::new().node(n).spawn(seen, fd).unwrap().join().unwrap()).collect();
+    assert_eq!(there, [true, true]);
+    drop(file);
+    assert!(!spawn(seen, fd).join().unwrap());
+}
