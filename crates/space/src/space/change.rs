@@ -234,10 +234,12 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             if let Doing::Set(_) = doing
                 && spot.slot.value().is_mapped()
             {
-                // Nobody has these pages in view any more, but the one who does this, if it lives and has filled its view since.
+                // Nobody has these pages in view any more, but the one who mapped others there, if it lives and has filled its view
+                // since.
                 let mut members = spot.slot.members.load();
                 members.keep_only(by.member);
-                spot.slot.members.store(&members);
+                let unmaps = doing == Doing::Set(Value::UNMAPPED);
+                spot.slot.members.store(if unmaps { &MemberSet::EMPTY } else { &members });
                 if spot.slot.value().kind() == Kind::Home {
                     self.frames.vacated(self.id, member.id(), range_of(&own));
                 }

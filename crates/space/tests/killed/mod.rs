@@ -11,7 +11,7 @@
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_space::Step;
-use peregrine_space::process::{Config, Filling, Member, Space};
+use peregrine_space::process::{Config, Filling, FrameError, MapRangeError, Member, Space};
 use peregrine_sys::process::{
     self, ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for,
 };
@@ -174,7 +174,7 @@ impl Scene {
         let value = 0x1000 + self.seed;
         if deed != Deed::Map && deed != Deed::Churn {
             let member = self.me();
-            member.map_at(target, Protection::ReadWrite).unwrap_or_else(|e| panic!("{what}: map: {e}"));
+            map(member, target, &what);
             fill(member, target, value);
         }
         let victim = self.fork(|scene| {
@@ -252,11 +252,11 @@ impl Scene {
         for page in [0, TARGET.0, MIDDLE.0, TARGET.0 + TARGET.1 - 1, KEPT.0, PAGES - 1] {
             let one =
                 PageRange::new(VirtAddr::new(all.start().as_usize() + page * PAGE_SIZE), PageCount::new(1));
-            member.map_at(one, Protection::ReadWrite).unwrap_or_else(|e| panic!("{what}: map: {e}"));
+            map(member, one, what);
             assert_filled(member, one, 0, what);
             member.unmap(one).unwrap_or_else(|e| panic!("{what}: unmap: {e}"));
         }
-        member.map_at(all, Protection::ReadWrite).unwrap_or_else(|e| panic!("{what}: map: {e}"));
+        map(member, all, what);
         member.unmap(all).unwrap_or_else(|e| panic!("{what}: unmap: {e}"));
         // The nodes of what is gone come back: looked at now and then, for it takes a few epochs.
         if self.seed % 32 == 1 {
@@ -274,7 +274,7 @@ impl Scene {
             self.board().quiet.store(0, Ordering::Release);
         }
         let member = self.member.as_mut().expect("joined");
-        member.map_at(kept, Protection::ReadWrite).unwrap_or_else(|e| panic!("{what}: map: {e}"));
+        map(member, kept, what);
         fill(member, kept, 0xcafe);
     }
 }
@@ -328,6 +328,23 @@ fn do_deed(scene: &Scene, member: &mut Member<'static>, deed: Deed) {
         Deed::Protect => member.protect(target, Protection::None).expect("protect"),
         Deed::Open => member.open(scene.space.region()).expect("open"),
         Deed::Join => {}
+    }
+}
+
+/// Maps the range. On a loaded machine the bystander may have been silent for so long that it was cut off: the range is free again
+/// when it has run.
+fn map(member: &mut Member<'_>, range: PageRange, what: &str) {
+    let deadline = timer::monotonic_ns() + 10_000_000_000;
+    loop {
+        match member.map_at(range, Protection::ReadWrite) {
+            Ok(_) => return,
+            Err(MapRangeError::Frames(FrameError::Unacknowledged { .. }))
+                if timer::monotonic_ns() < deadline =>
+            {
+                io::yield_now();
+            }
+            Err(e) => panic!("{what}: map: {e}"),
+        }
     }
 }
 

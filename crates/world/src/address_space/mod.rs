@@ -211,7 +211,7 @@ pub unsafe fn take_slot(slot: u32, generation: u32) -> bool {
     unsafe { held() }.operate(|space, me| {
         let (range, mapping) = (slot_range(slot), Record::Slot { generation }.mapping());
         let place = Place::FixedNoReplace(range.start());
-        space.map(me, place, range.pages(), &mapping).is_ok() && space.admit(me, range).is_ok()
+        space.map_and_admit(me, place, range.pages(), &mapping).is_ok()
     })
 }
 
