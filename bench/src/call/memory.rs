@@ -84,8 +84,8 @@ fn wait_for(step: &AtomicU64, value: u64) {
 }
 
 fn idle(clients: usize) {
-    // In the domain's process: a socket and a descriptor of the client's process for each.
-    if raise_descriptor_limit((clients * 2 + 200) as u64).is_err() {
+    // In the domain's process a socket for each; in a client's, a socket and a descriptor of the domain's process for its share.
+    if raise_descriptor_limit((clients + 200) as u64).is_err() {
         return;
     }
     let path = std::env::temp_dir().join(format!("peregrine-idle-{}", std::process::id()));
