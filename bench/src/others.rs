@@ -25,7 +25,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         ("os", [threads]) => os_threads(*threads, SAMPLES),
         ("processes", [count]) => processes(*count),
         ("events", [count]) => events(*count),
-        ("memcpy", [buffers, live]) => memcpy(*buffers, *live),
+        ("memcpy", [buffers, len]) => memcpy(*buffers, *len),
         ("remap", [threads, live, window, stack]) => remap(*threads, *live, *window, *stack),
         _ => return false,
     }
@@ -151,12 +151,8 @@ fn events(count: usize) {
     black_box(&all);
 }
 
-/// What a thread that lives in copies has besides its stack: header, thread-locals, a small heap.
-const BESIDES: usize = 8 << 10;
-
 /// Copies one buffer out of a window and the next in: the least that a conflict of stack copying can take.
-fn memcpy(buffers: usize, live: usize) {
-    let len = live + BESIDES;
+fn memcpy(buffers: usize, len: usize) {
     let mut window = vec![1u8; len];
     let mut all: Vec<Vec<u8>> = (0..buffers).map(|_| vec![1u8; len]).collect();
     let rounds = (100_000_000 / (len * buffers * 2)).clamp(2, 20_000);

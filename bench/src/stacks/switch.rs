@@ -52,7 +52,8 @@ pub fn run(report: &mut Report, options: &Options) -> Curves {
             }
             let baseline = match (kind, hit) {
                 (StackKind::Isomalloc, _) => None,
-                (StackKind::Copy, false) => Some(("memcpy out and in", format!("memcpy 2 {live}"))),
+                (StackKind::Copy, false) => subject(&format!("copied {live}"))
+                    .map(|bytes| ("memcpy out and in", format!("memcpy 2 {}", bytes.median()))),
                 (StackKind::Alias, false) => {
                     let (stack, window) = (stack_for(live), window_for(live));
                     Some(("mmap and two faults", format!("remap 2 {live} {window} {stack}")))
@@ -164,26 +165,60 @@ fn crossover(report: &Report, curves: &Curves) {
 }
 
 pub fn case(name: &str, words: &[&str]) -> bool {
+    if let ("copied", [live]) = (name, &numbers(words)[..]) {
+        println!("{}", copied_bytes(*live));
+        return true;
+    }
     let ("world", [kind, rest @ ..]) = (name, words) else { return false };
     let Ok(kind) = kind.parse::<StackKind>() else { return false };
     let [threads, live, windows] = numbers(rest)[..] else { return false };
+    let copies = kind == StackKind::Copy && windows < threads;
+    let argument = (kind as u32, copies, threads as u64, live as u64);
+    let ended = peregrine_world::run_with(config(live, windows), main, &argument).expect("a World");
+    let samples: Vec<f64> = ended.value().expect("its samples");
+    samples.iter().for_each(|s| println!("{s}"));
+    true
+}
+
+fn config(live: usize, windows: usize) -> Config {
     let _ = peregrine_sys::process::pin_to_cpu(CPU);
-    let stack = stack_for(live);
-    let config = Config {
+    Config {
         nodes: 1,
         image_interval: None,
         windows,
-        window_stack_bytes: stack,
+        window_stack_bytes: stack_for(live),
         window_bytes: window_for(live),
         memory_bytes: 16 << 30,
         pack_after: None,
         ..Config::default()
-    };
-    let argument = (kind as u32, threads as u64, live as u64);
-    let ended = peregrine_world::run_with(config, main, &argument).expect("a World");
-    let samples: Vec<f64> = ended.value().expect("its samples");
-    samples.iter().for_each(|s| println!("{s}"));
-    true
+    }
+}
+
+/// How many bytes a switch copies out of a window, with so much live stack, and into it: with what lies in the frames besides,
+/// header, thread-locals and heap.
+fn copied_bytes(live: usize) -> u64 {
+    fn suspended(_: ()) -> u64 {
+        peregrine_world::yield_now();
+        let number = peregrine_thread::carrier::current_slot().expect("a thread runs");
+        let header = peregrine_thread::slot::SlotHeader::of(number);
+        // SAFETY: this thread's own header; its stack pointer is that of the last switch, which was made from here.
+        let head = unsafe {
+            let t = peregrine_thread::template::template();
+            peregrine_thread::window_image::Head::of(&*header, header as usize, t)
+        };
+        head.len() as u64
+    }
+    fn main(live: u64) -> u64 {
+        let thread = Builder::new().kind(StackKind::Copy).stack_size(stack_for(live as usize));
+        // Two, so that there is a switch.
+        let other = Builder::new().kind(StackKind::Copy).spawn(suspended, ()).expect("a thread");
+        let bytes = thread.spawn(|live: u64| down(live as usize, 1, &mut || suspended(())), live);
+        let bytes = bytes.expect("a thread").join().expect("a number");
+        let _ = other.join();
+        bytes
+    }
+    let ended = peregrine_world::run_with(config(live, 1), main, &(live as u64)).expect("a World");
+    ended.value().expect("a number")
 }
 
 /// A stack on which so many bytes can be live: each frame is a little larger than what it holds.
@@ -196,10 +231,10 @@ fn window_for(live: usize) -> usize {
     (stack_for(live) + (300 << 10)).next_power_of_two().max(512 << 10)
 }
 
-fn main((kind, threads, live): (u32, u64, u64)) -> Vec<f64> {
+fn main((kind, copies, threads, live): (u32, bool, u64, u64)) -> Vec<f64> {
     let kind = StackKind::ALL[kind as usize];
     let stack = stack_for(live as usize);
-    let rounds = rounds_of(kind, threads as usize, live as usize) as u64;
+    let rounds = rounds_of(copies, threads as usize, live as usize) as u64;
     let handles: Vec<_> = (0..threads)
         .map(|i| {
             let spawned =
@@ -212,28 +247,26 @@ fn main((kind, threads, live): (u32, u64, u64)) -> Vec<f64> {
 
 /// One thread: goes down its stack, then takes turns.
 fn flow((threads, live, rounds, keeps_time): (u64, u64, u64, bool)) -> Vec<f64> {
+    down(live as usize, 1, &mut || take_turns(threads as usize, rounds as usize, keeps_time))
+}
+
+/// Calls `bottom` with so many bytes of live stack above.
+#[inline(never)]
+fn down<R>(left: usize, depth: u64, bottom: &mut dyn FnMut() -> R) -> R {
     const FRAME: usize = 4096;
-    #[inline(never)]
-    fn down(left: usize, threads: u64, rounds: u64, keeps_time: bool, depth: u64) -> Vec<f64> {
-        let mut frame = [0u8; FRAME];
-        // Every page of it is written, and looked at on the way up.
-        frame[FRAME / 2] = depth as u8;
-        let frame = std::hint::black_box(&mut frame);
-        let samples = if left > FRAME {
-            down(left - FRAME, threads, rounds, keeps_time, depth + 1)
-        } else {
-            take_turns(threads as usize, rounds as usize, keeps_time)
-        };
-        assert_eq!(frame[FRAME / 2], depth as u8);
-        samples
-    }
-    down(live as usize, threads, rounds, keeps_time, 1)
+    let mut frame = [0u8; FRAME];
+    // Every page of it is written, and looked at on the way up.
+    frame[FRAME / 2] = depth as u8;
+    let frame = std::hint::black_box(&mut frame);
+    let found = if left > FRAME { down(left - FRAME, depth + 1, bottom) } else { bottom() };
+    assert_eq!(frame[FRAME / 2], depth as u8);
+    found
 }
 
 /// Rounds of a sample: of some ms where a switch is cheap, and of not much more where it is dear.
-fn rounds_of(kind: StackKind, threads: usize, live: usize) -> usize {
+fn rounds_of(copies: bool, threads: usize, live: usize) -> usize {
     let (full, copied) = ((4_000 / threads).max(2), (200 << 20) / (threads * live));
-    if kind == StackKind::Copy { full.min(copied.max(2)) } else { full }
+    if copies { full.min(copied.max(2)) } else { full }
 }
 
 fn take_turns(threads: usize, rounds: usize, keeps_time: bool) -> Vec<f64> {

@@ -3,12 +3,12 @@
 //! ```text
 //!  window (a power of two of bytes)
 //!  │ guard │ stack ↓ ……………………………… │ header │ TLS + TCB + dtv │ statics copy │ heap ↑ …        │
-//!   never   ▲ stack_low   stack_high ▲ ▲ colour                               ▲ heap_base      ▲ end of the window
-//!   mapped  └────────── mapped as one piece, on each node when the first of its threads comes ──────┘
+//!     no    ▲ stack_low   stack_high ▲ ▲ colour                               ▲ heap_base      ▲ end of the window
+//!   access  └────────── mapped as one piece, on each node when the first of its threads comes ──────┘
 //! ```
 //!
 //! The parts are those of a slot in another order, so that one mapping holds all of a thread and the guard lies outside
-//! of it: nothing is mapped there, on any node, at any time. Thus a remap is one system call, and the live part of a thread,
+//! of it: nothing is ever mapped there on any node, or what is mapped has no access. Thus a remap is one system call, and the live part of a thread,
 //! from its stack pointer up to the end of its heap, is nearly one piece.
 //!
 //! Alias and copy windows lie in regions of their own: the first is mapped from a file, thread by thread, the second is

@@ -7,12 +7,16 @@
 //!
 //! Only what is live is in it: the stack from its pointer on (all of it if the pointer is elsewhere), the heap up to its high
 //! water, of the statics what differs from the template. The statics come first so that what names the process can be mended in
-//! place when an image is resumed.
+//! place when an image is resumed. Each piece begins on a line of the cache, here and in its window: copies between places that lie
+//! differently in their lines take up to half as long again.
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
 use crate::slot::SlotHeader;
 use crate::template::TemplateHeader;
+
+/// Bytes of a line of the cache; pieces are multiples of it long. (The header begins on one, and so does what follows it.)
+pub const LINE: usize = 64;
 
 /// Says what follows it.
 #[repr(C)]
@@ -20,7 +24,7 @@ use crate::template::TemplateHeader;
 pub struct Head {
     /// Granules of the statics that follow: [`SlotHeader::statics_written`].
     pub granules: u64,
-    /// Bytes of them.
+    /// Bytes of them, and of what is missing to a whole line.
     pub statics_len: usize,
     /// Bytes of live stack.
     pub stack_len: usize,
@@ -39,8 +43,11 @@ impl Head {
         let live = if (low..=high).contains(&header.saved_sp) { header.saved_sp - 128 } else { low };
         Self {
             granules: header.statics_written,
-            statics_len: granules(t, header.statics_written).map(|(_, len)| len).sum(),
-            stack_len: high - (live.max(low) & !15),
+            statics_len: granules(t, header.statics_written)
+                .map(|(_, len)| len)
+                .sum::<usize>()
+                .next_multiple_of(LINE),
+            stack_len: high - (live.max(low) & !(LINE - 1)),
             header_len: header.statics - at,
             heap_len: header.heap.high_water() - header.heap_base,
         }
@@ -69,19 +76,23 @@ impl Head {
         to: usize,
         mut read: impl FnMut(usize, usize, usize),
     ) {
-        let mut next = to;
-        let mut take = |from: usize, len: usize| {
-            if len != 0 {
-                read(from, next, len);
-                next += len;
-            }
-        };
+        let mut at_next = to;
         for (offset, len) in granules(t, self.granules) {
-            take(header.statics + offset, len);
+            read(header.statics + offset, at_next, len);
+            at_next += len;
         }
-        take(header.stack_high - self.stack_len, self.stack_len);
-        take(at, self.header_len);
-        take(header.heap_base, self.heap_len);
+        at_next = to + self.statics_len;
+        let pieces = [
+            (header.stack_high - self.stack_len, self.stack_len),
+            (at, self.header_len),
+            (header.heap_base, self.heap_len),
+        ];
+        for (from, len) in pieces {
+            if len != 0 {
+                read(from, at_next, len);
+                at_next += len;
+            }
+        }
     }
 
     /// Puts back what [`Head::gather`] wrote, into the window of thread `number`.

@@ -348,6 +348,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             checkpoints_asked: AtomicU64::new(0),
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),
+            pristine: AtomicUsize::new(0),
             regions: Lock::new(crate::region::Table::EMPTY),
         });
     }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Thread-locals and control block differ from those of any new thread in this window by a few words, so the difference is
-//! kept. A thread whose live part is larger than [`MOST_BYTES`] is left as it is: the node would stand still for too long.
+//! kept: from *pristine* ones, which the World has had since it was made. A process that goes on from disk has others (its
+//! stack-protector canary is not the old one's), so they are part of the World and of its images. A thread whose live part is larger than [`MOST_BYTES`] is left as it is: the node would stand still for too long.
 //!
 //! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena; the working memory lies in the
 //! node's private part.
@@ -104,6 +105,35 @@ pub unsafe fn unpack(number: u32, t: &TemplateHeader, block: &Block) {
     }
 }
 
+/// Keeps this process's thread-locals, as they were before `main`, as those that packed threads are told apart from.
+///
+/// # Safety
+/// In the supervisor of a new World, before any node exists.
+pub unsafe fn keep_pristine() -> Result<(), arena::OutOfMemory> {
+    // SAFETY: the template is installed; the allocation is new and has room for all of it.
+    unsafe {
+        let t = template();
+        let at = arena::allocate(pristine_layout(t))?;
+        (at as *mut usize).write(t.maker_tp);
+        core::ptr::copy_nonoverlapping(t.tls(), (at + size_of::<usize>()) as *mut u8, t.tls_area_len());
+        imaged().pristine.store(at, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn pristine_layout(t: &TemplateHeader) -> core::alloc::Layout {
+    core::alloc::Layout::from_size_align(size_of::<usize>() + t.tls_area_len(), 16)
+        .expect("thread-locals are smaller than half the addresses")
+}
+
+/// The template with the World's pristine thread-locals in place of this process's.
+fn pristine(t: &TemplateHeader) -> TemplateHeader {
+    let at = imaged().pristine.load(Ordering::Relaxed);
+    // SAFETY: `keep_pristine` wrote it, in this life of the World or an earlier one; the contract says that the sizes are equal.
+    let maker_tp = unsafe { (at as *const usize).read() };
+    TemplateHeader { maker_tp, bytes: at + size_of::<usize>() - t.statics_len, ..*t }
+}
+
 /// Reads an alias thread's frames, which no window shows.
 unsafe fn gather_frames(number: u32, t: &TemplateHeader, to: usize) -> Option<Head> {
     let (w, fd) = (&t.windows, world().frames_fd.load(Ordering::Relaxed) as i32);
@@ -140,14 +170,14 @@ unsafe fn toggle(number: u32, t: &TemplateHeader, head: &Head, raw: usize) {
         let home = SlotHeader::of(number) as usize;
         // Neither lies in the part that is changed.
         let area = (&raw const (*header).fs_base).read_unaligned() - t.tls_len;
-        let pristine = scratch() + SCRATCH_BYTES;
-        peregrine_thread::tls::build_for(t, pristine, area, number);
+        let other = scratch() + SCRATCH_BYTES;
+        peregrine_thread::tls::build_for(&pristine(t), other, area, number);
         let at = header_at + (area - home);
         // Both are multiples of 8 long.
         let words = t.tls_area_len().min(head.header_len - (area - home)) / 8;
         for i in 0..words {
-            let (own, other) = ((at as *mut u64).add(i), (pristine as *const u64).add(i));
-            own.write_unaligned(own.read_unaligned() ^ other.read());
+            let (own, base) = ((at as *mut u64).add(i), (other as *const u64).add(i));
+            own.write_unaligned(own.read_unaligned() ^ base.read());
         }
     }
 }

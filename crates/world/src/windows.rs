@@ -30,17 +30,17 @@ use crate::control::{NONE, ThreadRecord, imaged, node, record, state, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::Local;
 use crate::packed;
-use peregrine_base::sync::Ordering;
-use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_base::sync::{AtomicU64, Ordering};
+use peregrine_base::{PAGE_SIZE, PageCount, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::{memfd, process, timer::monotonic_ns};
 use peregrine_thread::carrier::Carrier;
-use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::slot::{GUARD_BYTES, SlotHeader};
 use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
 use peregrine_thread::statics;
 use peregrine_thread::template::{TemplateHeader, template};
 use peregrine_thread::window::{MOST_WINDOWS, Windows};
-use peregrine_thread::window_image::Head;
+use peregrine_thread::window_image::{Head, LINE};
 use std::os::fd::BorrowedFd;
 
 /// `stored` of an alias thread whose memory is its frames.
@@ -49,6 +49,9 @@ pub const IN_FRAMES: usize = 0;
 pub const UNBORN: usize = 1;
 /// Charged to World memory for an alias thread that has frames: the page of its stack, of its header and of its heap, and tables.
 const FRAMES_CHARGE: u64 = 16 << 10;
+
+/// With no more windows than this, those of alias threads are anchored: see [`anchor`]. It takes a mapping more for each.
+const ANCHORED: usize = 8192;
 
 /// A block of the arena that holds a thread's memory. The bytes follow.
 #[repr(C)]
@@ -59,7 +62,11 @@ pub struct Block {
     pub compressed_len: usize,
     /// What they are.
     pub head: Head,
+    /// The bytes begin on a line, if the block does.
+    pub _line: u64,
 }
+
+const _: () = assert!(size_of::<Block>() == LINE);
 
 /// Who is in the windows of this node; part of `Local`, all zero at first.
 #[repr(C)]
@@ -166,10 +173,11 @@ unsafe fn map(l: &mut Local, w: &Windows, number: u32) {
     let window = w.window_of(number) as usize;
     let (word, bit) = (&mut l.windows.mapped[row(number)][window / 64], 1u64 << (window % 64));
     let known = *word & bit != 0;
-    let source = match StackKind::of(number) {
-        StackKind::Copy if known => return,
-        StackKind::Copy => Source::Anonymous,
-        _ => {
+    let alias = StackKind::of(number) == StackKind::Alias;
+    let source = match alias {
+        false if known => return,
+        false => Source::Anonymous,
+        true => {
             let inside = start - w.base_of(number);
             // SAFETY: open for the life of the World.
             let frames = unsafe { BorrowedFd::borrow_raw(world().frames_fd.load(Ordering::Relaxed) as i32) };
@@ -186,6 +194,50 @@ unsafe fn map(l: &mut Local, w: &Windows, number: u32) {
         fail(b"peregrine: cannot map a window: too many mappings (vm.max_map_count), or the limit on address space is too low\n");
     }
     *word |= bit;
+    if !known && alias && w.count() <= ANCHORED {
+        anchor(start);
+    }
+}
+
+/// Keeps the page table that a window lies in from being freed, and made anew, each time the window is mapped over: a table
+/// goes when its last mapping does, and that takes as long as all the rest of a remap. What is mapped in the guard has no access,
+/// so it guards as before; without it (too many mappings) nothing is lost but time.
+fn anchor(start: usize) {
+    let at = Placement::At(VirtAddr::new(start - GUARD_BYTES));
+    let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+    // SAFETY: a new mapping; nobody else maps anything in a guard.
+    let _ = unsafe {
+        mem::map(PageCount::for_bytes(GUARD_BYTES), Protection::None, Source::Anonymous, at, options)
+    };
+}
+
+/// Has the frames that the next switch uses mapped by faults for writing. A fault for reading maps the pages around as well, and
+/// costs, with their unmapping, as much as three of these.
+///
+/// # Safety
+/// `number` is in its window, and suspended.
+unsafe fn touch(number: u32) {
+    let header = SlotHeader::of(number);
+    let write = |addr: usize| {
+        // SAFETY: a word of the window, which is mapped and in nobody's use. An exchange that fails writes nothing new, and is
+        // a write to the processor (on x86-64).
+        let _ = unsafe { &*((addr & !7) as *const AtomicU64) }.compare_exchange(
+            0,
+            0,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    };
+    write(header as usize);
+    // SAFETY: the header is mapped now.
+    let (sp, tp) = unsafe { ((*header).saved_sp, (*header).fs_base) };
+    let page = |addr: usize| addr & !(PAGE_SIZE - 1);
+    if page(sp) != page(header as usize) {
+        write(sp);
+    }
+    if page(tp) != page(header as usize) {
+        write(tp);
+    }
 }
 
 /// Fills the window with what the thread has.
@@ -203,7 +255,7 @@ unsafe fn enter(number: u32) {
                 kill_at(Point::BirthCharged);
             }
             // A copy thread's block, once it is born, is never away but while it is in its window.
-            IN_FRAMES => {}
+            IN_FRAMES => touch(number),
             at => {
                 let block = &*(at as *const Block);
                 if block.compressed_len != 0 {
@@ -303,9 +355,11 @@ unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
     kill_at(Point::BlockFilled);
 }
 
-/// What the arena is asked for a block of `capacity` bytes.
+/// What the arena is asked for a block of `capacity` bytes. What is copied in and out begins on a line of the cache; a packed
+/// thread, which is smaller, need not.
 pub fn block_layout(capacity: usize) -> core::alloc::Layout {
-    core::alloc::Layout::from_size_align(capacity, 16)
+    let align = if capacity < 4096 { 16 } else { LINE };
+    core::alloc::Layout::from_size_align(capacity, align)
         .expect("a suspended thread is smaller than half the addresses")
 }
 

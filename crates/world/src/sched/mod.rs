@@ -146,6 +146,8 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
     unsafe {
         if is_windowed(next) {
             windows::bring(c, l, next);
+            // What was copied meanwhile is not the thread's time: a slice shorter than that would be over before it began.
+            c.pending.fetch_and(!Pending::TICK, Ordering::Relaxed);
         } else if !raise_guards(l, next) {
             peregrine_sys::process::write_all(
                 2,

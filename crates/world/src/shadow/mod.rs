@@ -176,9 +176,21 @@ impl Shadow {
             if changes.whole_arena {
                 compare_and_copy(ARENA, SHADOW_ARENA, self.arena_used, &mut moved, self.unsaved.as_mut());
             }
-            self.tables.clear();
-            for (addr, len) in imaged_tables() {
-                self.tables.push((addr, core::slice::from_raw_parts(addr as *const u8, len).to_vec()));
+            for (i, (addr, len)) in imaged_tables().into_iter().enumerate() {
+                let now = core::slice::from_raw_parts(addr as *const u8, len);
+                match self.tables.get_mut(i) {
+                    // Into the memory of the last image: with a million threads, new memory would take longer than the copy.
+                    Some((known, bytes)) if *known == addr => {
+                        bytes.truncate(len);
+                        let common = bytes.len();
+                        bytes.copy_from_slice(&now[..common]);
+                        bytes.extend_from_slice(&now[common..]);
+                    }
+                    _ => {
+                        self.tables.truncate(i);
+                        self.tables.push((addr, now.to_vec()));
+                    }
+                }
             }
         }
         self.output_tail = imaged().output_tail.with(|t| *t);

@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::contract::{Contract, fix_addresses};
 use crate::control::{imaged, request, world};
 use crate::memory::WorldMemory;
+use crate::packed;
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
 use crate::zygote::Zygote;
@@ -138,7 +139,10 @@ pub fn run(
         name: "main",
     };
     // SAFETY: no node runs yet.
-    let id = unsafe { thread::create(&start, 0) }?;
+    let id = unsafe {
+        packed::keep_pristine().map_err(crate::error::SpawnError::from)?;
+        thread::create(&start, 0)
+    }?;
     imaged().main.store(id.slot, Ordering::Relaxed);
     s.changes.whole.insert(id.slot);
     s.changes.whole_arena = true;
