@@ -11,7 +11,7 @@
 use super::connection::Connection;
 use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_sys::rustix;
-use peregrine_sys::rustix::event::epoll::{self, EventData};
+use peregrine_sys::rustix::event::epoll::{self, EventData, EventFlags};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -46,8 +46,10 @@ pub(crate) fn watch(connection: &Arc<Connection>) -> bool {
         return true;
     }
     watch.lock().insert(number, Arc::downgrade(connection));
-    let added =
-        connection.watch_by(|fd, flags| epoll::add(&watch.epoll, fd, EventData::new_u64(number), flags));
+    // Told once: the socket of a connection that is gone may live on in a forked child, whose hang-up would be told for ever.
+    let added = connection.watch_by(|fd, flags| {
+        epoll::add(&watch.epoll, fd, EventData::new_u64(number), flags | EventFlags::ONESHOT)
+    });
     if added.is_err() {
         watch.lock().remove(&number);
         connection.watched.0.store(0, Ordering::Release);

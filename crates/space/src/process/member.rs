@@ -103,7 +103,7 @@ unsafe impl SignalHandler for Trapper {
     }
 }
 
-/// This process as a member of a [`Space`]. Dropping it leaves; being killed is fine, too, if somebody [`reap`](Self::reap)s.
+/// This process as a member of a [`Space`](super::Space). Dropping it leaves; being killed is fine, too, if somebody [`reap`](Self::reap)s.
 pub struct Member<'s> {
     registration: Option<Registration>,
     inner: Option<Box<Inner<'s>>>,
