@@ -1,6 +1,11 @@
 //! A thread that blocks its node: it stays where it can't be suspended. `peregrine ps` names it, with its backtrace.
+//!
+//! With an argument `main` does not wait for it: `runtime` for the same thread, `deaf` for one that waits in the kernel and hears no
+//! signal.
 
 use std::hint::black_box;
+use std::io::Read;
+use std::time::Duration;
 
 /// Never leaves the section in which the runtime may not suspend it.
 #[inline(never)]
@@ -12,9 +17,26 @@ fn stay_in_the_runtime(_: ()) {
     }
 }
 
+/// Reads what nobody writes, with all signals blocked by a bare system call.
+fn hear_nothing(_: ()) {
+    let (mut from, _to) = std::io::pipe().expect("a pipe");
+    peregrine_sys::signal::set_mask(!0);
+    let _ = from.read(&mut [0]);
+}
+
 #[peregrine::main]
 fn main() {
-    let thread = peregrine::Builder::new().name("stays").node(peregrine::node_count() - 1);
-    let handle = thread.spawn(stay_in_the_runtime, ()).expect("there is room");
+    let how = std::env::args().nth(1);
+    let (name, entry): (_, fn(())) = match how.as_deref() {
+        Some("deaf") => ("deaf", hear_nothing),
+        _ => ("stays", stay_in_the_runtime),
+    };
+    let thread = peregrine::Builder::new().name(name).node(peregrine::node_count() - 1);
+    let handle = thread.spawn(entry, ()).expect("there is room");
+    if how.is_some() {
+        peregrine::sleep(Duration::from_millis(100));
+        println!("main is done");
+        return;
+    }
     handle.join().expect("it never ends");
 }

@@ -256,6 +256,25 @@ fn an_executable_at_a_fixed_address_is_resumed_with_randomisation_on() {
 }
 
 #[test]
+fn an_executable_at_a_fixed_address_starts_children_while_its_threads_are_preempted_and_moved() {
+    let Some(program) = fixed("children") else { return };
+    let mut child = Command::new(program)
+        .envs([("PEREGRINE_NODES", "2"), ("PEREGRINE_SLICE", "100"), ("PEREGRINE_MOVE_EVERY", "1")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let status = wait(&mut child, Duration::from_secs(120));
+    let _ = child.kill();
+    let done = child.wait_with_output().expect("what it said");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(status.is_some_and(|s| s.success()), "{status:?}: {said}");
+    // A thread that is moved away from the stack that libc has mapped for its child crashes its node, and is taken back.
+    assert!(!said.contains("crashed"), "{said}");
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "600 children\n");
+}
+
+#[test]
 fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, output) = (dir.path().join("store"), dir.path().join("output"));

@@ -262,3 +262,64 @@ fn a_limit_on_addresses_gets_a_line_that_says_what_to_do() {
     assert!(err.contains("ulimit -v unlimited"), "{err}");
     assert!(does_nothing().run().success());
 }
+
+unsafe extern "C" {
+    fn prlimit(pid: i32, resource: i32, new: *const [u64; 2], old: *mut [u64; 2]) -> i32;
+}
+
+/// Bytes of addresses that a process has mapped.
+fn mapped(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    text.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[peregrine::test(program, nodes = 2)]
+fn has_no_addresses_for_windows() {
+    const RLIMIT_AS: i32 = 9;
+    let supervisor = std::os::unix::process::parent_id();
+    let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+    let children: Vec<u32> = children.split_whitespace().map(|p| p.parse().unwrap()).collect();
+    // Room for a few windows of 2 MiB, in the nodes that there are and in those that replace them: the zygote is among these.
+    let limit = children.iter().map(|pid| mapped(*pid)).max().unwrap() + (9 << 20);
+    // Once: what comes back to here after a rollback has windows mapped already.
+    for pid in children.into_iter().filter(|_| peregrine::tally().rollbacks == 0) {
+        // SAFETY: the kernel reads two words.
+        assert_eq!(unsafe { prlimit(pid as i32, RLIMIT_AS, &[limit, u64::MAX], std::ptr::null_mut()) }, 0);
+    }
+    // All at a time, so that each has a window of its own.
+    let all: Vec<_> = (0..12)
+        .map(|i| {
+            let b = Builder::new().kind(peregrine::StackKind::Alias).name(format!("windowed {i}")).node(1);
+            b.spawn(
+                |n: u32| {
+                    sleep(Duration::from_millis(100));
+                    n * 2
+                },
+                i,
+            )
+            .unwrap()
+        })
+        .collect();
+    let (mut done, mut refused) = (0, 0);
+    for (i, h) in all.into_iter().enumerate() {
+        match h.join() {
+            Ok(n) => done += u32::from(n == 2 * i as u32),
+            Err(JoinError::Quarantined { why, .. }) => {
+                assert!(why.contains("cannot map its window") && why.contains("ulimit -v"), "{why}");
+                refused += 1;
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    println!("{} of 12, the program went on", done + refused);
+    assert!(done > 0 && refused > 0, "{done} done, {refused} refused");
+}
+
+#[test]
+fn threads_that_no_node_can_map_are_tried_some_times_then_quarantined_and_the_reason_is_told() {
+    let outcome = has_no_addresses_for_windows().run();
+    assert!(outcome.success(), "{outcome}");
+    assert_eq!(outcome.stdout, "12 of 12, the program went on\n");
+    assert!(outcome.stderr.contains("going back to the last image (1 of 5)"), "{outcome}");
+    assert!(outcome.stderr.contains("is quarantined: node "), "{outcome}");
+}

@@ -62,6 +62,15 @@ unsafe extern "C" {
     fn restorer();
 }
 
+fn action(handler: Handler, flags: HandlerFlags, mask: u64) -> KernelSigaction {
+    KernelSigaction {
+        handler: handler as *const () as usize,
+        flags: flags.0 | k::SA_SIGINFO as u64 | SA_RESTORER,
+        restorer: restorer as *const () as usize,
+        mask,
+    }
+}
+
 /// Installs `handler` for `signo` (`rt_sigaction`).
 ///
 /// # Safety
@@ -81,12 +90,7 @@ pub unsafe fn install_masked(
     flags: HandlerFlags,
     mask: u64,
 ) -> Result<(), Errno> {
-    let act = KernelSigaction {
-        handler: handler as *const () as usize,
-        flags: flags.0 | k::SA_SIGINFO as u64 | SA_RESTORER,
-        restorer: restorer as *const () as usize,
-        mask,
-    };
+    let act = action(handler, flags, mask);
     // SAFETY: the struct has the kernel's layout and lives through the call.
     check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) })
         .map(drop)
@@ -192,8 +196,21 @@ pub fn interrupt_thread(tid: i32) -> Result<(), Errno> {
     // SAFETY: the kernel writes the struct, which has its layout.
     check(unsafe { syscall6(k::__NR_rt_sigaction, SIGURG as usize, 0, &raw mut now as usize, 8, 0, 0) })?;
     if now.handler <= 1 {
-        // SAFETY: a handler that does nothing is sound everywhere.
-        unsafe { install(SIGURG, nothing, HandlerFlags::ONCE_ON_ALTSTACK)? };
+        let act = action(nothing, HandlerFlags::ONCE_ON_ALTSTACK, 0);
+        // SAFETY: a handler that does nothing is sound everywhere; both structs have the kernel's layout.
+        check(unsafe {
+            let (new, old) = (&raw const act as usize, &raw mut now as usize);
+            syscall6(k::__NR_rt_sigaction, SIGURG as usize, new, old, 8, 0, 0)
+        })?;
+        let installed_meanwhile = now.handler > 1 && now.handler != act.handler;
+        if installed_meanwhile {
+            // Another thread of the program did, between the look and our own: it is put back. What came in between met a handler
+            // that does nothing, as it would have a moment earlier.
+            // SAFETY: what the program installed itself.
+            check(unsafe {
+                syscall6(k::__NR_rt_sigaction, SIGURG as usize, &raw const now as usize, 0, 8, 0, 0)
+            })?;
+        }
     }
     // SAFETY: takes numbers only.
     check(unsafe {

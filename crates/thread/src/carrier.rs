@@ -53,6 +53,8 @@ pub struct Carrier {
     pub wide_compare: bool,
     /// Granules of the statics window that may differ from the template, when it has no owner or just lost it.
     pub window_written: u64,
+    /// [`SlotHeader::blocked`](crate::slot::SlotHeader::blocked) of the thread whose signal mask is in force; 0 in the scheduler.
+    pub blocked: u64,
     /// Header of the running thread, while one runs.
     pub header: *mut crate::slot::SlotHeader,
     /// Saved stack pointer of the scheduler.

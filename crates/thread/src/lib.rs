@@ -5,8 +5,8 @@
 //! runtime, go on in another process, or be written to disk, and no crate it uses needs to know.
 //!
 //! This crate is the mechanism inside one process: where things lie ([`layout`]), what a new thread starts from
-//! ([`template`]), the slot ([`slot`]), thread-locals ([`tls`]), statics ([`statics`], [`seal`]), heaps ([`heap`]), the switch
-//! ([`arch`]), preemption ([`preempt`]) and the functions of libc that must know of threads ([`interpose`]). Who runs when,
+//! ([`template`]), the slot ([`slot`]), thread-locals ([`tls`]), statics ([`statics`], [`seal`]), heaps ([`heap`]), the signals it
+//! blocks ([`mask`]), the switch ([`arch`]), preemption ([`preempt`]) and the functions of libc that must know of threads ([`interpose`]). Who runs when,
 //! and in which process, is decided by `peregrine-world`.
 
 pub mod arch;
@@ -14,6 +14,7 @@ pub mod carrier;
 pub mod heap;
 pub mod interpose;
 pub mod layout;
+pub mod mask;
 pub mod preempt;
 pub mod seal;
 pub mod slot;

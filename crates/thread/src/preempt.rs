@@ -121,8 +121,8 @@ unsafe fn interrupt(why: u32, context: &UContext) {
     c.put_off = 0;
     c.depth.store(1, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
-    // Others run with signals open; `sigreturn` gives this thread the mask that it had.
-    signal::set_mask(0);
+    // SAFETY: the running thread's, in the section that was just opened. `sigreturn` gives it the very mask that it had.
+    unsafe { crate::mask::adopt(c, context.blocked()) };
     let why = why | c.pending.load(Ordering::Relaxed);
     c.pending.store(0, Ordering::Relaxed);
     // SAFETY (of what runs there): the thread is suspendable, so the scheduler may switch away from here.

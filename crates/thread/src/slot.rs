@@ -44,6 +44,8 @@ pub struct SlotHeader {
     pub saved_sp: usize,
     /// The thread pointer.
     pub fs_base: usize,
+    /// Signals that the thread blocks (`mask`).
+    pub blocked: u64,
     /// Where the statics copy lies.
     pub statics: usize,
     /// Lowest usable stack address.
@@ -127,6 +129,7 @@ impl SlotHeader {
                 statics_written: 0,
                 saved_sp,
                 fs_base,
+                blocked: 0,
                 statics,
                 stack_low,
                 stack_high,
@@ -156,6 +159,7 @@ impl SlotHeader {
                 statics_written: 0,
                 saved_sp,
                 fs_base,
+                blocked: 0,
                 statics,
                 stack_low,
                 stack_high,

@@ -313,10 +313,16 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     let pthread_len = pthread_len.next_multiple_of(64);
     let tid = peregrine_sys::process::pid() as u32;
     // SAFETY: inside this thread's own control block.
-    let tid_offset = (16..pthread_len / 4)
-        .map(|i| i * 4)
-        .find(|off| unsafe { ((tp + off) as *const u32).read() } == tid)
-        .ok_or(TemplateError::Unknown("thread id in libc's struct pthread"))?;
+    let is_tid = |off: &usize| unsafe { ((tp + off) as *const u32).read() } == tid;
+    let tid_offset = match kernels_word_on_tid(tp).or_else(libc_facts::offset_of_tid) {
+        Some(told) => Some(told).filter(|off| off + 4 <= pthread_len && off.is_multiple_of(4) && is_tid(off)),
+        // Behind what the ABI lays down, in one place only: another word may have this value by chance.
+        None => {
+            let mut found = (16..pthread_len / 4).map(|i| i * 4).filter(is_tid);
+            found.next().filter(|_| found.next().is_none())
+        }
+    };
+    let tid_offset = tid_offset.ok_or(TemplateError::Unknown("thread id in libc's struct pthread"))?;
     // SAFETY: glibc keeps the dtv's address in the second word; the entry before it holds the capacity.
     let dtv_words = unsafe {
         let dtv = *((tp + 8) as *const usize);
@@ -365,6 +371,16 @@ fn size_up_to_break(tp: usize) -> Option<usize> {
     end.checked_sub(tp).map(|n| n & !63).filter(|n| *n != 0)
 }
 
+/// Where libc keeps the thread id, as an offset from the thread pointer: it has told the kernel, which clears it when the thread ends.
+fn kernels_word_on_tid(tp: usize) -> Option<usize> {
+    use peregrine_sys::linux_raw_sys::{general::__NR_prctl, prctl::PR_GET_TID_ADDRESS};
+    let mut at = 0usize;
+    let to = &raw mut at as usize;
+    // SAFETY: the kernel writes one word, if it was built with CONFIG_CHECKPOINT_RESTORE.
+    let r = unsafe { peregrine_sys::raw::syscall6(__NR_prctl, PR_GET_TID_ADDRESS as usize, to, 0, 0, 0, 0) };
+    if r == 0 { at.checked_sub(tp) } else { None }
+}
+
 fn fresh_pages(len_bytes: usize) -> Option<usize> {
     use peregrine_sys::mem::{MapOptions, Placement, Source, map};
     let pages = PageCount::for_bytes(len_bytes);
@@ -381,11 +397,16 @@ mod libc_facts {
     mod found {
         unsafe extern "C" {
             static _thread_db_sizeof_pthread: u32;
+            static _thread_db_pthread_tid: [u32; 3];
             static __rseq_offset: isize;
         }
         pub fn sizeof_pthread() -> Option<usize> {
             // SAFETY: a constant of libc's.
             Some(unsafe { _thread_db_sizeof_pthread } as usize)
+        }
+        pub fn offset_of_tid() -> Option<usize> {
+            // SAFETY: a constant of libc's, for debuggers: bits, elements, offset.
+            Some(unsafe { _thread_db_pthread_tid }[2] as usize)
         }
         pub fn rseq_offset() -> Option<isize> {
             // SAFETY: set once, before constructors run.
@@ -405,9 +426,12 @@ mod libc_facts {
         pub fn sizeof_pthread() -> Option<usize> {
             find::<u32>(c"_thread_db_sizeof_pthread").map(|n| n as usize)
         }
+        pub fn offset_of_tid() -> Option<usize> {
+            find::<[u32; 3]>(c"_thread_db_pthread_tid").map(|[_, _, offset]| offset as usize)
+        }
         pub fn rseq_offset() -> Option<isize> {
             find::<isize>(c"__rseq_offset")
         }
     }
-    pub use found::{rseq_offset, sizeof_pthread};
+    pub use found::{offset_of_tid, rseq_offset, sizeof_pthread};
 }

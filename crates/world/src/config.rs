@@ -52,6 +52,9 @@ pub struct Config {
     /// Slots: most isomalloc threads at a time, `main` among them; each reserves 1 GiB of addresses. `PEREGRINE_SLOTS`;
     /// default 32768.
     pub slots: usize,
+    /// How long a program whose `main` has ended waits for a thread that keeps its node from pausing, by a system call that does
+    /// not return for one, before it ends all the same. `PEREGRINE_END_PATIENCE` in milliseconds; default 5 s.
+    pub end_patience: Duration,
     /// Use the kernel's write tracking if there is any; off: compare. `PEREGRINE_TRACK=0`.
     pub track: bool,
     /// Compares of the statics window, on one node, after which pages of it that nobody wrote may be sealed, so that they
@@ -95,6 +98,7 @@ impl Default for Config {
             window_stack_bytes: 1 << 20,
             pack_after: Some(Duration::from_millis(100)),
             slots: SLOT_COUNT,
+            end_patience: Duration::from_secs(5),
             track: true,
             seal_every: 4096,
         }
@@ -139,6 +143,9 @@ impl Config {
         }
         if let Some(seed) = number("PEREGRINE_SEED", "a number", 0, u64::MAX)? {
             c.seed = seed;
+        }
+        if let Some(ms) = number("PEREGRINE_END_PATIENCE", "milliseconds", 0, 86_400_000)? {
+            c.end_patience = Duration::from_millis(ms);
         }
         if let Some(t) = number("PEREGRINE_TRACK", "0 or 1", 0, 1)? {
             c.track = t == 1;

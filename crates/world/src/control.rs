@@ -164,6 +164,30 @@ pub mod request {
     pub const DOMAINS: u32 = 8;
 }
 
+/// What a node may lack to run a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Lack {
+    /// The kernel installs no guards.
+    Guards = 1,
+    /// It maps no window.
+    Window = 2,
+    /// The arena has no room for a suspended thread.
+    Arena = 3,
+}
+
+impl Lack {
+    /// What could not be done, and what to do about it.
+    pub fn in_words(code: u32) -> &'static str {
+        const WORDS: [&str; 3] = [
+            "cannot install the guard pages of its stack: too many mappings (vm.max_map_count)",
+            "cannot map its window: too many mappings (vm.max_map_count), or the limit on address space is too low (ulimit -v)",
+            "has no room in the arena for what it holds while another thread is in its window: set PEREGRINE_MEMORY (MiB) higher",
+        ];
+        WORDS.get((code as usize).wrapping_sub(1)).copied().unwrap_or("gave up")
+    }
+}
+
 /// What others see of a node.
 #[repr(C, align(128))]
 pub struct NodeShared {
@@ -220,6 +244,8 @@ pub struct NodeShared {
     pub trace_len: AtomicU32,
     /// Program counters, innermost first.
     pub trace: [AtomicUsize; 64],
+    /// For which thread the node gave up (slot + 1; 0: it did not), and for lack of what: a [`Lack`].
+    pub gave_up: [AtomicU32; 2],
     /// A crash that the node's handler saw: signal, address, slot + 1.
     pub crash_signal: AtomicU32,
     /// Faulting address.

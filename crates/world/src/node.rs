@@ -1,6 +1,6 @@
 //! A node: one single-threaded process, forked from the zygote, that runs threads until it is killed.
 
-use crate::control::{NONE, PauseKind, node, record, world};
+use crate::control::{Lack, NONE, PauseKind, node, record, world};
 use crate::killpoint::{Point, at};
 use crate::local::{ALTSTACK_BYTES, altstack_base, local, stack_top};
 use crate::{context, dirty, output, sched};
@@ -39,6 +39,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             fast_fs,
             wide_compare: cpu_flag(1),
             window_written: u64::MAX,
+            blocked: 0,
             header: core::ptr::null_mut(),
             scheduler_sp: 0,
             process_fs: cpu::thread_pointer(),
@@ -93,6 +94,17 @@ pub unsafe fn become_node(index: u32) -> ! {
     let _ = futex::wake(&world().acks, 1);
     // SAFETY: the zygote's stack frames are not needed any more.
     unsafe { arch::jump_to(stack_top(), sched::scheduler) }
+}
+
+/// Ends this node, which can't run thread `slot` for lack of something: the supervisor says so, goes back to the last image, and takes
+/// the thread away when that does not help.
+pub fn give_up(slot: u32, lack: Lack) -> ! {
+    // SAFETY: on a node.
+    let me = node(unsafe { carrier() }.node);
+    for (word, value) in me.gave_up.iter().zip([slot + 1, lack as u32]) {
+        word.store(value, Ordering::Relaxed);
+    }
+    process::exit_now(70)
 }
 
 fn cpu_flag(bit: u64) -> bool {

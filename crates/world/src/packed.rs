@@ -62,7 +62,9 @@ pub unsafe fn pack(number: u32) {
             core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
         let output = core::slice::from_raw_parts_mut(to as *mut u8, SCRATCH_BYTES / 2);
         let Some(len) = compress(input, output) else { return };
-        let block = new_block((size_of::<Block>() + head.statics_len + len).next_multiple_of(16));
+        // Where there is no room for what would make room, it stays as it is.
+        let bytes = (size_of::<Block>() + head.statics_len + len).next_multiple_of(16);
+        let Some(block) = new_block(bytes) else { return };
         (*block).compressed_len = len;
         (*block).head = head;
         let bytes = (block as usize + size_of::<Block>()) as *mut u8;

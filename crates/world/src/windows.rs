@@ -26,14 +26,14 @@
 //! *Between two threads*, on the scheduler's stack: no static, no thread-local, no panic, no allocation but in the arena.
 
 use crate::arena;
-use crate::control::{NONE, ThreadRecord, imaged, node, record, state, world};
+use crate::control::{Lack, NONE, ThreadRecord, imaged, node, record, state, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::Local;
-use crate::packed;
+use crate::{node as this_node, packed};
 use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
-use peregrine_sys::{memfd, process, timer::monotonic_ns};
+use peregrine_sys::{memfd, timer::monotonic_ns};
 use peregrine_thread::carrier::Carrier;
 use peregrine_thread::slot::{GUARD_BYTES, SlotHeader};
 use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
@@ -191,7 +191,7 @@ unsafe fn map(l: &mut Local, w: &Windows, number: u32) {
     let done =
         unsafe { mem::map(PageCount::for_bytes(end - start), Protection::ReadWrite, source, place, options) };
     if done.is_err() {
-        fail(b"peregrine: cannot map a window: too many mappings (vm.max_map_count), or the limit on address space is too low\n");
+        this_node::give_up(number, Lack::Window);
     }
     *word |= bit;
     if !known && alias && w.count() <= ANCHORED {
@@ -340,7 +340,7 @@ unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
             }
             // A little more than now: live stacks differ from switch to switch.
             let capacity = (needed + needed / 8).next_multiple_of(256);
-            block = new_block(capacity);
+            block = new_block(capacity).unwrap_or_else(|| this_node::give_up(number, Lack::Arena));
             kill_at(Point::BlockMade);
             r.stored.store(block as usize, Ordering::Relaxed);
             kill_at(Point::BlockKnown);
@@ -363,15 +363,12 @@ pub fn block_layout(capacity: usize) -> core::alloc::Layout {
         .expect("a suspended thread is smaller than half the addresses")
 }
 
-/// A block of `capacity` bytes.
-pub unsafe fn new_block(capacity: usize) -> *mut Block {
-    let Some(at) = arena::allocate_always(block_layout(capacity)) else {
-        fail(b"peregrine: no room in the arena for a suspended thread\n");
-    };
-    let block = at as *mut Block;
+/// A block of `capacity` bytes, if there is room.
+pub unsafe fn new_block(capacity: usize) -> Option<*mut Block> {
+    let block = arena::allocate_always(block_layout(capacity))? as *mut Block;
     // SAFETY: just allocated.
     unsafe { (*block).capacity = capacity };
-    block
+    Some(block)
 }
 
 /// Packs threads that have been idle for long enough, a few at a time.
@@ -440,11 +437,6 @@ pub fn forget(l: &mut Local, number: u32) {
     if l.windows.is_in(number) {
         l.windows.set(number, 0);
     }
-}
-
-fn fail(why: &[u8]) -> ! {
-    process::write_all(2, why);
-    process::exit_now(70)
 }
 
 const _: () = assert!(NONE != 0, "0 stands for nobody here");

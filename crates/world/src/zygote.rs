@@ -4,16 +4,23 @@
 //! that node is killed. They are children of the supervisor (`CLONE_PARENT`), which learns of their death by itself.
 
 use crate::node;
+use crate::supervisor::process_state;
 use peregrine_sys::other::Pidfd;
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
+use peregrine_sys::signal::{self, number};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 const FORK: u32 = 1;
 const CLOSE: u32 = 2;
+/// An answer takes a millisecond; after this long it is looked at what the zygote does.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// One that is stopped, in spite of SIGCONT, or held by a debugger, is given up after this long; one that is slow never.
+const HELD_FOR: Duration = Duration::from_secs(10);
 
 /// The supervisor's handle on the zygote.
 #[derive(Debug)]
@@ -34,6 +41,18 @@ pub enum ZygoteError {
     /// The zygote does not answer.
     #[error("the zygote process is gone ({0}): nodes can't be replaced any more")]
     Gone(std::io::Error),
+    /// Somebody keeps the zygote from running.
+    #[error(
+        "the zygote (process {pid}) has been {held} for {seconds} s, so nodes can't be replaced: let it go on (kill -CONT {pid}, or leave the debugger) the next time; with a store, resume"
+    )]
+    Held {
+        /// Its process id.
+        pid: i32,
+        /// How, in words.
+        held: &'static str,
+        /// For how long it was waited for.
+        seconds: u64,
+    },
 }
 
 impl Zygote {
@@ -71,11 +90,17 @@ impl Zygote {
         let bytes: Vec<u8> = message.iter().flat_map(|w| w.to_ne_bytes()).collect();
         send(&self.socket, &bytes, SendFlags::NOSIGNAL).map_err(gone)?;
         let mut answer = [0u8; 4];
+        let begun = Instant::now();
+        let wait = rustix::time::Timespec { tv_sec: LOOK_AFTER.as_secs() as i64, tv_nsec: 0 };
         loop {
             let mut fds =
                 [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, Some(&wait)) {
                 Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) => {
+                    self.see_what_holds_it(begun.elapsed())?;
+                    continue;
+                }
                 other => other.map_err(gone)?,
             };
             let is_dead = !fds[1].revents().is_empty();
@@ -90,6 +115,24 @@ impl Zygote {
                 Err(e) => return Err(gone(e)),
             }
         }
+    }
+
+    /// Lets it go on if it was stopped; an error if that does not help.
+    fn see_what_holds_it(&self, waited: Duration) -> Result<(), ZygoteError> {
+        let pid = self.pid;
+        let held = match process_state(pid) {
+            Some('T') => "stopped",
+            Some('t') => "held by a debugger",
+            _ => return Ok(()),
+        };
+        if waited >= HELD_FOR {
+            return Err(ZygoteError::Held { pid, held, seconds: waited.as_secs() });
+        }
+        eprintln!(
+            "peregrine: a node is to be replaced, but the zygote (process {pid}), which makes them, is {held}; it is told to go on"
+        );
+        let _ = signal::kill(pid, number::CONT);
+        Ok(())
     }
 
     /// Forks node `index`; its process id.

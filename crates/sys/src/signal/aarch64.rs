@@ -11,7 +11,7 @@ pub struct UContext {
     flags: u64,
     link: u64,
     stack: [u64; 3],
-    mask: u64,
+    blocked: u64,
     unused: [u64; 15],
     /// The machine context is aligned to 16.
     padding: u64,
@@ -40,6 +40,10 @@ impl UContext {
     /// The instruction that the interrupted code goes on with.
     pub fn ip(&self) -> usize {
         self.program_counter as usize
+    }
+    /// The signals that the interrupted code blocks.
+    pub fn blocked(&self) -> u64 {
+        self.blocked
     }
     /// The frame pointer register.
     pub fn bp(&self) -> usize {

@@ -5,7 +5,7 @@ use core::arch::global_asm;
 /// The instruction of a system call.
 pub const SYSCALL: &[u8] = &[0x0f, 0x05];
 
-/// The kernel's `ucontext` on x86-64, up to the general registers.
+/// The kernel's `ucontext` on x86-64.
 #[repr(C)]
 pub struct UContext {
     flags: u64,
@@ -13,7 +13,12 @@ pub struct UContext {
     stack: [u64; 3],
     /// r8…r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, eflags, …
     pub gregs: [u64; 23],
+    vector_state: u64,
+    reserved: [u64; 8],
+    blocked: u64,
 }
+
+const _: () = assert!(core::mem::offset_of!(UContext, blocked) == 40 + 256);
 
 impl UContext {
     /// The number of the system call that the interrupted code makes, if it is at one (the register that holds it).
@@ -31,6 +36,10 @@ impl UContext {
     /// The instruction that the interrupted code goes on with.
     pub fn ip(&self) -> usize {
         self.gregs[16] as usize
+    }
+    /// The signals that the interrupted code blocks.
+    pub fn blocked(&self) -> u64 {
+        self.blocked
     }
     /// The frame pointer register.
     pub fn bp(&self) -> usize {

@@ -4,6 +4,10 @@
 //! standard library maps the executable this way to name the frames of a backtrace). What cannot travel is refused
 //! with `EOPNOTSUPP`: shared mappings, executable memory, and fixed addresses outside such a block. Protection of
 //! such a block can't be lowered: its pages are the World's.
+//!
+//! In a static executable libc's data are the thread's, so what libc maps for itself must be too: the stack of a child that
+//! `posix_spawn` starts, a locale. Else a thread that is moved, or imaged, between the mapping and its use finds nothing there.
+//! There libc's own calls, by the names with underscores, end here as well; in a shared libc they are bound inside it.
 
 use super::errno::{EINVAL, ENOMEM, EOPNOTSUPP};
 use super::{fail, hooks, libc_result};
@@ -242,6 +246,41 @@ unsafe extern "C" fn mmap64(
 ) -> *mut c_void {
     // SAFETY: passed on; off_t has 64 bits here.
     unsafe { mmap(addr, len, prot, flags, fd, offset) }
+}
+
+/// libc's own name for it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __mmap(
+    addr: *mut c_void,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    fd: i32,
+    offset: i64,
+) -> *mut c_void {
+    // SAFETY: passed on.
+    unsafe { mmap(addr, len, prot, flags, fd, offset) }
+}
+
+/// libc's own name for it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __mmap64(
+    addr: *mut c_void,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    fd: i32,
+    offset: i64,
+) -> *mut c_void {
+    // SAFETY: passed on; off_t has 64 bits here.
+    unsafe { mmap(addr, len, prot, flags, fd, offset) }
+}
+
+/// libc's own name for it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __munmap(addr: *mut c_void, len: usize) -> i32 {
+    // SAFETY: passed on.
+    unsafe { munmap(addr, len) }
 }
 
 fn is_own(addr: *mut c_void) -> bool {

@@ -9,6 +9,7 @@
 //! | `malloc` family | allocate in the slot |
 //! | `mmap`, `munmap`, `mremap`, `madvise`, `mprotect` | private mappings lie in the slot's heap |
 //! | `nanosleep`, `clock_nanosleep`, `usleep`, `sched_yield` | park the thread, not the node |
+//! | `sigprocmask`, `pthread_sigmask`, `sigsuspend`, `ppoll`, `pselect`, `epoll_pwait` | the thread's own mask; the runtime's signals stay open |
 //! | `environ`, `getenv`, `setenv`, `unsetenv`, `putenv`, `clearenv` | the thread's own environment |
 //! | `write`, `writev` on descriptors 1 and 2 | go out with the World's next commit |
 //! | `fork`, `vfork`, `pthread_create` | refused, with `errno` and a line that says what to use |
@@ -22,6 +23,7 @@ mod fork;
 mod io;
 mod loader;
 mod malloc;
+mod mask;
 mod mmap;
 mod sleep;
 

@@ -31,7 +31,7 @@ pub use park::{call, in_thread, park, wake};
 pub use post::{nudge, post};
 pub use switch::{reschedule, yield_to_next};
 
-use crate::control::{NONE, is_domain, node, record, state, world};
+use crate::control::{Lack, NONE, is_domain, node, record, state, world};
 use crate::killpoint::{Point, at};
 use crate::local::{Action, Local, local};
 use crate::windows;
@@ -43,7 +43,7 @@ use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::carrier::{Carrier, Pending, carrier};
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
-use peregrine_thread::{arch, statics};
+use peregrine_thread::{arch, mask, statics};
 use post::drain;
 use switch::{enter, may_run};
 
@@ -107,6 +107,7 @@ pub extern "C" fn scheduler() -> ! {
         c.depth.store(1, Ordering::Relaxed);
         // A reset may have come in the middle of a handler that held others off.
         peregrine_sys::signal::set_mask(0);
+        c.blocked = 0;
         c.current.store(NONE, Ordering::Relaxed);
         statics::forget(c);
         node(c.node).current.store(NONE, Ordering::Relaxed);
@@ -149,14 +150,13 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
             // What was copied meanwhile is not the thread's time: a slice shorter than that would be over before it began.
             c.pending.fetch_and(!Pending::TICK, Ordering::Relaxed);
         } else if !raise_guards(l, next) {
-            peregrine_sys::process::write_all(
-                2,
-                b"peregrine: cannot install guard pages: too many mappings\n",
-            );
-            peregrine_sys::process::exit_now(70);
+            crate::node::give_up(next, Lack::Guards);
         }
         start_ticking(c, l);
         let header = SlotHeader::of(next);
+        if (*header).blocked != 0 {
+            mask::change(c, None, (*header).blocked);
+        }
         enter(c, node(c.node), next, header);
         arch::switch(&raw mut c.scheduler_sp, (*header).saved_sp);
     }
@@ -213,6 +213,11 @@ fn settle(c: &mut Carrier, l: &mut Local) {
     unsafe { peregrine_sys::cpu::set_fs_base(c.process_fs, c.fast_fs) };
     c.current.store(NONE, Ordering::Relaxed);
     node(c.node).current.store(NONE, Ordering::Relaxed);
+    if c.blocked != 0 {
+        let left = (action != Action::Ended).then(|| SlotHeader::of(slot));
+        // SAFETY: the thread is still this node's, and in its window if it has one.
+        unsafe { mask::change(c, left, 0) };
+    }
     let r = record(slot);
     at(Point::SettleLeft);
     match action {

@@ -11,7 +11,7 @@ use peregrine_thread::carrier::{Carrier, carrier};
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::template::template;
-use peregrine_thread::{arch, statics};
+use peregrine_thread::{arch, mask, statics};
 
 /// Lets the next thread of the queue run, and the running one again when its turn comes.
 ///
@@ -90,6 +90,9 @@ unsafe fn switch_directly(requeue: bool) -> bool {
             l.pop();
         }
         look_ahead(l);
+        if (*to).blocked != c.blocked {
+            mask::change(c, Some(from), (*to).blocked);
+        }
         enter(c, shared, next, to);
         arch::switch(&raw mut (*from).saved_sp, (*to).saved_sp);
         true

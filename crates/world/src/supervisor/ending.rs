@@ -32,7 +32,13 @@ impl Supervisor {
         let code = imaged().main_exit.load(Ordering::Acquire);
         // Nothing is taken back between here and the image: if it is complete, the end and all output are in it.
         let complete = self.image(true)?;
-        Ok((code != 0 && complete).then(|| code as i32 - 1))
+        if code == 0 || complete {
+            return Ok((code != 0).then(|| code as i32 - 1));
+        }
+        if self.save_failing || self.stats.blocked_nodes.is_empty() {
+            return Ok(None);
+        }
+        self.end_in_spite_of_blocked(code as i32 - 1)
     }
 
     pub(super) fn stop(mut self, signo: i32) -> Ended {

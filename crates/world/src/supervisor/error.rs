@@ -46,6 +46,14 @@ pub enum WorldError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// `main` has ended, and what keeps a node from pausing can't be ended either.
+    #[error(
+        "main has ended, but a node can't be paused and the end can't be stored: image {image} is the last; resume it"
+    )]
+    Blocked {
+        /// The newest image.
+        image: u64,
+    },
     /// Nodes die faster than they can be replaced.
     #[error("{deaths} nodes died before one could run: {last}")]
     CannotStart {

@@ -13,10 +13,9 @@ use crate::killpoint::supervisor_at;
 use crate::shadow::Changes;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::timer::monotonic_ns;
-use peregrine_sys::{futex, rustix, signal};
+use peregrine_sys::{futex, signal};
 use peregrine_thread::preempt::SIG_STOP;
 use peregrine_thread::stack_kind::StackKind;
-use rustix::event::{PollFd, PollFlags, poll};
 use std::time::Duration;
 
 /// After an image was given up because a node did not pause, the next is tried this much later.
@@ -92,10 +91,7 @@ impl Supervisor {
     }
 
     pub(super) fn is_dead(&self, i: usize) -> bool {
-        let Some(n) = &self.nodes[i] else { return true };
-        let mut fds = [PollFd::new(&n.pidfd, PollFlags::IN)];
-        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)
+        self.nodes[i].as_ref().is_none_or(|n| n.has_ended(Duration::ZERO))
     }
 
     /// Lets the nodes run.

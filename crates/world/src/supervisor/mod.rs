@@ -14,6 +14,7 @@
 //! It sleeps in one `poll`; a second OS thread does nothing but answer writes to sealed pages (`seals`). It never executes a thread's code, and touches the World only while all
 //! nodes are paused or dead, but for posting moves.
 
+mod blocked;
 mod control_socket;
 mod domains;
 mod durable;
@@ -37,6 +38,7 @@ use crate::packed;
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
 use crate::zygote::Zygote;
+pub(crate) use blocked::process_state;
 pub use durable::{DurableError, Resumed};
 pub use ending::Ended;
 use ending::reap;
@@ -53,12 +55,25 @@ use rustix::event::{PollFd, PollFlags, poll};
 pub use stats::{Stats, median_ms, percentile_ms};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// A node's process, seen from here.
 #[derive(Debug)]
 struct NodeProcess {
     pid: i32,
     pidfd: OwnedFd,
+}
+
+impl NodeProcess {
+    /// Whether it has ended, or does so within `patience`.
+    fn has_ended(&self, patience: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ts = rustix::time::Timespec {
+            tv_sec: patience.as_secs() as i64,
+            tv_nsec: i64::from(patience.subsec_nanos()),
+        };
+        matches!(poll(&mut fds, Some(&ts)), Ok(n) if n > 0)
+    }
 }
 
 /// The supervisor's state.
@@ -77,6 +92,8 @@ struct Supervisor {
     crashes: HashMap<(u32, u32), u32>,
     /// Deaths by SIGKILL in a row under one thread: its [`thread::identity`], images so far, how many.
     killed: (u64, u64, u32),
+    /// How often nodes lacked something to run a thread, by [`thread::identity`].
+    given_up: HashMap<u64, u32>,
     /// The node that was killed on purpose last.
     killed_on_purpose: Option<usize>,
     /// Slot, generation, [`thread::identity`] and reason.
@@ -90,6 +107,8 @@ struct Supervisor {
     durable: Option<durable::Durable>,
     store_due: u64,
     save_failing: bool,
+    /// When a node first kept a World whose `main` has ended from ending.
+    ending_since: Option<u64>,
     resumed: Option<Resumed>,
     failed_starts: u32,
     strings_len: usize,

@@ -15,6 +15,8 @@ use std::time::Duration;
 const MOST_CRASHES: u32 = 3;
 /// Nodes killed in a row under one thread, without an image between, after which it is taken away.
 const MOST_KILLED: u32 = 30;
+/// Nodes that had not what it takes to run a thread, after which it is taken away.
+const MOST_GIVEN_UP: u32 = 5;
 
 impl Supervisor {
     /// Takes note of nodes that have died; an exit code if the program ended itself with `exit`. In the middle of a recovery that
@@ -51,6 +53,9 @@ impl Supervisor {
             if current != NONE && is_crash(signo) {
                 self.blame(current, signo);
             }
+            if let Some(slot) = n.gave_up[0].swap(0, Ordering::Relaxed).checked_sub(1) {
+                self.note_given_up(i, slot, n.gave_up[1].load(Ordering::Relaxed));
+            }
             if current != NONE && signo == number::KILL {
                 self.note_killed(i, current);
             }
@@ -83,6 +88,26 @@ impl Supervisor {
                 "peregrine: thread {slot} '{name}' crashed its node with {what} ({count} of {MOST_CRASHES}); going back to the last image"
             );
         }
+    }
+
+    /// A node had not what it takes to run a thread. Going back may help, for others gave back what they had taken; if it does not,
+    /// the World would go back for ever.
+    fn note_given_up(&mut self, node: usize, slot: u32, lack: u32) {
+        let identity = thread::identity(slot);
+        let count = self.given_up.entry(identity).or_default();
+        *count += 1;
+        let count = *count;
+        let (name, lack) = (thread::name(slot), crate::control::Lack::in_words(lack));
+        self.stats.hide_status();
+        if count < MOST_GIVEN_UP {
+            eprintln!(
+                "peregrine: thread {slot} '{name}': node {node} {lack}; going back to the last image ({count} of {MOST_GIVEN_UP})"
+            );
+            return;
+        }
+        eprintln!("peregrine: thread {slot} '{name}' is quarantined: node {node} {lack}");
+        let generation = record(slot).generation.load(Ordering::Relaxed);
+        self.quarantine.push((slot, generation, identity, format!("node {node} {lack}")));
     }
 
     /// A node is killed by whom it may be, and no thread is to blame for that, unless the kernel or the thread itself does it
@@ -157,6 +182,8 @@ impl Supervisor {
 
     /// Rolls the World back and goes on.
     pub(super) fn recover(&mut self) -> Result<(), WorldError> {
+        // The end of `main`, if there was one, is taken back too.
+        self.ending_since = None;
         let begun = monotonic_ns();
         let lost_since = self.last_image_ns;
         if self.config.image_interval.is_none() {
