@@ -31,7 +31,7 @@ pub enum Step {
     FrameTaken,
     /// A slot was locked.
     Locked,
-    /// A node was made and linked.
+    /// A node was made and linked, or a slot moved to a line of its own.
     Expanded,
     /// The operation's intent was written.
     Intended,

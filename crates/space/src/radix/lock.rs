@@ -14,7 +14,7 @@
 //! Waiting ends when the holder unlocks, when a recovery asks everybody to stand back, or when the waiter itself fell
 //! out of the epoch; in the latter two cases what was locked so far is released by the caller.
 
-use super::slot::{Owner, Shape, Slot, SlotWord};
+use super::slot::{Owner, Shape, SlotWord};
 use super::{At, BITS, FANOUT, Spot, Tree};
 use crate::refcache::{Handle, ObjectId};
 use crate::step::Step;
@@ -53,8 +53,7 @@ impl<'m> Tree<'_, 'm> {
             if differ >> shift != 0 {
                 return Some(found);
             }
-            let slot = self.slot(found, (pages.start >> shift) as usize % FANOUT);
-            let word = slot.word();
+            let (slot, word) = self.slot(found, (pages.start >> shift) as usize % FANOUT);
             match word.shape() {
                 Shape::Terminal(_) => return Some(found),
                 Shape::Child { node: child, dying } => {
@@ -78,10 +77,9 @@ impl<'m> Tree<'_, 'm> {
         let (mut pinned, mut locked) = (0, 0);
         let mut result = Ok(());
         'slots: for index in slots {
-            let slot = self.slot(at, index);
             let interrupted = Err(Interrupted { locked_up_to: at.pages_of(index).start });
             loop {
-                let word = slot.word();
+                let (slot, word) = self.slot(at, index);
                 match word.shape() {
                     Shape::Child { node, dying } => {
                         if dying && !slot.exchange(word, SlotWord::child(node, false)) {
@@ -111,16 +109,18 @@ impl<'m> Tree<'_, 'm> {
                             self.count(attempt.me, at.node, more);
                             pinned += more;
                         }
-                        if !slot.exchange(word, SlotWord::locked(attempt.by)) {
+                        if !slot.exchange(word, word.locked(attempt.by)) {
                             continue;
                         }
                         if !self.spaces.refcache().is_still_in(attempt.me, attempt.turn) {
-                            release(slot, attempt.by);
+                            // The slot may not be what it was: if it still shows this lock, it is ours to remove.
+                            slot.exchange(word.locked(attempt.by), word);
                             result = interrupted;
                             break 'slots;
                         }
                         locked += 1;
                         attempt.me.step(Step::Locked);
+                        self.keep_apart(attempt.me, at, slot, slot.value().is_mapped());
                         break;
                     }
                 }
@@ -137,13 +137,13 @@ impl<'m> Tree<'_, 'm> {
     pub(crate) fn unlock(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>, became_used: bool) {
         let mut unlocked = 0;
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => {
                     self.unlock(me, by, at.child(index, node), pages, became_used);
                 }
                 Shape::Terminal(Some(owner)) if owner == by => {
-                    slot.set_word(SlotWord::FREE);
+                    slot.set_word(word.unlocked());
                     unlocked += 1;
                     me.step(Step::Unlocked);
                 }
@@ -159,8 +159,8 @@ impl<'m> Tree<'_, 'm> {
     #[inline]
     pub(crate) fn each_locked(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut impl FnMut(Spot<'m>)) {
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => self.each_below(by, at.child(index, node), pages, f),
                 Shape::Terminal(Some(owner)) if owner == by => f(Spot { at, index, slot }),
                 Shape::Terminal(_) => {}
@@ -170,8 +170,8 @@ impl<'m> Tree<'_, 'm> {
 
     fn each_below(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => self.each_below(by, at.child(index, node), pages, f),
                 Shape::Terminal(Some(owner)) if owner == by => f(Spot { at, index, slot }),
                 Shape::Terminal(_) => {}
@@ -182,9 +182,4 @@ impl<'m> Tree<'_, 'm> {
     pub(crate) fn count(&self, me: &Handle, node: u32, delta: i32) {
         self.spaces.refcache().add(me, self.spaces, ObjectId(node), delta);
     }
-}
-
-/// Takes a lock back from a slot that may not be what it was: if it still shows this lock, it is ours to remove.
-fn release(slot: &Slot, by: Owner) {
-    slot.exchange(SlotWord::locked(by), SlotWord::FREE);
 }

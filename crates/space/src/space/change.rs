@@ -161,7 +161,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 found.home.add(page..spot.pages().end.min(operation.pages.end));
             }
             if loses(value) {
-                found.losers.union_with(&spot.slot.members.load());
+                found.losers.union_with(&spot.slot.members());
             }
         });
         found
@@ -205,7 +205,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 return;
             }
             // Nobody has these pages in view any more.
-            spot.slot.members.store(&MemberSet::EMPTY);
+            spot.slot.clear_members();
             if one_by_one && value.kind() == Kind::Home {
                 self.frames.vacated(self.id, member.id(), range_of(&spot.pages()));
             }
@@ -236,10 +236,11 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             {
                 // Nobody has these pages in view any more, but the one who mapped others there, if it lives and has filled its view
                 // since.
-                let mut members = spot.slot.members.load();
-                members.keep_only(by.member);
-                let unmaps = doing == Doing::Set(Value::UNMAPPED);
-                spot.slot.members.store(if unmaps { &MemberSet::EMPTY } else { &members });
+                if doing == Doing::Set(Value::UNMAPPED) {
+                    spot.slot.clear_members();
+                } else {
+                    spot.slot.keep_only(by.member);
+                }
                 if spot.slot.value().kind() == Kind::Home {
                     self.frames.vacated(self.id, member.id(), range_of(&own));
                 }

@@ -12,7 +12,6 @@
 use super::{AddressSpace, Operation, range_of};
 use crate::desk::Member;
 use crate::intent::Doing;
-use crate::member::MemberSet;
 use crate::mmu::{Change, Contents, FrameId, Frames, Mmu};
 use crate::radix::{PAGES, Spot};
 use crate::record::{Access, Kind, Value};
@@ -116,9 +115,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let spot = self.spot(operation, &one);
         let filled = self.with_frame(member, &spot, addr, value, access)?;
         let frame = filled.frame().ok_or(FaultError::NoFrame(addr))?;
-        let mut members = spot.slot.members.load();
-        members.insert(member.id());
-        spot.slot.members.store(&members);
+        self.tree().admit(&member.handle, spot.slot);
         let (range, contents, rights) = (range_of(&one), Contents::Frame(frame), filled.view_rights());
         self.mmu.fill(self.id, member.id(), range, contents, rights).map_err(FaultError::Mmu)?;
         member.handle.step(Step::Filled);
@@ -139,12 +136,12 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             (Some(shared), _) if value.is_cow() && write => {
                 let copy = self.copy(member, addr, shared)?;
                 // Whoever has the old frame in view would go on reading what is about to be out of date.
-                let losers = spot.slot.members.load();
+                let losers = spot.slot.members();
                 if !losers.is_empty() {
                     let range = range_of(&spot.pages());
                     self.mmu.shootdown(self.id, me, range, &losers, Change::Drop);
                     member.handle.step(Step::ShotDown);
-                    spot.slot.members.store(&MemberSet::EMPTY);
+                    spot.slot.clear_members();
                 }
                 value.with_frame(copy).cow(false)
             }
@@ -212,9 +209,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         });
         let run = run.unwrap_or_else(|| one.clone());
         self.tree().each_locked(operation.by, operation.at, &run, &mut |spot| {
-            let mut members = spot.slot.members.load();
-            members.insert(member.id());
-            spot.slot.members.store(&members);
+            self.tree().admit(&member.handle, spot.slot);
         });
         let (range, rights) = (range_of(&run), value.rights());
         self.mmu.fill(self.id, member.id(), range, Contents::Home, rights).map_err(FaultError::Mmu)?;
@@ -248,15 +243,13 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         };
         self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             let value = spot.slot.value();
-            let mut members = spot.slot.members.load();
-            if !value.is_mapped() || value.kind() != Kind::Home || members.contains(me.id()) {
+            if !value.is_mapped() || value.kind() != Kind::Home || spot.slot.members().contains(me.id()) {
                 return;
             }
             let own = spot.pages();
             let own = own.start.max(operation.pages.start)..own.end.min(operation.pages.end);
             // In the set before the view is filled. Should the filling of others fail, it is in the set for nothing.
-            members.insert(me.id());
-            spot.slot.members.store(&members);
+            self.tree().admit(&me.handle, spot.slot);
             match &mut run {
                 Some((pages, rights)) if pages.end == own.start && *rights == value.rights() => {
                     pages.end = own.end;

@@ -112,9 +112,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             match &mut run {
                 Some((pages, losers)) if pages.end == own.start => {
                     pages.end = own.end;
-                    losers.union_with(&spot.slot.members.load());
+                    losers.union_with(&spot.slot.members());
                 }
-                _ => shoot(run.replace((own, spot.slot.members.load()))),
+                _ => shoot(run.replace((own, spot.slot.members()))),
             }
         });
         shoot(run);
@@ -170,8 +170,8 @@ impl<'m> Tree<'_, 'm> {
         let pages = from.pages();
         while at.level > from.at.level {
             let index = at.slots(&(pages.start..pages.start + 1)).start;
-            let slot = self.slot(at, index);
-            let node = match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            let node = match word.shape() {
                 Shape::Child { node, .. } => node,
                 Shape::Terminal(_) => {
                     let node = self.spaces.node_pool(|pool| pool.take(me)).ok_or(NoNodes)?;
@@ -186,7 +186,7 @@ impl<'m> Tree<'_, 'm> {
             };
             at = at.child(index, node);
         }
-        let spot = Spot { at, index: from.index, slot: self.slot(at, from.index) };
+        let spot = Spot { at, index: from.index, slot: self.slot(at, from.index).0 };
         self.set(me, &spot, from.slot.value());
         Ok(())
     }

@@ -28,10 +28,10 @@ use crate::desk::Member;
 use crate::intent::Phase;
 use crate::member::{MemberId, MemberSet};
 use crate::mmu::{Frames, Mmu};
-use crate::radix::slot::{Shape, SlotWord};
+use crate::radix::slot::{Shape, Slot, SlotWord};
 use crate::radix::{FANOUT, LEVELS, Tree};
 use crate::refcache::{Counted, ObjectId};
-use crate::spaces::RootState;
+use crate::spaces::{RootState, Spaces};
 use peregrine_base::sync::{Ordering, spin_loop};
 
 /// Whom a recovery is for: see [`AddressSpace::recover_all`].
@@ -133,7 +133,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         result.finished = true;
         // The dead member's locks name its operation.
         let mut by = None;
-        each_slot(tree, &mut |_, slot| {
+        each_slot(tree, &mut |_, slot, _| {
             if let Shape::Terminal(Some(owner)) = slot.word().shape()
                 && owner.member == dead
             {
@@ -167,6 +167,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             descriptor.object.reset(0);
             descriptor.live.store(0, Ordering::Relaxed);
         }
+        let lines = &spaces.lines[..spaces.line_pool(|pool| pool.touched())];
+        lines.iter().for_each(|line| line.live.store(0, Ordering::Relaxed));
         for (index, frame) in spaces.frames.iter().enumerate() {
             let pins = self.frames.pins(crate::FrameId::new(index as u32));
             if pins != 0 || frame.object.global() != 0 || frame.object.load().queued() {
@@ -177,33 +179,37 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             // A root's own use.
             bump(&spaces, ObjectId(tree.root), 1);
             descriptors[tree.root as usize].live.store(1, Ordering::Relaxed);
-            each_slot(tree, &mut |node, slot| match slot.word().shape() {
-                Shape::Child { node: child, .. } => {
-                    // A mark is set by whoever queues the node, and the queues are gone.
-                    slot.set_word(SlotWord::child(child, false));
-                    descriptors[child as usize].live.store(1, Ordering::Relaxed);
-                    bump(&spaces, ObjectId(node), 1);
+            each_slot(tree, &mut |node, slot, line| {
+                if let Some(line) = line {
+                    lines[line as usize].live.store(1, Ordering::Relaxed);
                 }
-                Shape::Terminal(owner) => {
-                    if owner.is_some() {
-                        result.locks += 1;
-                        slot.set_word(SlotWord::FREE);
+                match slot.word().shape() {
+                    Shape::Child { node: child, .. } => {
+                        // A mark is set by whoever queues the node, and the queues are gone.
+                        slot.set_word(SlotWord::child(child, false));
+                        descriptors[child as usize].live.store(1, Ordering::Relaxed);
+                        remove_inherited(&spaces, child, viewless);
+                        bump(&spaces, ObjectId(node), 1);
                     }
-                    let value = slot.value();
-                    if !value.is_mapped() {
-                        return;
-                    }
-                    // Nobody else writes a set now: everybody is held.
-                    let mut members = slot.members.load();
-                    members.remove_all(viewless);
-                    slot.members.store(&members);
-                    bump(&spaces, ObjectId(node), 1);
-                    if let Some(region) = value.region() {
-                        bump(&spaces, spaces.region_id(region), 1);
-                        region_descriptors[region as usize].live.store(1, Ordering::Relaxed);
-                    }
-                    if let Some(frame) = value.frame() {
-                        bump(&spaces, spaces.frame_id(frame), 1);
+                    Shape::Terminal(owner) => {
+                        if owner.is_some() {
+                            result.locks += 1;
+                            slot.unlock();
+                        }
+                        let value = slot.value();
+                        if !value.is_mapped() {
+                            return;
+                        }
+                        // Nobody else writes a set now: everybody is held.
+                        slot.remove_all(viewless);
+                        bump(&spaces, ObjectId(node), 1);
+                        if let Some(region) = value.region() {
+                            bump(&spaces, spaces.region_id(region), 1);
+                            region_descriptors[region as usize].live.store(1, Ordering::Relaxed);
+                        }
+                        if let Some(frame) = value.frame() {
+                            bump(&spaces, spaces.frame_id(frame), 1);
+                        }
                     }
                 }
             });
@@ -215,6 +221,11 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             } else if descriptor.object.global() == 0 {
                 // Empty, and in no queue any more: a delta of zero brings it under review.
                 spaces.refcache().add(&member.handle, &spaces, ObjectId(index as u32), 0);
+            }
+        }
+        for (index, line) in lines.iter().enumerate() {
+            if line.live.load(Ordering::Relaxed) == 0 {
+                spaces.line_pool(|pool| pool.give(&member.handle, index as u32));
             }
         }
         for (index, descriptor) in region_descriptors.iter().enumerate() {
@@ -235,12 +246,20 @@ fn bump(objects: &impl Counted, id: ObjectId, by: i32) {
     object.reset(object.global() + by);
 }
 
-/// Calls `f` with each slot of a tree and the number of its node, parents before children.
-fn each_slot(tree: Tree<'_, '_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
-    fn visit(tree: Tree<'_, '_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+/// Takes the `viewless` out of the set that a node's cells may have inherited.
+fn remove_inherited(spaces: &Spaces<'_>, node: u32, viewless: &MemberSet) {
+    let inherited = &spaces.nodes[node as usize].head.inherited;
+    let mut members = inherited.load();
+    members.remove_all(viewless);
+    inherited.store(&members);
+}
+
+/// Calls `f` with each slot of a tree, the number of its node, and that of its line if it has one; parents before children.
+fn each_slot<'m>(tree: Tree<'_, 'm>, f: &mut dyn FnMut(u32, Slot<'m>, Option<u32>)) {
+    fn visit<'m>(tree: Tree<'_, 'm>, node: u32, level: u32, f: &mut dyn FnMut(u32, Slot<'m>, Option<u32>)) {
         for index in 0..FANOUT {
-            let slot = &tree.spaces.nodes[node as usize].slots[index];
-            f(node, slot);
+            let (slot, _) = tree.spaces.slot(node, index);
+            f(node, slot, tree.spaces.nodes[node as usize].cells[index].line());
             if let (Shape::Child { node, .. }, 1..) = (slot.word().shape(), level) {
                 visit(tree, node, level - 1, f);
             }
