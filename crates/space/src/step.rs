@@ -39,6 +39,8 @@ pub enum Step {
     ShotDown,
     /// The operation took effect; its records are still to be changed.
     Committed,
+    /// What a mapping replaces is gone; its own records are still to be written, and its member's view to be filled.
+    Planting,
     /// A record was changed, its old references not yet dropped.
     Changed,
     /// A reference was dropped for good.

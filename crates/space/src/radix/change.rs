@@ -52,6 +52,7 @@ impl<'m> Tree<'_, 'm> {
     ///
     /// By an operation that has committed: whoever finds a slot unlocked finds its new record, and whoever finds it
     /// locked asks the intent.
+    #[inline]
     pub(crate) fn settle(
         &self,
         me: &Handle,
@@ -59,14 +60,14 @@ impl<'m> Tree<'_, 'm> {
         at: At,
         pages: &Range<u64>,
         doing: Doing,
-        leaves: &dyn Fn(&Spot<'m>),
+        leaves: &impl Fn(&Spot<'m>),
     ) {
         let mut uses = 0;
         for index in at.slots(pages) {
             let (slot, word) = self.slot(at, index);
             match word.shape() {
                 Shape::Child { node, .. } => {
-                    self.settle(me, by, at.child(index, node), pages, doing, leaves);
+                    self.settle_below(me, by, at.child(index, node), pages, doing, leaves);
                 }
                 Shape::Terminal(Some(owner)) if owner == by => {
                     let mut spot = Spot { at, index, slot };
@@ -90,6 +91,18 @@ impl<'m> Tree<'_, 'm> {
         }
     }
 
+    fn settle_below(
+        &self,
+        me: &Handle,
+        by: Owner,
+        at: At,
+        pages: &Range<u64>,
+        doing: Doing,
+        leaves: &dyn Fn(&Spot<'m>),
+    ) {
+        self.settle(me, by, at, pages, doing, &leaves);
+    }
+
     /// Does `doing` to the records of `pages` that `by` has locked, none of which is mapped: they become used, which is counted when
     /// they are unlocked ([`Tree::unlock`]). `me` is in the set of each.
     pub(crate) fn plant_all(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>, new: Value) {
@@ -101,6 +114,7 @@ impl<'m> Tree<'_, 'm> {
     }
 
     /// Takes or drops the references of a record.
+    #[inline]
     fn refer(&self, me: &Handle, value: Value, delta: i32) {
         let refcache = self.spaces.refcache();
         if let Some(region) = value.region() {
@@ -121,6 +135,10 @@ impl<'m> Tree<'_, 'm> {
         pages: &Range<u64>,
         all: bool,
     ) -> Result<(), NoNodes> {
+        if at.level == 0 {
+            // Nothing is finer than a page.
+            return Ok(());
+        }
         let slots = at.slots(pages);
         let Some(last) = slots.clone().next_back() else { return Ok(()) };
         // Only a slot at the edge can reach out, and only its child can be too coarse.

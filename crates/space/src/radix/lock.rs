@@ -8,6 +8,11 @@
 //! **Where walks begin.** The way down to the lowest node that spans the range is gone once, when the lock is taken; all
 //! later walks of the operation begin there ([`Tree::lock`] tells where). It can't go meanwhile: a lock in it or under it is a use.
 //!
+//! **Where the last walk ended.** A member often works where it did before, so it notes the node of single pages that its walk came
+//! to, and the state of its part in the epoch before the walk. As long as that is the same, the member has flushed nothing
+//! since and was not expelled; so the epoch has moved on by one at most, the node's link, whose mark the walk took away,
+//! can't have been cut, and the next operation there begins at the node.
+//!
 //! Each lock held in a node counts as one use of it, so a node in which somebody holds a lock does not collapse, however long the
 //! holder is stopped. The count goes up before the slot is locked and down after it is unlocked.
 //!
@@ -16,7 +21,7 @@
 
 use super::slot::{Owner, Shape, SlotWord};
 use super::{At, BITS, FANOUT, Spot, Tree};
-use crate::refcache::{Handle, ObjectId};
+use crate::refcache::{Handle, Last, ObjectId};
 use crate::step::Step;
 use core::ops::Range;
 
@@ -38,31 +43,41 @@ pub(crate) struct Attempt<'a> {
 impl<'m> Tree<'_, 'm> {
     /// Locks the slots that meet `pages`, and tells the lowest node that spans them: it stays as long as the locks.
     pub(crate) fn lock(&self, attempt: &Attempt<'_>, pages: &Range<u64>) -> Result<At, Interrupted> {
-        let at = self.descend(pages).ok_or(Interrupted { locked_up_to: pages.start })?;
+        let at = self.revisit(attempt.me, pages);
+        let at = at.unwrap_or_else(|| self.descend(attempt.me, pages));
         self.lock_node(attempt, at, pages).map(|()| at)
     }
 
-    /// The lowest node that spans `pages`, reviving what it comes through; `None` if the member has fallen out of the epoch.
-    fn descend(&self, pages: &Range<u64>) -> Option<At> {
+    /// The node of single pages to which the member's last walk came, if that still holds and spans `pages`.
+    #[inline]
+    fn revisit(&self, me: &Handle, pages: &Range<u64>) -> Option<At> {
+        let last = me.last.get();
+        let holds = last.root == self.root && last.moment == self.spaces.refcache().moment(me);
+        let spans = pages.start >= last.base && pages.end <= last.base + FANOUT as u64;
+        (holds && spans).then_some(At { node: last.node, level: 0, base: last.base })
+    }
+
+    /// The lowest node that spans `pages`, reviving what it comes through.
+    fn descend(&self, me: &Handle, pages: &Range<u64>) -> At {
+        let moment = self.spaces.refcache().moment(me);
         let At { mut node, mut level, .. } = self.top();
         // Where this has no bit above a level's, one slot of that level spans all pages.
         let differ = pages.start ^ (pages.end - 1);
         loop {
             let shift = BITS * level;
             let found = At { node, level, base: pages.start >> (shift + BITS) << (shift + BITS) };
-            if differ >> shift != 0 {
-                return Some(found);
+            if differ >> shift != 0 || level == 0 {
+                if level == 0 {
+                    me.last.set(Last { root: self.root, node, base: found.base, moment });
+                }
+                return found;
             }
             let (slot, word) = self.slot(found, (pages.start >> shift) as usize % FANOUT);
             match word.shape() {
-                Shape::Terminal(_) => return Some(found),
+                Shape::Terminal(_) => return found,
                 Shape::Child { node: child, dying } => {
                     if dying && !slot.exchange(word, SlotWord::child(child, false)) {
                         continue;
-                    }
-                    if level == 0 {
-                        // A node used anew, at another level.
-                        return None;
                     }
                     (node, level) = (child, level - 1);
                 }

@@ -11,6 +11,7 @@
 
 use super::{AddressSpace, Operation, range_of};
 use crate::desk::Member;
+use crate::holder::Holder;
 use crate::intent::Doing;
 use crate::mmu::{Change, Contents, FrameId, Frames, Mmu};
 use crate::radix::{PAGES, Spot};
@@ -22,6 +23,11 @@ use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};
 /// Why a fault can't be resolved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FaultError<E: core::fmt::Debug> {
+    /// The MMU [gave up](crate::Mmu::gives_up) waiting for a member that holds a lock.
+    #[error(
+        "waited in vain: {0}; let it go on if it is stopped, or kill it: what a dead member holds is taken over"
+    )]
+    Held(Holder),
     /// Nothing is mapped there.
     #[error("nothing is mapped at {0}")]
     Unmapped(VirtAddr),
@@ -79,7 +85,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let home = most > 1 && self.tree().look(&member.handle, page).value.kind() == Kind::Home;
         let block = if home { most } else { 1 };
         let start = page & !(block - 1);
-        let operation = self.begin(member, Doing::Fault, start..start + block);
+        let operation = self.begin(member, Doing::Fault, start..start + block).map_err(FaultError::Held)?;
         let result = self.fault_locked(member, &operation, page, addr, access);
         self.finish(member, &operation);
         result
@@ -228,7 +234,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if pages.is_empty() {
             return Ok(());
         }
-        let operation = self.begin(member, Doing::Fault, pages);
+        let operation = self.begin(member, Doing::Fault, pages).map_err(FaultError::Held)?;
         let mut result = Ok(());
         let me = &*member;
         // Neighbours are filled at once: for most MMUs a call for each record costs more than the record.

@@ -30,6 +30,7 @@ use crate::member::{MemberId, MemberSet};
 use crate::mmu::{Frames, Mmu};
 use crate::radix::slot::{Shape, Slot, SlotWord};
 use crate::radix::{FANOUT, LEVELS, Tree};
+use crate::record::Value;
 use crate::refcache::{Counted, ObjectId};
 use crate::spaces::{RootState, Spaces};
 use peregrine_base::sync::{Ordering, spin_loop};
@@ -76,17 +77,51 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// As [`recover`](Self::recover), for several members, some of which may live: a runtime that went back to an earlier state had them
     /// drop what they were doing. All their places are free afterwards.
     pub fn recover_all(&self, member: &mut Member<'m>, stopped: Stopped) -> Recovered {
+        self.recover_if(member, stopped, || true)
+    }
+
+    /// As [`recover`](Self::recover), if `dead` [is dead](Mmu::is_dead) still when nobody else can recover it: somebody may have, and its
+    /// place may be another's. Then, unless others are dead, nothing is done, and nobody named.
+    pub fn recover_dead(&self, member: &mut Member<'m>, dead: MemberId) -> Recovered {
+        let views_are_gone = self.mmu.views_die_with_members();
+        let stopped = Stopped { killed: MemberSet::only(dead), views_are_gone, ..Stopped::default() };
+        self.recover_if(member, stopped, || self.mmu.is_dead(dead))
+    }
+
+    /// `still`, asked once nobody else can recover: whether it is to be done.
+    fn recover_if(
+        &self,
+        member: &mut Member<'m>,
+        stopped: Stopped,
+        still: impl FnOnce() -> bool,
+    ) -> Recovered {
         let mut dead = stopped.killed;
         dead.union_with(&stopped.reset);
         while !member.claim_recovery(|m| dead.contains(m) || self.mmu.is_dead(m)) {
             self.mmu.wait(member.id(), member.id());
             spin_loop();
         }
-        stopped.killed.iter().for_each(|dead| self.mmu.forget(dead));
+        let mut killed = stopped.killed;
+        if !still() {
+            (dead, killed) = (MemberSet::EMPTY, MemberSet::EMPTY);
+        }
+        // Also those whose recovery was begun by one that has died over it.
+        for other in self.spaces.members().iter().filter(|m| *m != member.id()) {
+            if !dead.contains(other) && self.mmu.is_dead(other) {
+                dead.insert(other);
+                killed.insert(other);
+            }
+        }
+        if dead.is_empty() {
+            member.release_everybody();
+            return Recovered::default();
+        }
+        killed.iter().for_each(|dead| self.mmu.forget(dead));
         dead.iter().for_each(|dead| self.spaces.stop_working(dead));
         while let Some(other) = member.somebody_at_work() {
             if self.mmu.is_dead(other) {
                 dead.insert(other);
+                killed.insert(other);
                 self.mmu.forget(other);
                 self.spaces.stop_working(other);
             }
@@ -98,7 +133,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             self.drop_spaces(dead, &mut result);
             self.finish_intent(member, dead, &mut result);
         }
-        let viewless = if stopped.views_are_gone { stopped.killed } else { MemberSet::EMPTY };
+        let viewless = if stopped.views_are_gone { killed } else { MemberSet::EMPTY };
         self.count_anew(member, &dead, &viewless, &mut result);
         for dead in dead.iter() {
             self.spaces.bury(dead);
@@ -127,7 +162,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     fn finish_intent(&self, member: &Member<'m>, dead: MemberId, result: &mut Recovered) {
         let Some(intent) = self.spaces.intent(dead).read() else { return };
         let Some((_, tree)) = self.trees().find(|(id, _)| *id == intent.space.0) else { return };
-        if intent.phase != Phase::Committed {
+        if !matches!(intent.phase, Phase::Committed | Phase::Planting) {
             return;
         }
         result.finished = true;
@@ -143,7 +178,16 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if let Some(by) = by {
             let space =
                 AddressSpace { spaces: self.spaces, id: intent.space, mmu: &self.mmu, frames: &self.frames };
-            space.change_records(member, by, tree.top(), &intent.pages, intent.doing);
+            if intent.phase == Phase::Committed {
+                space.change_records(member, by, tree.top(), &intent.pages, intent.doing);
+            } else {
+                // What is mapped is new, and may be in the view of its member, if that lives: nothing was vacated there.
+                tree.each_locked(by, tree.top(), &intent.pages, &mut |spot| {
+                    if !spot.slot.value().is_mapped() {
+                        tree.set(&member.handle, &spot, intent.doing.apply(Value::UNMAPPED));
+                    }
+                });
+            }
         }
     }
 
