@@ -30,6 +30,7 @@ pub(crate) struct Desk {
     /// 1 while in an operation.
     busy: AtomicU32,
     pub(crate) free_nodes: Stack,
+    pub(crate) free_lines: Stack,
     pub(crate) free_regions: Stack,
     pub(crate) intent: Intent,
 }
@@ -41,6 +42,7 @@ impl Desk {
             claim: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             free_nodes: Stack::new(),
+            free_lines: Stack::new(),
             free_regions: Stack::new(),
             intent: Intent::new(),
         }
@@ -282,6 +284,7 @@ impl Spaces<'_> {
     pub(crate) fn forget_free(&self) {
         for desk in self.desks {
             desk.free_nodes.clear();
+            desk.free_lines.clear();
             desk.free_regions.clear();
         }
     }

@@ -5,9 +5,11 @@
 //! ```text
 //!  state = operation number << 8 | phase
 //!
-//!  idle(n-1) ─▶ writing(n) ─▶ pending(n) ─▶ committed(n) ─▶ idle(n)
+//!  idle(n-1) ─▶ writing(n) ─▶ pending(n) ─▶ committed(n) ─▶ planting(n) ─▶ idle(n)
 //!                               │  locks, gathers, shoots down      after a death: unlock, nothing has changed
 //!                                              │  changes records   after a death: change the rest, unlock
+//!                                                              │    only `map_and_admit`, which fills its view before it unlocks:
+//!                                                                   what was there is gone, and all that is mapped is new
 //! ```
 //!
 //! What a committed operation does to a record depends on the record alone ([`Intent::outcome`]), and doing it twice is
@@ -74,6 +76,7 @@ pub(crate) enum Phase {
     Writing,
     Pending,
     Committed,
+    Planting,
 }
 
 /// An intent as it was read in one piece.
@@ -106,7 +109,8 @@ const fn phase(state: u64) -> Phase {
         0 => Phase::Idle,
         1 => Phase::Writing,
         2 => Phase::Pending,
-        _ => Phase::Committed,
+        3 => Phase::Committed,
+        _ => Phase::Planting,
     }
 }
 
@@ -148,6 +152,11 @@ impl Intent {
         self.state.store(state(operation, Phase::Committed), Ordering::Release);
     }
 
+    /// Of a committed operation: every record that was there is gone, and told so; from here on new ones are written.
+    pub(crate) fn plant(&self, operation: u32) {
+        self.state.store(state(operation, Phase::Planting), Ordering::Release);
+    }
+
     /// After the last lock was released.
     pub(crate) fn finish(&self, operation: u32) {
         self.state.store(state(operation, Phase::Idle), Ordering::Release);
@@ -180,9 +189,11 @@ impl Intent {
             Phase::Idle => None,
             // Not committed, so no record has changed; what the fields say does not matter yet.
             Phase::Writing | Phase::Pending => Some(held),
-            Phase::Committed => {
+            Phase::Committed | Phase::Planting => {
                 let read = self.read()?;
-                if read.operation != owner.operation || read.phase != Phase::Committed {
+                if read.operation != owner.operation
+                    || !matches!(read.phase, Phase::Committed | Phase::Planting)
+                {
                     return None;
                 }
                 // Rounded out, the lock may cover more than the operation.

@@ -59,7 +59,7 @@ impl<F: Frames> Reclaim for Keeper<'_, '_, F> {
 
     fn dead(&self, me: &Handle, id: ObjectId) {
         match self.spaces.class(id) {
-            Class::Node(node) => self.spaces.node_pool(|pool| pool.give(me, node)),
+            Class::Node(node) => self.spaces.give_node(me, node),
             Class::Region(region) => self.spaces.region_pool(|pool| pool.give(me, region)),
             Class::Frame(frame) => self.frames.release(me.id(), frame),
         }

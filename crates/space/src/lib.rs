@@ -5,6 +5,7 @@
 extern crate std;
 
 mod desk;
+mod holder;
 mod intent;
 mod keeper;
 pub mod embedding {
@@ -28,6 +29,7 @@ mod spaces;
 mod step;
 
 pub use desk::{Member, NoPlace};
+pub use holder::{Holder, OperationKind};
 pub use member::{Generation, MAX_MEMBERS, MemberId, MemberSet, SharedSet};
 pub use mmu::{Change, Contents, FrameId, Frames, Mmu, SpaceId};
 pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};

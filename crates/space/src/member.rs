@@ -8,7 +8,7 @@ use core::fmt;
 use peregrine_base::sync::{AtomicU64, Ordering};
 
 /// Members that one arena can have.
-pub const MAX_MEMBERS: usize = 256;
+pub const MAX_MEMBERS: usize = if cfg!(peregrine_loom) { 64 } else { 256 };
 const WORDS: usize = MAX_MEMBERS / 64;
 
 /// The number of a member, below [`MAX_MEMBERS`]. A number is used again after its member left or died: what must not be

@@ -109,27 +109,60 @@ pub trait Mmu {
     }
 
     /// Whether `member` is certain to have been killed. A recovery asks this of members that it would have to wait for, and mends
-    /// what they left as well.
+    /// what they left as well; so does, now and then, who waits for a lock, of its holder, and recovers if it is.
     fn is_dead(&self, member: MemberId) -> bool {
         let _ = member;
         false
     }
+
+    /// Whether what a dead member had in view is gone with it, as a process's page table is.
+    fn views_die_with_members(&self) -> bool {
+        false
+    }
+
+    /// Asked after each [`wait`](Self::wait), the `turns`th for this lock: whether `member` should wait no longer for `owner`, which
+    /// lives (it may be stopped in the middle of an operation, which can't be taken over). Then its own operation fails, with
+    /// nothing changed, and the error names the [`Holder`].
+    fn gives_up(&self, member: MemberId, owner: MemberId, turns: u32) -> bool {
+        let _ = (member, owner, turns);
+        false
+    }
+
+    /// The process that `member` is, if members are processes: for messages.
+    fn process_of(&self, member: MemberId) -> Option<u32> {
+        let _ = member;
+        None
+    }
 }
 
 /// The frames behind the pages. Counting is not the embedder's: the arena keeps one Refcache object a frame.
+///
+/// An embedder whose records are all [`Home`](crate::Backing::Home) hands out nothing and gets nothing back, which is what the methods do
+/// if they are left as they are: then a fault on any other record fails with [`NoFrame`](crate::FaultError::NoFrame).
 pub trait Frames {
     /// A frame of zeroes for the anonymous page at `page`, or `None` if there is none left.
-    fn zeroed(&self, space: SpaceId, by: MemberId, page: VirtAddr) -> Option<FrameId>;
+    fn zeroed(&self, space: SpaceId, by: MemberId, page: VirtAddr) -> Option<FrameId> {
+        let _ = (space, by, page);
+        None
+    }
 
     /// A private copy of `from` for `page`, or `None` if there is no frame left.
-    fn copied(&self, space: SpaceId, by: MemberId, page: VirtAddr, from: FrameId) -> Option<FrameId>;
+    fn copied(&self, space: SpaceId, by: MemberId, page: VirtAddr, from: FrameId) -> Option<FrameId> {
+        let _ = (space, by, page, from);
+        None
+    }
 
     /// The frame of page `index` of `object`, or `None` if it can't be had. The embedder's cache may hold it as well: see
     /// [`Frames::pins`].
-    fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId>;
+    fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId> {
+        let _ = (by, object, index);
+        None
+    }
 
     /// No record, no view and no lock-free reader has `frame` any more. It may be used again, zeroed first (S2).
-    fn release(&self, by: MemberId, frame: FrameId);
+    fn release(&self, by: MemberId, frame: FrameId) {
+        let _ = (by, frame);
+    }
 
     /// The [`Home`](crate::Backing::Home) records of `range` leave: no view shows its pages any more, and its lock is held. Told again when the
     /// operation's member died and another one finishes it.
@@ -146,7 +179,9 @@ pub trait Frames {
 
     /// A member died, and the records were mended: `live` tells the frames that are in use (in records, or still under
     /// review). Every other frame is free: rebuild the free lists from that. All other members are held meanwhile.
-    fn rebuild(&self, by: MemberId, live: &dyn Fn(FrameId) -> bool);
+    fn rebuild(&self, by: MemberId, live: &dyn Fn(FrameId) -> bool) {
+        let _ = (by, live);
+    }
 }
 
 impl<T: Mmu> Mmu for &T {
@@ -178,6 +213,15 @@ impl<T: Mmu> Mmu for &T {
     }
     fn is_dead(&self, member: MemberId) -> bool {
         T::is_dead(self, member)
+    }
+    fn views_die_with_members(&self) -> bool {
+        T::views_die_with_members(self)
+    }
+    fn gives_up(&self, member: MemberId, owner: MemberId, turns: u32) -> bool {
+        T::gives_up(self, member, owner, turns)
+    }
+    fn process_of(&self, member: MemberId) -> Option<u32> {
+        T::process_of(self, member)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::desk::Desk;
 use crate::pool::Descriptor;
 use crate::radix::Node;
+use crate::radix::slot::Line;
 use crate::refcache::{self, Epoch};
 use crate::sizes::Sizes;
 use crate::spaces::{Head, Lone, MAGIC, Recovery, Root, Spaces};
@@ -17,6 +18,7 @@ pub(crate) struct Parts {
     desks: std::vec::Vec<Desk>,
     node_descriptors: std::vec::Vec<Descriptor>,
     nodes: std::vec::Vec<Node>,
+    lines: std::vec::Vec<Line>,
     region_descriptors: std::vec::Vec<Descriptor>,
     frames: std::vec::Vec<Descriptor>,
 }
@@ -33,6 +35,7 @@ impl Parts {
                 sizes: all.map(|n| AtomicU64::new(n as u64)),
                 recovery: Recovery(AtomicU32::new(0)),
                 fresh_nodes: Lone(AtomicU32::new(0)),
+                fresh_lines: Lone(AtomicU32::new(0)),
                 fresh_regions: Lone(AtomicU32::new(0)),
                 epoch: Epoch::new(),
             }),
@@ -41,6 +44,7 @@ impl Parts {
             desks: many(sizes.members, Desk::new),
             node_descriptors: many(sizes.nodes, Descriptor::new),
             nodes: many(sizes.nodes, Node::new),
+            lines: many(sizes.lines(), Line::new),
             region_descriptors: many(sizes.regions, Descriptor::new),
             frames: many(sizes.frames, Descriptor::new),
         }
@@ -54,6 +58,7 @@ impl Parts {
             desks: &self.desks,
             node_descriptors: &self.node_descriptors,
             nodes: &self.nodes,
+            lines: &self.lines,
             region_descriptors: &self.region_descriptors,
             frames: &self.frames,
         }

@@ -1,4 +1,4 @@
-//! Pools: memory for nodes and regions that never changes its type.
+//! Pools: memory for nodes, lines and regions that never changes its type.
 //!
 //! ```text
 //!  │ handed out once or more                    │ fresh, never touched │
@@ -11,12 +11,13 @@
 //! makes all stacks anew.
 
 use crate::member::MemberId;
+use crate::radix::slot::Line;
 use crate::refcache::{Handle, Object};
 use crate::step::Step;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Fresh ones that a member takes at once.
-const BATCH: u32 = if cfg!(peregrine_loom) { 1 } else { 16 };
+pub(crate) const BATCH: u32 = if cfg!(peregrine_loom) { 1 } else { 8 };
 
 /// Descriptor of a pooled thing or a frame, in a line of its own.
 #[derive(Debug)]
@@ -46,6 +47,32 @@ impl Descriptor {
     }
 }
 
+/// What a pool needs in each thing that it holds.
+pub(crate) trait Pooled {
+    /// The next free one, plus one.
+    fn free_next(&self) -> &AtomicU32;
+    /// 1 while handed out.
+    fn live(&self) -> &AtomicU32;
+}
+
+impl Pooled for Descriptor {
+    fn free_next(&self) -> &AtomicU32 {
+        &self.free_next
+    }
+    fn live(&self) -> &AtomicU32 {
+        &self.live
+    }
+}
+
+impl Pooled for Line {
+    fn free_next(&self) -> &AtomicU32 {
+        &self.free_next
+    }
+    fn live(&self) -> &AtomicU32 {
+        &self.live
+    }
+}
+
 /// A stack of free ones: tag << 32 | index + 1.
 #[derive(Debug)]
 pub(crate) struct Stack(AtomicU64);
@@ -56,10 +83,10 @@ impl Stack {
         Self(AtomicU64::new(0))
     }
 
-    fn push(&self, all: &[Descriptor], index: u32) {
+    fn push(&self, all: &[impl Pooled], index: u32) {
         loop {
             let head = self.0.load(Ordering::Relaxed);
-            all[index as usize].free_next.store(head as u32, Ordering::Relaxed);
+            all[index as usize].free_next().store(head as u32, Ordering::Relaxed);
             let new = (head >> 32).wrapping_add(1) << 32 | u64::from(index + 1);
             // Release publishes the link; the tag makes a slow pop fail.
             if self.0.compare_exchange(head, new, Ordering::Release, Ordering::Relaxed).is_ok() {
@@ -68,11 +95,11 @@ impl Stack {
         }
     }
 
-    fn pop(&self, all: &[Descriptor]) -> Option<u32> {
+    fn pop(&self, all: &[impl Pooled]) -> Option<u32> {
         loop {
             let head = self.0.load(Ordering::Acquire);
             let index = (head as u32).checked_sub(1)?;
-            let next = all[index as usize].free_next.load(Ordering::Relaxed);
+            let next = all[index as usize].free_next().load(Ordering::Relaxed);
             let new = (head >> 32).wrapping_add(1) << 32 | u64::from(next);
             if self.0.compare_exchange(head, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 return Some(index);
@@ -87,19 +114,19 @@ impl Stack {
 
 /// One kind of pooled thing.
 #[derive(Clone, Copy)]
-pub(crate) struct Pool<'m, 'a> {
-    pub(crate) all: &'m [Descriptor],
+pub(crate) struct Pool<'m, 'a, T> {
+    pub(crate) all: &'m [T],
     pub(crate) fresh: &'m AtomicU32,
     /// Each member's stack.
     pub(crate) stacks: &'a dyn Fn(MemberId) -> &'m Stack,
     pub(crate) members: usize,
 }
 
-impl Pool<'_, '_> {
+impl<T: Pooled> Pool<'_, '_, T> {
     /// One that nobody uses, or `None` if there is none.
     pub(crate) fn take(&self, me: &Handle) -> Option<u32> {
         let index = self.find(me)?;
-        self.all[index as usize].live.store(1, Ordering::Relaxed);
+        self.all[index as usize].live().store(1, Ordering::Relaxed);
         me.step(Step::Allocated);
         Some(index)
     }
@@ -124,7 +151,7 @@ impl Pool<'_, '_> {
 
     /// Gives one back. Nobody can be reading it.
     pub(crate) fn give(&self, me: &Handle, index: u32) {
-        self.all[index as usize].live.store(0, Ordering::Relaxed);
+        self.all[index as usize].live().store(0, Ordering::Relaxed);
         (self.stacks)(me.id()).push(self.all, index);
         me.step(Step::Freed);
     }
@@ -136,6 +163,6 @@ impl Pool<'_, '_> {
 
     /// How many are handed out.
     pub(crate) fn live(&self) -> usize {
-        self.all[..self.touched()].iter().filter(|d| d.live.load(Ordering::Relaxed) != 0).count()
+        self.all[..self.touched()].iter().filter(|d| d.live().load(Ordering::Relaxed) != 0).count()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  │ Head │ Root × spaces │ refcache::Block × members │ Desk × members │ Descriptor × nodes │ Node × nodes
-//!                                                     │ Descriptor × regions │ Descriptor × frames │
+//!                                          │ Line × (64 nodes, and some) │ Descriptor × regions │ Descriptor × frames │
 //! ```
 //!
 //! All of it is atomics and indices: nothing points into anybody's private memory, so threads, cores and processes may share
@@ -17,6 +17,7 @@ use crate::mmu::FrameId;
 use crate::pool::{Descriptor, Pool};
 use crate::radix::Node;
 use crate::radix::collapse::NO_PARENT;
+use crate::radix::slot::{Line, Slot, SlotWord};
 use crate::record::Value;
 use crate::refcache::{self, Epoch, Handle, ObjectId, Refcache};
 use crate::sizes::{ArenaError, Sizes};
@@ -24,9 +25,9 @@ use crate::step::Step;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
+use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, spin_loop};
 
-pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"space\0\0\x01");
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"space\0\0\x02");
 
 #[derive(Debug)]
 #[repr(C, align(128))]
@@ -35,6 +36,7 @@ pub(crate) struct Head {
     pub(crate) sizes: [AtomicU64; 5],
     pub(crate) recovery: Recovery,
     pub(crate) fresh_nodes: Lone,
+    pub(crate) fresh_lines: Lone,
     pub(crate) fresh_regions: Lone,
     pub(crate) epoch: Epoch,
 }
@@ -79,6 +81,7 @@ pub struct Spaces<'m> {
     pub(crate) desks: &'m [Desk],
     pub(crate) node_descriptors: &'m [Descriptor],
     pub(crate) nodes: &'m [Node],
+    pub(crate) lines: &'m [Line],
     pub(crate) region_descriptors: &'m [Descriptor],
     pub(crate) frames: &'m [Descriptor],
 }
@@ -163,7 +166,7 @@ impl<'m> Spaces<'m> {
     /// # Safety
     /// The arena's memory is page-aligned, has `sizes.bytes()` bytes, and is zeroes or an arena of these sizes.
     unsafe fn carve(arena: &Arena<'m>, sizes: &Sizes) -> Self {
-        let [roots, blocks, desks, node_descriptors, nodes, regions, frames, _] = sizes.offsets();
+        let [roots, blocks, desks, node_descriptors, nodes, lines, regions, frames, _] = sizes.offsets();
         /// # Safety
         /// `count` values of `T` lie at `offset`, aligned, for `'a`; `T` is made of atomics, for which zeroes are a value.
         unsafe fn part<'a, T>(base: NonNull<u8>, offset: usize, count: usize) -> &'a [T] {
@@ -180,6 +183,7 @@ impl<'m> Spaces<'m> {
                 desks: part(arena.base, desks, sizes.members),
                 node_descriptors: part(arena.base, node_descriptors, sizes.nodes),
                 nodes: part(arena.base, nodes, sizes.nodes),
+                lines: part(arena.base, lines, sizes.lines()),
                 region_descriptors: part(arena.base, regions, sizes.regions),
                 frames: part(arena.base, frames, sizes.frames),
             }
@@ -201,10 +205,16 @@ impl<'m> Spaces<'m> {
         self.region_pool(|pool| pool.live())
     }
 
-    /// Bytes of nodes and descriptors that have been touched: what the structure costs.
+    /// Slots that have a cache line of their own, for several members work near them.
+    pub fn lines_in_use(&self) -> usize {
+        self.line_pool(|pool| pool.live())
+    }
+
+    /// Bytes of nodes, lines and descriptors that have been touched: what the structure costs.
     pub fn touched_bytes(&self) -> usize {
         let node = size_of::<Node>() + size_of::<Descriptor>();
         self.node_pool(|pool| pool.touched()) * node
+            + self.line_pool(|pool| pool.touched()) * size_of::<Line>()
             + self.region_pool(|pool| pool.touched()) * size_of::<Descriptor>()
     }
 
@@ -216,7 +226,7 @@ impl<'m> Spaces<'m> {
         &self.desks[member.index()].intent
     }
 
-    pub(crate) fn node_pool<R>(&self, f: impl FnOnce(Pool<'m, '_>) -> R) -> R {
+    pub(crate) fn node_pool<R>(&self, f: impl FnOnce(Pool<'m, '_, Descriptor>) -> R) -> R {
         let desks = self.desks;
         f(Pool {
             all: self.node_descriptors,
@@ -226,7 +236,17 @@ impl<'m> Spaces<'m> {
         })
     }
 
-    pub(crate) fn region_pool<R>(&self, f: impl FnOnce(Pool<'m, '_>) -> R) -> R {
+    pub(crate) fn line_pool<R>(&self, f: impl FnOnce(Pool<'m, '_, Line>) -> R) -> R {
+        let desks = self.desks;
+        f(Pool {
+            all: self.lines,
+            fresh: &self.head.fresh_lines.0,
+            stacks: &move |m| &desks[m.index()].free_lines,
+            members: desks.len(),
+        })
+    }
+
+    pub(crate) fn region_pool<R>(&self, f: impl FnOnce(Pool<'m, '_, Descriptor>) -> R) -> R {
         let desks = self.desks;
         f(Pool {
             all: self.region_descriptors,
@@ -275,14 +295,42 @@ impl Head {
     }
 }
 
-impl Spaces<'_> {
+impl<'m> Spaces<'m> {
+    /// A slot and its word.
+    #[inline]
+    pub(crate) fn slot(&self, node: u32, index: usize) -> (Slot<'m>, SlotWord) {
+        let node = &self.nodes[node as usize];
+        Slot::find(&node.cells[index], &node.head.inherited, self.lines)
+    }
+
+    /// A line that nobody uses. There is one: [`Sizes::lines`].
+    pub(crate) fn take_line(&self, me: &Handle) -> u32 {
+        loop {
+            if let Some(line) = self.line_pool(|pool| pool.take(me)) {
+                return line;
+            }
+            // Others gave theirs back to stacks that this one had looked through already.
+            spin_loop();
+        }
+    }
+
+    /// Gives a node back to its pool, with the lines of its slots. Nobody can be reading it.
+    pub(crate) fn give_node(&self, me: &Handle, node: u32) {
+        for cell in &self.nodes[node as usize].cells {
+            if let Some(line) = cell.line() {
+                self.line_pool(|pool| pool.give(me, line));
+            }
+        }
+        self.node_pool(|pool| pool.give(me, node));
+    }
+
     /// Empties a node just taken from its pool.
     pub(crate) fn clear_node(&self, node: u32, parent: u64) {
         self.node_descriptors[node as usize].first.store(parent, Ordering::Relaxed);
-        for slot in &self.nodes[node as usize].slots {
-            slot.set_value(Value::UNMAPPED);
-            slot.members.store(&crate::MemberSet::EMPTY);
-            slot.set_word(crate::radix::slot::SlotWord::FREE);
+        let node = &self.nodes[node as usize];
+        node.head.make(None, &crate::MemberSet::EMPTY);
+        for cell in &node.cells {
+            cell.make(SlotWord::FREE, Value::UNMAPPED);
         }
     }
 

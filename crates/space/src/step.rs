@@ -31,7 +31,7 @@ pub enum Step {
     FrameTaken,
     /// A slot was locked.
     Locked,
-    /// A node was made and linked.
+    /// A node was made and linked, or a slot moved to a line of its own.
     Expanded,
     /// The operation's intent was written.
     Intended,
@@ -39,6 +39,8 @@ pub enum Step {
     ShotDown,
     /// The operation took effect; its records are still to be changed.
     Committed,
+    /// What a mapping replaces is gone; its own records are still to be written, and its member's view to be filled.
+    Planting,
     /// A record was changed, its old references not yet dropped.
     Changed,
     /// A reference was dropped for good.

@@ -48,44 +48,66 @@ struct Event {
     ended: u64,
 }
 
-/// The naive map: rights and word of each page.
-type Naive = [Option<(Protection, u64)>; PAGES];
+/// What is mapped, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    /// Frames of zeros.
+    Anonymous,
+    /// Frames at home, opened by `map_and_admit`: what was written to a page is there when it is mapped again.
+    Home,
+}
 
-fn apply(state: &mut Naive, op: Op) -> Out {
+/// The naive map: rights and word of each page.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Naive {
+    rights: [Option<Protection>; PAGES],
+    words: [u64; PAGES],
+}
+
+fn apply(state: &mut Naive, op: Op, how: How) -> Out {
     match op {
         Op::Map(p, n, rights, replace) => {
-            if !replace && state[p..p + n].iter().any(Option::is_some) {
+            if !replace && state.rights[p..p + n].iter().any(Option::is_some) {
                 return Out::Failed;
             }
-            state[p..p + n].fill(Some((rights, 0)));
+            state.rights[p..p + n].fill(Some(rights));
+            if how == How::Anonymous {
+                state.words[p..p + n].fill(0);
+            }
             Out::Done
         }
         Op::Unmap(p, n) => {
-            state[p..p + n].fill(None);
+            state.rights[p..p + n].fill(None);
             Out::Done
         }
         Op::Protect(p, n, rights) => {
-            if state[p..p + n].iter().any(Option::is_none) {
+            if state.rights[p..p + n].iter().any(Option::is_none) {
                 return Out::Failed;
             }
-            state[p..p + n].iter_mut().flatten().for_each(|page| page.0 = rights);
+            state.rights[p..p + n].fill(Some(rights));
             Out::Done
         }
-        Op::Load(p) => match state[p] {
-            Some((rights, word)) if rights >= Protection::Read => Out::Word(word),
+        Op::Load(p) => match state.rights[p] {
+            Some(rights) if rights >= Protection::Read => Out::Word(state.words[p]),
             _ => Out::Failed,
         },
-        Op::Store(p, v) => match &mut state[p] {
-            Some((Protection::ReadWrite, word)) => Out::Word(std::mem::replace(word, v)),
+        Op::Store(p, v) => match state.rights[p] {
+            Some(Protection::ReadWrite) => Out::Word(std::mem::replace(&mut state.words[p], v)),
             _ => Out::Failed,
         },
-        Op::Query(p) => Out::Rights(state[p].map(|page| page.0)),
+        Op::Query(p) => Out::Rights(state.rights[p]),
     }
 }
 
 /// Wing and Gong's search, with Lowe's memory of what was tried.
-fn is_linearizable(history: &[Event]) -> bool {
-    fn search(history: &[Event], done: u32, state: Naive, tried: &mut HashSet<(u32, Naive)>) -> bool {
+fn is_linearizable(history: &[Event], how: How) -> bool {
+    fn search(
+        history: &[Event],
+        how: How,
+        done: u32,
+        state: Naive,
+        tried: &mut HashSet<(u32, Naive)>,
+    ) -> bool {
         if done.count_ones() as usize == history.len() {
             return true;
         }
@@ -97,11 +119,12 @@ fn is_linearizable(history: &[Event]) -> bool {
         let first_end = (0..history.len()).filter(open).map(|i| history[i].ended).min().expect("one is open");
         (0..history.len()).filter(open).filter(|i| history[*i].began <= first_end).any(|i| {
             let mut next = state;
-            apply(&mut next, history[i].op) == history[i].out && search(history, done | 1 << i, next, tried)
+            apply(&mut next, history[i].op, how) == history[i].out
+                && search(history, how, done | 1 << i, next, tried)
         })
     }
     assert!(history.len() <= 32);
-    search(history, 0, [None; PAGES], &mut HashSet::new())
+    search(history, how, 0, Naive::default(), &mut HashSet::new())
 }
 
 fn random_op(rng: &mut Rng, next_word: &mut u64) -> Op {
@@ -127,7 +150,7 @@ fn addr(page: usize) -> VirtAddr {
 
 type Space<'a> = AddressSpace<'a, &'a ModelMmu, &'a ModelFrames>;
 
-fn run<'a>(space: &Space<'a>, member: &mut Member<'a>, op: Op) -> Out {
+fn run<'a>(space: &Space<'a>, member: &mut Member<'a>, op: Op, how: How) -> Out {
     let range = |p: usize, n: usize| PageRange::new(addr(p), PageCount::new(n));
     let word = |result: Result<u64, FaultError<std::convert::Infallible>>| match result {
         Ok(word) => Out::Word(word),
@@ -136,9 +159,15 @@ fn run<'a>(space: &Space<'a>, member: &mut Member<'a>, op: Op) -> Out {
     };
     match op {
         Op::Map(p, n, rights, replace) => {
-            let mapping = Mapping { backing: Backing::Anonymous, rights };
             let at = if replace { Place::Fixed(addr(p)) } else { Place::FixedNoReplace(addr(p)) };
-            space.map(member, at, PageCount::new(n), &mapping).map_or(Out::Failed, |_| Out::Done)
+            let done = if how == How::Home {
+                let mapping = Mapping { backing: Backing::Home { object: 0 }, rights };
+                space.map_and_admit(member, at, PageCount::new(n), &mapping).is_ok()
+            } else {
+                let mapping = Mapping { backing: Backing::Anonymous, rights };
+                space.map(member, at, PageCount::new(n), &mapping).is_ok()
+            };
+            if done { Out::Done } else { Out::Failed }
         }
         Op::Unmap(p, n) => space.unmap(member, range(p, n)).map(|()| Out::Done).unwrap(),
         Op::Protect(p, n, rights) => {
@@ -166,8 +195,8 @@ fn maybe_yield(_: Step) {
     });
 }
 
-fn histories(seed: u64, rounds: usize, tables: Tables) {
-    println!("seed {seed:#x}, {tables:?}");
+fn histories(seed: u64, rounds: usize, tables: Tables, how: How) {
+    println!("seed {seed:#x}, {tables:?}, {how:?}");
     let mut seeds = Rng::new(seed);
     let sizes = Sizes { members: MEMBERS, spaces: 1, nodes: 200, regions: 4, frames: 200 };
     let arena = HeapArena::new(&sizes);
@@ -197,7 +226,7 @@ fn histories(seed: u64, rounds: usize, tables: Tables) {
                         for _ in 0..6 {
                             let op = random_op(&mut rng, &mut word);
                             let began = clock.fetch_add(1, Ordering::SeqCst);
-                            let out = run(space, member, op);
+                            let out = run(space, member, op, how);
                             let ended = clock.fetch_add(1, Ordering::SeqCst);
                             events.push(Event { op, out, began, ended });
                             if rng.below(3) == 0 {
@@ -212,9 +241,21 @@ fn histories(seed: u64, rounds: usize, tables: Tables) {
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         let history: Vec<Event> = per_member.into_iter().flatten().collect();
-        assert!(is_linearizable(&history), "seed {seed:#x}, round {round}: no order explains {history:#?}");
+        assert!(
+            is_linearizable(&history, how),
+            "seed {seed:#x}, round {round}: no order explains {history:#?}"
+        );
         let all = PageRange::new(addr(0), PageCount::new(PAGES));
-        space.unmap(&mut members[round % MEMBERS], all).unwrap();
+        let someone = &mut members[round % MEMBERS];
+        if how == How::Home {
+            // The next round begins with zeros, too.
+            run(&space, someone, Op::Map(0, PAGES, Protection::ReadWrite, true), how);
+            mmu.run(someone.id(), true);
+            (0..PAGES)
+                .for_each(|p| assert!(matches!(run(&space, someone, Op::Store(p, 0), how), Out::Word(_))));
+            mmu.run(someone.id(), false);
+        }
+        space.unmap(someone, all).unwrap();
     }
     for _ in 0..40 {
         members.iter_mut().for_each(|m| {
@@ -235,17 +276,24 @@ fn rounds(usual: usize) -> usize {
 
 #[test]
 fn every_history_on_views_is_linearizable() {
-    histories(seed(), rounds(800), Tables::Views);
+    histories(seed(), rounds(800), Tables::Views, How::Anonymous);
 }
 
 #[test]
 fn every_history_on_a_shared_table_is_linearizable() {
-    histories(seed() + 1, rounds(400), Tables::Shared);
+    histories(seed() + 1, rounds(400), Tables::Shared, How::Anonymous);
 }
 
 #[test]
 fn every_history_on_hybrid_tables_is_linearizable() {
-    histories(seed() + 2, rounds(400), Tables::Hybrid { share_at: 2, private_limit: 1 });
+    histories(seed() + 2, rounds(400), Tables::Hybrid { share_at: 2, private_limit: 1 }, How::Anonymous);
+}
+
+#[test]
+fn every_history_of_mappings_that_are_opened_as_they_are_made_is_linearizable() {
+    for (n, tables) in [Tables::Views, Tables::Shared].into_iter().enumerate() {
+        histories(seed() + 3 + n as u64, rounds(400), tables, How::Home);
+    }
 }
 
 #[test]
@@ -258,7 +306,7 @@ fn the_search_refuses_a_history_that_no_order_explains() {
         event(Op::Query(0), Out::Rights(Some(Protection::Read)), 1, 2),
         event(Op::Query(1), Out::Rights(None), 3, 4),
     ];
-    assert!(!is_linearizable(&torn));
+    assert!(!is_linearizable(&torn, How::Anonymous));
     let fine = [mapped, event(Op::Query(1), Out::Rights(None), 1, 2), torn[1]];
-    assert!(is_linearizable(&fine[..2]));
+    assert!(is_linearizable(&fine[..2], How::Anonymous));
 }

@@ -4,7 +4,8 @@ mod killed;
 
 use killed::{Scene, at_every_step, at_random_instructions};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
-use peregrine_space::process::{Config, Filling, Member, Space};
+use peregrine_space::process::{Config, Filling, MapRangeError, Member, Space};
+use peregrine_space::{MapError, OperationKind, Step, UnmapError};
 use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::{io, other, timer};
@@ -228,8 +229,83 @@ fn a_member_of_a_trap_filled_space_can_be_killed_between_any_two_instructions() 
     kill_at_instructions(Filling::Trap)
 }
 
+/// Stops its own process where it holds the lock of what it is about to map.
+fn stop_when_locked(step: Step) {
+    if step == Step::Locked {
+        signal::kill(std::process::id() as i32, number::STOP).expect("oneself");
+    }
+}
+
+fn until(pid: i32, condition: other::Condition) {
+    let deadline = timer::monotonic_ns() + 20_000_000_000;
+    while other::stat(pid as u32).map(|s| s.condition) != Some(condition) {
+        assert!(timer::monotonic_ns() < deadline, "process {pid} never becomes {condition:?}");
+        io::yield_now();
+    }
+}
+
+fn who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_takes_over() -> Outcome {
+    for filling in [Filling::Kernel, Filling::Trap] {
+        for dies in [false, true] {
+            println!("{filling:?}, dies: {dies}");
+            let (space, board) = (space(filling), board());
+            let range = part(&space, 3, 2);
+            let child = fork_member(&space, |member| {
+                wait_until(&board, 1, 1, || member.poll());
+                member.on_step(Some(stop_when_locked));
+                member.map_at(range, Protection::ReadWrite).expect("map");
+            });
+            let mut member = space.join().expect("a member");
+            // So that the range has slots of its own: a lock on nothing at all is as wide as the slot that holds it.
+            member.map_at(part(&space, 9, 1), Protection::ReadWrite).expect("map");
+            tell(&board, 1, 1);
+            until(child, other::Condition::Stopped);
+            member.set_patience(Some(std::time::Duration::from_millis(30)));
+            let unmapped = member.unmap(range);
+            let Err(UnmapError::Held(holder)) = unmapped else {
+                panic!("somebody holds the range: {unmapped:?}")
+            };
+            assert_eq!(holder.process, Some(child as u32));
+            assert_eq!(holder.doing, Some((OperationKind::Map, range)));
+            assert!(holder.to_string().contains(&child.to_string()), "{holder}");
+            let mapped = member.map_at(range, Protection::ReadWrite);
+            assert_eq!(mapped, Err(MapRangeError::Space(MapError::Held(holder))));
+            assert_eq!(member.stopped_holders(), [holder]);
+            // It held up nobody elsewhere.
+            let elsewhere = part(&space, 10, 2);
+            member.map_at(elsewhere, Protection::ReadWrite).expect("map");
+            member.bytes(elsewhere).store_u64(0, 1).expect("in bounds");
+            signal::kill(child, if dies { number::KILL } else { number::CONT }).expect("a child");
+            if dies {
+                until(child, other::Condition::Dead);
+                // Nobody has called `reap`.
+                assert_eq!(member.unmap(range), Ok(()));
+                assert!(member.reap().is_empty(), "mended already");
+                assert!(matches!(wait_for(child), Ok(ChildEnd::Killed(number::KILL))));
+            } else {
+                // It stops at each page's lock.
+                while !matches!(
+                    other::stat(child as u32).map(|s| s.condition),
+                    None | Some(other::Condition::Dead)
+                ) {
+                    let _ = signal::kill(child, number::CONT);
+                    io::yield_now();
+                }
+                assert_eq!(wait_for(child), Ok(ChildEnd::Exited(0)));
+                assert_eq!(member.unmap(range), Ok(()));
+            }
+            assert!(member.stopped_holders().is_empty());
+            assert!(member.query(range.start()).is_none());
+            member.map_at(range, Protection::ReadWrite).expect("the range is free again");
+            assert_eq!(member.bytes(range).load_u64(0).expect("in bounds"), 0);
+        }
+    }
+    Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
+        who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_takes_over,
         what_one_member_unmaps_no_other_reaches,
         lowered_rights_reach_every_member_and_contents_stay,
         members_that_share_nothing_ask_nobody,

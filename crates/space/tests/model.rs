@@ -2,8 +2,8 @@
 
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use peregrine_space::{
-    AddressSpace, Backing, FaultError, MapError, Mapping, Member, PAGE_SIZE, PageCount, PageRange, Place,
-    ProtectError, Protection, Sizes, VirtAddr,
+    AddressSpace, Backing, FaultError, MapAdmitError, MapError, Mapping, Member, PAGE_SIZE, PageCount,
+    PageRange, Place, ProtectError, Protection, Sizes, VirtAddr,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -22,7 +22,14 @@ type Naive = BTreeMap<u64, Page>;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Map(u64, u64, Mapping, bool),
+    /// With `admit`, the member's view is filled at once if it can be.
+    Map {
+        p: u64,
+        n: u64,
+        mapping: Mapping,
+        replace: bool,
+        admit: bool,
+    },
     Unmap(u64, u64),
     Protect(u64, u64, Protection),
     Store(u64, u64),
@@ -53,8 +60,11 @@ fn backing() -> impl Strategy<Value = Backing> {
 fn op() -> impl Strategy<Value = Op> {
     let count = prop_oneof![1u64..4, 50u64..80, Just(64u64), Just(5000u64)];
     prop_oneof![
-        4 => (page(), count.clone(), backing(), rights(), any::<bool>())
-            .prop_map(|(p, n, backing, rights, replace)| Op::Map(p, n, Mapping { backing, rights }, replace)),
+        4 => (page(), count.clone(), backing(), rights(), any::<bool>(), any::<bool>()).prop_map(
+            |(p, n, backing, rights, replace, admit)| {
+                Op::Map { p, n, mapping: Mapping { backing, rights }, replace, admit }
+            }
+        ),
         3 => (page(), count.clone()).prop_map(|(p, n)| Op::Unmap(p, n)),
         2 => (page(), 1u64..6, rights()).prop_map(|(p, n, r)| Op::Protect(p, n, r)),
         6 => (page(), any::<u64>()).prop_map(|(p, v)| Op::Store(p, v)),
@@ -91,10 +101,18 @@ struct Scene<'a> {
 impl<'a> Scene<'a> {
     fn run(&mut self, member: &mut Member<'a>, op: &Op) {
         match *op {
-            Op::Map(p, n, mapping, replace) => {
+            Op::Map { p, n, mapping, replace, admit } => {
                 let place = if replace { Place::Fixed(addr(p)) } else { Place::FixedNoReplace(addr(p)) };
                 let taken = self.naive.range(p..p + n).next().map(|(page, _)| *page);
-                let result = self.space.map(member, place, PageCount::new(n as usize), &mapping);
+                let count = PageCount::new(n as usize);
+                let result = if admit {
+                    self.space.map_and_admit(member, place, count, &mapping).map_err(|e| match e {
+                        MapAdmitError::Map(e) => e,
+                        MapAdmitError::Mmu { .. } => unreachable!("the model fills every view"),
+                    })
+                } else {
+                    self.space.map(member, place, count, &mapping)
+                };
                 match (replace, taken) {
                     (false, Some(page)) => {
                         assert_eq!(
@@ -212,6 +230,13 @@ fn check(history: &[(usize, Op)], tables: Tables) {
     assert_eq!(spaces.regions_in_use(), 0, "regions are freed");
     assert_eq!(frames.in_use(), 0, "frames are freed");
     assert_eq!(mmu.violations(), 0, "no access reached a frame that was no longer the page's");
+    scene.space.destroy(&mut members[2]);
+    for _ in 0..40 {
+        members.iter_mut().for_each(|member| {
+            member.tick(&frames);
+        });
+    }
+    assert_eq!((spaces.nodes_in_use(), spaces.lines_in_use()), (0, 0), "lines go with their nodes");
 }
 
 proptest! {

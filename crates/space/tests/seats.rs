@@ -61,7 +61,7 @@ fn a_sleeping_member_is_signalled_and_a_polling_one_is_not() -> Outcome {
         assert_eq!(puppet.does(Order::Open, at, 2), 0);
         puppet.does(Order::Store, at, 7);
         puppet.tell(Order::Sleep, 0, 0);
-        std::thread::sleep(Duration::from_millis(20));
+        puppet.until_asleep();
         seat.take_away(range, 0b10, Lowering::Close);
         let tally = seat.tally();
         assert_eq!((tally.requests, tally.asked, tally.overdue), (1, 1, 0), "{filling:?}");

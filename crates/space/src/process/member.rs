@@ -18,7 +18,7 @@ use super::table::MemberIndex;
 use super::views::Views;
 use crate::{
     AddressSpace, Backing, Entry, FaultError, MapAdmitError, MapError, Mapping, Mmu, Place, ProtectError,
-    Recovered, SpaceId, Spaces, Stopped, UnmapError,
+    Recovered, SpaceId, Spaces, UnmapError,
 };
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
@@ -26,6 +26,7 @@ use peregrine_vm::{Access, AltStack, Decision, Volatile};
 use std::boxed::Box;
 use std::cell::{Cell, UnsafeCell};
 use std::fmt;
+use std::time::Duration;
 
 /// A range could not be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -280,6 +281,20 @@ impl<'s> Member<'s> {
         self.inner().operate(|_, me| me.idle());
     }
 
+    /// How long an operation waits for a member that holds a lock before it fails with `Held`, which names it;
+    /// [`PATIENCE`](super::PATIENCE) at first, `None`: for ever. Members that are dead are not waited for: what they hold is taken over.
+    pub fn set_patience(&mut self, patience: Option<Duration>) {
+        self.inner().seat.set_patience(patience);
+    }
+
+    /// Members that are stopped in the middle of an operation: others may be waiting for them.
+    pub fn stopped_holders(&mut self) -> std::vec::Vec<crate::Holder> {
+        let inner = self.inner();
+        inner.operate(|space, _| {
+            space.at_work().filter(|holder| inner.seat.is_stopped(holder.member.index())).collect()
+        })
+    }
+
     /// Looks for members that died, and mends what each left half done; returns what that was. One recovery may mend several.
     pub fn reap(&mut self) -> std::vec::Vec<(MemberIndex, Recovered)> {
         let inner = self.inner();
@@ -288,11 +303,11 @@ impl<'s> Member<'s> {
             let views = Views(&raw const *inner.seat);
             let claimed = inner.operate(|_, me| me.spaces().members());
             let Some(dead) = claimed.iter().find(|m| views.is_dead(*m)) else { return found };
-            // A page table dies with its process.
-            let killed = crate::MemberSet::only(dead);
-            let stopped = Stopped { killed, views_are_gone: true, ..Stopped::default() };
-            let mended = inner.operate(|space, me| space.recover_all(me, stopped));
-            found.push((MemberIndex(dead.index() as u8), mended));
+            let mended = inner.operate(|space, me| space.recover_dead(me, dead));
+            // Or somebody else was faster.
+            if !mended.dead.is_empty() {
+                found.push((MemberIndex(dead.index() as u8), mended));
+            }
         }
     }
 

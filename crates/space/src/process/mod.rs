@@ -24,13 +24,28 @@
 //! | `space`, `member` | with records: what programs use |
 //!
 //! **How many mappings.** A member has four of the space's: table, region, alias, and a page that a fork wipes. However much is mapped and unmapped, no
-//! mapping is split. A frame can't be at a second address, so `fork` and copy on write are not offered here.
+//! mapping is split.
+//!
+//! **No fork and no copy on write here.** The address space has both, over any [`Mmu`](crate::Mmu) that can show a frame at whatever address a
+//! record says. A member here has one mapping of one memfd, in which page `p` is frame `p` by the kernel's own page tables: a
+//! copy at the same address for one space and not for another would be a second mapping for that page (a `mmap` each time, and a
+//! VMA each, of which a process has 65,530), which is what one big mapping is there to avoid. And there is no second space for
+//! it to be in: all members are views of *one* space, at the same addresses. A child process that is to have its own copy gets a
+//! [`Space`] of its own and copies what it needs.
+//!
+//! **No read-only pages in a kernel-filled region.** A guard marker stops reads and writes alike, and the one other means
+//! that splits no mapping, userfaultfd's write protection, livelocks in Linux 6.18 when a guard is laid over it, or, where it is
+//! resolved in a trap, makes system calls that write there fail with EFAULT, which is what kernel-filled regions are there to
+//! avoid. So such pages are open or closed, a page that can only be read is closed and traps on every access, and whoever wants
+//! rights by the page takes [`Filling::Trap`].
 //!
 //! **What `unmap` promises.** When it returns, no instruction of any member reaches the frames: members that have the pages in
 //! view acknowledged, are dead, or are stopped and have been cut off. It waits for nobody that can't answer. One wait remains: a
-//! member that is stopped *inside* an operation holds its range's lock, and others wait for that range until it goes on
-//! or is killed; a member that died there is mended by whoever calls [`Member::reap`], which some member should do when one of
-//! its children dies.
+//! member that is stopped *inside* an operation holds its range's lock, and what it is about to change can't be known. Others wait for
+//! that range for [`PATIENCE`] ([`Member::set_patience`]); then their operation fails, having changed nothing, and the error names the
+//! member, its process and what it is doing. A trap can't fail, and waits; [`Member::stopped_holders`] tells a watchman for whom.
+//! A holder that is *dead* is taken over by whoever waits for it, and else by whoever calls [`Member::reap`], which some member
+//! should do when one of its children dies.
 
 mod frames;
 mod ground;
@@ -48,7 +63,7 @@ mod views;
 pub use frames::{FrameError, PUNCH_PAGES};
 pub use ground::{Config, Ground, GroundError, GroundJoinError};
 pub use member::{MapRangeError, Member};
-pub use seat::{BLOCK_PAGES, FillError, OPEN_PAGES, Seat, Tally};
+pub use seat::{BLOCK_PAGES, FillError, OPEN_PAGES, PATIENCE, Seat, Tally};
 pub use shootdown::{SIGNAL, SILENCE_NS};
 pub use space::{JoinError, Space, SpaceError};
 pub use table::{Lowering, MEMBERS, MemberIndex};

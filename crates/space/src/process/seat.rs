@@ -19,9 +19,11 @@ use super::view::View;
 use peregrine_base::sync::{AtomicI32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::raw::Errno;
+use peregrine_sys::timer;
 use std::boxed::Box;
 use std::cell::Cell;
 use std::fmt;
+use std::time::Duration;
 
 /// Pages that the first trap in a part of a trap-filled region fills at once: measured, 64 KiB blocks cost 241 ns a page, single
 /// pages 2,138. Each further trap there fills four times as many, up to [`OPEN_PAGES`] (132 ns a page), until pages of that part are
@@ -95,7 +97,13 @@ pub struct Seat {
     block_pages: Cell<usize>,
     /// Parts of a trap-filled region in which traps came lately: its number and what the last one filled.
     recent: [Cell<(usize, usize)>; RECENT],
+    /// How long an operation waits for a lock, and when the present wait began.
+    patience_ns: Cell<u64>,
+    waiting_since: Cell<u64>,
 }
+
+/// How long an operation waits for a lock, unless it is told otherwise ([`Seat::set_patience`]).
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Seat {
     pub(crate) fn new(table: Table, index: MemberIndex, view: View, frames: Frames, mine: Mine) -> Box<Self> {
@@ -110,6 +118,8 @@ impl Seat {
             trapped_at: Cell::new(None),
             block_pages: Cell::new(OPEN_PAGES),
             recent: std::array::from_fn(|_| Cell::new((0, 0))),
+            patience_ns: Cell::new(PATIENCE.as_nanos() as u64),
+            waiting_since: Cell::new(0),
         })
     }
 
@@ -241,6 +251,24 @@ impl Seat {
     /// The pages of `range` that any member noted as written, each once.
     pub fn take_written(&self, range: PageRange, found: impl FnMut(VirtAddr)) {
         self.frames.take_written(range, found);
+    }
+
+    /// How long an operation waits for a lock before it fails and names the holder, [`PATIENCE`] at first; `None`: for ever. A
+    /// trap always waits, for the access that it serves can't fail otherwise than by killing the process.
+    pub fn set_patience(&self, patience: Option<Duration>) {
+        let ns = patience.map_or(u64::MAX, |p| u64::try_from(p.as_nanos()).unwrap_or(u64::MAX));
+        self.patience_ns.set(ns);
+    }
+
+    /// After the `turns`th turn of waiting. Trap code.
+    pub(crate) fn has_waited_enough(&self, turns: u32) -> bool {
+        if turns == 1 {
+            self.waiting_since.set(timer::monotonic_ns());
+            return false;
+        }
+        turns.is_multiple_of(64)
+            && self.trapped_at.get().is_none()
+            && timer::monotonic_ns() - self.waiting_since.get() > self.patience_ns.get()
     }
 
     /// Frames that the region holds now, in use or kept for later.

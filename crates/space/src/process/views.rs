@@ -2,8 +2,8 @@
 
 use super::seat::{FillError, OPEN_PAGES, Seat};
 use super::table::{Lowering, MEMBERS, MemberIndex};
-use crate::{Change, Contents, FrameId, MemberId, MemberSet, Mmu, SpaceId};
-use peregrine_base::{PageRange, Protection, VirtAddr};
+use crate::{Change, Contents, MemberId, MemberSet, Mmu, SpaceId};
+use peregrine_base::{PageRange, Protection};
 use peregrine_sys::io;
 
 /// What a process's views and frames are to the address space. It stays where its seat is.
@@ -60,28 +60,27 @@ impl Mmu for Views {
             && self.seat().table.member(MemberIndex(index as u8)).who().pid() != 0
             && self.seat().is_gone(index)
     }
+
+    fn views_die_with_members(&self) -> bool {
+        true
+    }
+
+    fn gives_up(&self, _: MemberId, _: MemberId, turns: u32) -> bool {
+        self.seat().has_waited_enough(turns)
+    }
+
+    fn process_of(&self, member: MemberId) -> Option<u32> {
+        let index = member.index();
+        (index < MEMBERS)
+            .then(|| self.seat().table.member(MemberIndex(index as u8)).who().pid())
+            .filter(|pid| *pid != 0)
+    }
 }
 
 impl crate::Frames for Views {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-
-    fn release(&self, _: MemberId, _: FrameId) {}
-
     fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
         self.seat().vacated(range);
     }
-
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
 }
 
 /// For the maker, which has no view.
@@ -104,16 +103,4 @@ impl Mmu for NoViews {
     fn wait(&self, _: MemberId, _: MemberId) {}
 }
 
-impl crate::Frames for NoViews {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-    fn release(&self, _: MemberId, _: FrameId) {}
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
-}
+impl crate::Frames for NoViews {}

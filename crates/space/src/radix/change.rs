@@ -3,10 +3,9 @@
 //! Counts follow each change: a node counts its used slots, a region the slots that name it, a frame the records that
 //! have it. References are taken before the word that holds them is written, and dropped after it is overwritten.
 
-use super::slot::{Owner, Shape, Slot, SlotWord};
+use super::slot::{Owner, Shape, Slot, SlotWord, view_of};
 use super::{At, FANOUT, Spot, Tree};
 use crate::intent::Doing;
-use crate::member::MemberSet;
 use crate::record::Value;
 use crate::refcache::{Handle, ObjectId};
 use crate::step::Step;
@@ -33,7 +32,7 @@ impl<'m> Tree<'_, 'm> {
     /// Writes a record into a locked slot and moves its references; `before` is told how many uses of the node that adds,
     /// before it does. Tells the same. The caller counts them; a lock held in the node counts meanwhile.
     #[inline]
-    fn replace(&self, me: &Handle, slot: &Slot, new: Value, before: impl FnOnce(i32)) -> i32 {
+    fn replace(&self, me: &Handle, slot: Slot<'m>, new: Value, before: impl FnOnce(i32)) -> i32 {
         let old = slot.value();
         if old == new {
             return 0;
@@ -53,6 +52,7 @@ impl<'m> Tree<'_, 'm> {
     ///
     /// By an operation that has committed: whoever finds a slot unlocked finds its new record, and whoever finds it
     /// locked asks the intent.
+    #[inline]
     pub(crate) fn settle(
         &self,
         me: &Handle,
@@ -60,24 +60,26 @@ impl<'m> Tree<'_, 'm> {
         at: At,
         pages: &Range<u64>,
         doing: Doing,
-        leaves: &dyn Fn(&Spot<'m>),
+        leaves: &impl Fn(&Spot<'m>),
     ) {
         let mut uses = 0;
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => {
-                    self.settle(me, by, at.child(index, node), pages, doing, leaves);
+                    self.settle_below(me, by, at.child(index, node), pages, doing, leaves);
                 }
                 Shape::Terminal(Some(owner)) if owner == by => {
-                    let spot = Spot { at, index, slot };
+                    let mut spot = Spot { at, index, slot };
                     let own = spot.pages();
                     // Else: rounded out over pages that are not mapped, and stay so.
                     if own.start >= pages.start && own.end <= pages.end {
+                        let new = doing.apply(slot.value());
+                        spot.slot = self.keep_apart(me, at, slot, new.is_mapped());
                         leaves(&spot);
-                        uses += self.replace(me, slot, doing.apply(slot.value()), |_| ());
+                        uses += self.replace(me, spot.slot, new, |_| ());
                     }
-                    slot.set_word(SlotWord::FREE);
+                    spot.slot.unlock();
                     uses -= 1;
                     me.step(Step::Unlocked);
                 }
@@ -89,17 +91,30 @@ impl<'m> Tree<'_, 'm> {
         }
     }
 
+    fn settle_below(
+        &self,
+        me: &Handle,
+        by: Owner,
+        at: At,
+        pages: &Range<u64>,
+        doing: Doing,
+        leaves: &dyn Fn(&Spot<'m>),
+    ) {
+        self.settle(me, by, at, pages, doing, &leaves);
+    }
+
     /// Does `doing` to the records of `pages` that `by` has locked, none of which is mapped: they become used, which is counted when
     /// they are unlocked ([`Tree::unlock`]). `me` is in the set of each.
     pub(crate) fn plant_all(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>, new: Value) {
-        let only = MemberSet::only(me.id());
         self.each_locked(by, at, pages, &mut |spot| {
-            spot.slot.members.store(&only);
-            self.replace(me, spot.slot, new, |_| ());
+            let slot = self.keep_apart(me, spot.at, spot.slot, true);
+            slot.only(me.id());
+            self.replace(me, slot, new, |_| ());
         });
     }
 
     /// Takes or drops the references of a record.
+    #[inline]
     fn refer(&self, me: &Handle, value: Value, delta: i32) {
         let refcache = self.spaces.refcache();
         if let Some(region) = value.region() {
@@ -120,6 +135,10 @@ impl<'m> Tree<'_, 'm> {
         pages: &Range<u64>,
         all: bool,
     ) -> Result<(), NoNodes> {
+        if at.level == 0 {
+            // Nothing is finer than a page.
+            return Ok(());
+        }
         let slots = at.slots(pages);
         let Some(last) = slots.clone().next_back() else { return Ok(()) };
         // Only a slot at the edge can reach out, and only its child can be too coarse.
@@ -143,8 +162,8 @@ impl<'m> Tree<'_, 'm> {
         if own.start >= pages.start && own.end <= pages.end {
             return Ok(());
         }
-        let slot = self.slot(at, index);
-        let node = match slot.word().shape() {
+        let (slot, word) = self.slot(at, index);
+        let node = match word.shape() {
             Shape::Child { node, .. } => node,
             Shape::Terminal(_) if !all && !slot.value().is_mapped() => return Ok(()),
             Shape::Terminal(_) => self.expand(me, by, &Spot { at, index, slot }, pages)?,
@@ -158,13 +177,14 @@ impl<'m> Tree<'_, 'm> {
         let node = self.spaces.node_pool(|pool| pool.take(me)).ok_or(NoNodes)?;
         let descriptor = &self.spaces.node_descriptors[node as usize];
         descriptor.first.store(u64::from(spot.at.node) << 32 | spot.index as u64, Ordering::Relaxed);
-        let (value, members) = (spot.slot.value(), spot.slot.members.load());
+        let (word, value, members) = (spot.slot.word(), spot.slot.value(), spot.slot.members());
         let at = spot.at.child(spot.index, node);
         let locked = at.slots(pages);
-        for (index, slot) in self.spaces.nodes[node as usize].slots.iter().enumerate() {
-            slot.set_value(value);
-            slot.members.store(&members);
-            slot.set_word(if locked.contains(&index) { SlotWord::locked(by) } else { SlotWord::FREE });
+        let made = &self.spaces.nodes[node as usize];
+        made.head.make(Some(me.id()), &members);
+        let free = view_of(&members);
+        for (index, cell) in made.cells.iter().enumerate() {
+            cell.make(if locked.contains(&index) { free.locked(by) } else { free }, value);
         }
         let used = if value.is_mapped() { FANOUT as i32 } else { 0 };
         self.count(me, node, used + locked.len() as i32);
@@ -173,7 +193,7 @@ impl<'m> Tree<'_, 'm> {
             self.spaces.refcache().add(me, self.spaces, id, FANOUT as i32 - 1);
         }
         // The slot's lock is gone from its node, and the slot is used now if it was not.
-        let linked = spot.slot.exchange(SlotWord::locked(by), SlotWord::child(node, false));
+        let linked = spot.slot.exchange(word, SlotWord::child(node, false));
         debug_assert!(linked, "a slot changes under its lock only (S6)");
         self.count(me, spot.at.node, if value.is_mapped() { -1 } else { 0 });
         me.step(Step::Expanded);

@@ -9,8 +9,6 @@
 //! from being used anew under it are the two epochs after the cut.
 
 use super::slot::{Shape, Slot, SlotWord};
-use crate::member::MemberSet;
-use crate::record::Value;
 use crate::refcache::{Handle, ObjectId, Severed};
 use crate::spaces::Spaces;
 use crate::step::Step;
@@ -22,20 +20,20 @@ pub(crate) const NO_PARENT: u64 = u64::MAX;
 pub(crate) const RETIRED: u64 = u64::MAX - 1;
 
 impl<'m> Spaces<'m> {
-    /// The slot that leads to a node, and the parent's number.
-    fn link(&self, node: u32) -> Option<(u32, &'m Slot)> {
+    /// The slot that leads to a node, its word, and the parent's number.
+    fn link(&self, node: u32) -> Option<(u32, Slot<'m>, SlotWord)> {
         let link = self.node_descriptors[node as usize].first.load(Ordering::Relaxed);
         (link < RETIRED).then(|| {
             let parent = (link >> 32) as u32;
-            (parent, &self.nodes[parent as usize].slots[link as u32 as usize])
+            let (slot, word) = self.slot(parent, link as u32 as usize);
+            (parent, slot, word)
         })
     }
 
     /// Sets or clears the mark of the link to `node`, if there is one.
     pub(crate) fn mark_link(&self, node: u32, dying: bool) {
-        let Some((_, slot)) = self.link(node) else { return };
-        loop {
-            let word = slot.word();
+        // A slot that leads to a child does not move.
+        while let Some((_, slot, word)) = self.link(node) {
             if word.shape() != (Shape::Child { node, dying: !dying })
                 || slot.exchange(word, SlotWord::child(node, dying))
             {
@@ -46,18 +44,17 @@ impl<'m> Spaces<'m> {
 
     /// Cuts the link to `node` if it is still marked.
     pub(crate) fn sever_link(&self, me: &Handle, node: u32) -> Severed {
-        let Some((parent, slot)) = self.link(node) else {
+        let Some((parent, slot, found)) = self.link(node) else {
             let link = self.node_descriptors[node as usize].first.load(Ordering::Relaxed);
             return if link == RETIRED { Severed::AfterGrace } else { Severed::Revived };
         };
         let word = SlotWord::child(node, true);
-        if slot.word() != word {
+        if found != word {
             return Severed::Revived;
         }
         // What a slow reader may still find here, which saw the slot before it had a child. All pages of it are unmapped now. Nobody
         // else writes these fields while the slot has a child, and nobody else severs this node.
-        slot.set_value(Value::UNMAPPED);
-        slot.members.store(&MemberSet::EMPTY);
+        slot.empty_behind_child();
         if !slot.exchange(word, SlotWord::FREE) {
             return Severed::Revived;
         }

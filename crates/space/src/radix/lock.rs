@@ -8,15 +8,20 @@
 //! **Where walks begin.** The way down to the lowest node that spans the range is gone once, when the lock is taken; all
 //! later walks of the operation begin there ([`Tree::lock`] tells where). It can't go meanwhile: a lock in it or under it is a use.
 //!
+//! **Where the last walk ended.** A member often works where it did before, so it notes the node of single pages that its walk came
+//! to, and the state of its part in the epoch before the walk. As long as that is the same, the member has flushed nothing
+//! since and was not expelled; so the epoch has moved on by one at most, the node's link, whose mark the walk took away,
+//! can't have been cut, and the next operation there begins at the node.
+//!
 //! Each lock held in a node counts as one use of it, so a node in which somebody holds a lock does not collapse, however long the
 //! holder is stopped. The count goes up before the slot is locked and down after it is unlocked.
 //!
 //! Waiting ends when the holder unlocks, when a recovery asks everybody to stand back, or when the waiter itself fell
 //! out of the epoch; in the latter two cases what was locked so far is released by the caller.
 
-use super::slot::{Owner, Shape, Slot, SlotWord};
+use super::slot::{Owner, Shape, SlotWord};
 use super::{At, BITS, FANOUT, Spot, Tree};
-use crate::refcache::{Handle, ObjectId};
+use crate::refcache::{Handle, Last, ObjectId};
 use crate::step::Step;
 use core::ops::Range;
 
@@ -38,32 +43,41 @@ pub(crate) struct Attempt<'a> {
 impl<'m> Tree<'_, 'm> {
     /// Locks the slots that meet `pages`, and tells the lowest node that spans them: it stays as long as the locks.
     pub(crate) fn lock(&self, attempt: &Attempt<'_>, pages: &Range<u64>) -> Result<At, Interrupted> {
-        let at = self.descend(pages).ok_or(Interrupted { locked_up_to: pages.start })?;
+        let at = self.revisit(attempt.me, pages);
+        let at = at.unwrap_or_else(|| self.descend(attempt.me, pages));
         self.lock_node(attempt, at, pages).map(|()| at)
     }
 
-    /// The lowest node that spans `pages`, reviving what it comes through; `None` if the member has fallen out of the epoch.
-    fn descend(&self, pages: &Range<u64>) -> Option<At> {
+    /// The node of single pages to which the member's last walk came, if that still holds and spans `pages`.
+    #[inline]
+    fn revisit(&self, me: &Handle, pages: &Range<u64>) -> Option<At> {
+        let last = me.last.get();
+        let holds = last.root == self.root && last.moment == self.spaces.refcache().moment(me);
+        let spans = pages.start >= last.base && pages.end <= last.base + FANOUT as u64;
+        (holds && spans).then_some(At { node: last.node, level: 0, base: last.base })
+    }
+
+    /// The lowest node that spans `pages`, reviving what it comes through.
+    fn descend(&self, me: &Handle, pages: &Range<u64>) -> At {
+        let moment = self.spaces.refcache().moment(me);
         let At { mut node, mut level, .. } = self.top();
         // Where this has no bit above a level's, one slot of that level spans all pages.
         let differ = pages.start ^ (pages.end - 1);
         loop {
             let shift = BITS * level;
             let found = At { node, level, base: pages.start >> (shift + BITS) << (shift + BITS) };
-            if differ >> shift != 0 {
-                return Some(found);
+            if differ >> shift != 0 || level == 0 {
+                if level == 0 {
+                    me.last.set(Last { root: self.root, node, base: found.base, moment });
+                }
+                return found;
             }
-            let slot = self.slot(found, (pages.start >> shift) as usize % FANOUT);
-            let word = slot.word();
+            let (slot, word) = self.slot(found, (pages.start >> shift) as usize % FANOUT);
             match word.shape() {
-                Shape::Terminal(_) => return Some(found),
+                Shape::Terminal(_) => return found,
                 Shape::Child { node: child, dying } => {
                     if dying && !slot.exchange(word, SlotWord::child(child, false)) {
                         continue;
-                    }
-                    if level == 0 {
-                        // A node used anew, at another level.
-                        return None;
                     }
                     (node, level) = (child, level - 1);
                 }
@@ -78,10 +92,9 @@ impl<'m> Tree<'_, 'm> {
         let (mut pinned, mut locked) = (0, 0);
         let mut result = Ok(());
         'slots: for index in slots {
-            let slot = self.slot(at, index);
             let interrupted = Err(Interrupted { locked_up_to: at.pages_of(index).start });
             loop {
-                let word = slot.word();
+                let (slot, word) = self.slot(at, index);
                 match word.shape() {
                     Shape::Child { node, dying } => {
                         if dying && !slot.exchange(word, SlotWord::child(node, false)) {
@@ -111,16 +124,18 @@ impl<'m> Tree<'_, 'm> {
                             self.count(attempt.me, at.node, more);
                             pinned += more;
                         }
-                        if !slot.exchange(word, SlotWord::locked(attempt.by)) {
+                        if !slot.exchange(word, word.locked(attempt.by)) {
                             continue;
                         }
                         if !self.spaces.refcache().is_still_in(attempt.me, attempt.turn) {
-                            release(slot, attempt.by);
+                            // The slot may not be what it was: if it still shows this lock, it is ours to remove.
+                            slot.exchange(word.locked(attempt.by), word);
                             result = interrupted;
                             break 'slots;
                         }
                         locked += 1;
                         attempt.me.step(Step::Locked);
+                        self.keep_apart(attempt.me, at, slot, slot.value().is_mapped());
                         break;
                     }
                 }
@@ -137,13 +152,13 @@ impl<'m> Tree<'_, 'm> {
     pub(crate) fn unlock(&self, me: &Handle, by: Owner, at: At, pages: &Range<u64>, became_used: bool) {
         let mut unlocked = 0;
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => {
                     self.unlock(me, by, at.child(index, node), pages, became_used);
                 }
                 Shape::Terminal(Some(owner)) if owner == by => {
-                    slot.set_word(SlotWord::FREE);
+                    slot.set_word(word.unlocked());
                     unlocked += 1;
                     me.step(Step::Unlocked);
                 }
@@ -159,8 +174,8 @@ impl<'m> Tree<'_, 'm> {
     #[inline]
     pub(crate) fn each_locked(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut impl FnMut(Spot<'m>)) {
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => self.each_below(by, at.child(index, node), pages, f),
                 Shape::Terminal(Some(owner)) if owner == by => f(Spot { at, index, slot }),
                 Shape::Terminal(_) => {}
@@ -170,8 +185,8 @@ impl<'m> Tree<'_, 'm> {
 
     fn each_below(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut dyn FnMut(Spot<'m>)) {
         for index in at.slots(pages) {
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => self.each_below(by, at.child(index, node), pages, f),
                 Shape::Terminal(Some(owner)) if owner == by => f(Spot { at, index, slot }),
                 Shape::Terminal(_) => {}
@@ -182,9 +197,4 @@ impl<'m> Tree<'_, 'm> {
     pub(crate) fn count(&self, me: &Handle, node: u32, delta: i32) {
         self.spaces.refcache().add(me, self.spaces, ObjectId(node), delta);
     }
-}
-
-/// Takes a lock back from a slot that may not be what it was: if it still shows this lock, it is ours to remove.
-fn release(slot: &Slot, by: Owner) {
-    slot.exchange(SlotWord::locked(by), SlotWord::FREE);
 }

@@ -1,4 +1,5 @@
-//! Lookups: no lock, no write, no waiting.
+//! Lookups: no lock, no waiting, and no write but one: the first look at a page of a node in which another member works by itself
+//! notes that, so that the records there come to be kept apart ([`super::slot`]).
 //!
 //! A record in a locked slot may be about to change as part of an operation on many pages. So that such an operation takes
 //! effect for all of them at one moment, its holder publishes an *intent* before it changes the first record, and a lookup
@@ -38,7 +39,7 @@ impl Tree<'_, '_> {
     pub(crate) fn look(&self, me: &Handle, page: u64) -> Found {
         loop {
             let turn = self.spaces.refcache().enter(me);
-            if let Some(found) = self.look_once(page)
+            if let Some(found) = self.look_once(me, page)
                 && self.spaces.refcache().is_still_in(me, turn)
             {
                 return found;
@@ -55,11 +56,11 @@ impl Tree<'_, '_> {
             let mut at = self.top();
             let found = loop {
                 let index = (page >> (BITS * at.level)) as usize & (FANOUT - 1);
-                let slot = self.slot(at, index);
-                match slot.word().shape() {
+                let (slot, word) = self.slot(at, index);
+                match word.shape() {
                     Shape::Child { .. } if at.level == 0 => break None,
                     Shape::Child { node, .. } => at = at.child(index, node),
-                    Shape::Terminal(_) => break Some(slot.members.load()),
+                    Shape::Terminal(_) => break Some(slot.members_in(word)),
                 }
             };
             if let Some(found) = found
@@ -71,12 +72,12 @@ impl Tree<'_, '_> {
         }
     }
 
-    fn look_once(&self, page: u64) -> Option<Found> {
+    fn look_once(&self, me: &Handle, page: u64) -> Option<Found> {
         let mut at = self.top();
         loop {
             let index = (page >> (BITS * at.level)) as usize & (FANOUT - 1);
-            let slot = self.slot(at, index);
-            match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            match word.shape() {
                 Shape::Child { node, .. } => {
                     if at.level == 0 {
                         return None;
@@ -84,6 +85,9 @@ impl Tree<'_, '_> {
                     at = at.child(index, node);
                 }
                 Shape::Terminal(owner) => {
+                    if at.level == 0 {
+                        self.spaces.nodes[at.node as usize].head.is_looked_at(me.id());
+                    }
                     let held = slot.value();
                     let value = match owner {
                         None => held,

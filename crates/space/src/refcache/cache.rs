@@ -90,7 +90,23 @@ pub(super) enum Exact {
 impl Refcache<'_> {
     /// Changes the count of `id` by `delta`, in the member's own cache. The caller holds a reference (to take another, or to drop
     /// it), or `id`'s count can't be trusted yet and both halves of the change cancel out.
+    #[inline]
     pub fn add(&self, me: &Handle, objects: &impl Counted, id: ObjectId, delta: i32) {
+        // Most often the object is in its first way, and the member in the epoch.
+        let [way, _] = self.block(me.id()).ways.of(id);
+        let old = Way(way.load(Ordering::Acquire));
+        let new = old.delta() + delta;
+        if old.id() == Some(id) && new.abs() < LARGE {
+            self.enter(me);
+            let new = Way::new(id, new, old.next_version());
+            if way.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return;
+            }
+        }
+        self.add_anywhere(me, objects, id, delta);
+    }
+
+    fn add_anywhere(&self, me: &Handle, objects: &impl Counted, id: ObjectId, delta: i32) {
         let ways = self.block(me.id()).ways.of(id);
         loop {
             // Acquire pairs with a sweep's exchange: a way that was swept shows a state that is no longer In.

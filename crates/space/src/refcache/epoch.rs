@@ -105,6 +105,7 @@ impl Block {
 
 impl Refcache<'_> {
     /// Makes sure that the member is in the epoch, and tells its turn. Cheap if it is: one load of the member's own line.
+    #[inline]
     pub(crate) fn enter(&self, me: &Handle) -> u16 {
         let state = self.block(me.id()).state();
         if state.status() == Status::In && state.turn() == me.turn.get() {
@@ -116,6 +117,7 @@ impl Refcache<'_> {
 
     /// Whether the member has been in the epoch all the time since [`enter`](Self::enter) told `turn`. What was read
     /// before, without a lock, is then trustworthy.
+    #[inline]
     pub(crate) fn is_still_in(&self, me: &Handle, turn: u16) -> bool {
         // The fence keeps the reads before it from moving behind the load: an expulsion whose effects they saw is seen here.
         fence(Ordering::Acquire);

@@ -49,7 +49,7 @@ pub use object::{Object, ObjectId};
 
 use crate::member::{Generation, MemberId};
 use crate::step::{Hook, Step};
-use peregrine_base::sync::{AtomicU32, AtomicU64};
+use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What Refcache must know of the objects it counts.
 pub trait Counted {
@@ -122,13 +122,39 @@ pub struct Handle {
     id: MemberId,
     generation: Generation,
     turn: core::cell::Cell<u16>,
+    /// Where the member's last walk ended: see `radix::lock`.
+    pub(crate) last: core::cell::Cell<Last>,
     hook: core::cell::Cell<Option<Hook>>,
+}
+
+/// A node that a walk came to, and what the member's part in the epoch was when the walk began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Last {
+    pub(crate) root: u32,
+    pub(crate) node: u32,
+    pub(crate) base: u64,
+    pub(crate) moment: Moment,
+}
+
+/// The member's part in the epoch at one moment: as long as it is the same, the member has neither flushed nor been expelled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Moment(u64);
+
+impl Last {
+    /// No member's state is this one: it says "out of the epoch" in an epoch that is never reached.
+    const NOWHERE: Self = Self { root: 0, node: 0, base: 0, moment: Moment(u64::MAX << 2) };
 }
 
 impl Handle {
     /// The member `id`. There must be one handle for a member at a time.
     pub const fn new(id: MemberId, generation: Generation) -> Self {
-        Self { id, generation, turn: core::cell::Cell::new(0), hook: core::cell::Cell::new(None) }
+        Self {
+            id,
+            generation,
+            turn: core::cell::Cell::new(0),
+            last: core::cell::Cell::new(Last::NOWHERE),
+            hook: core::cell::Cell::new(None),
+        }
     }
 
     /// The member's number.
@@ -169,6 +195,12 @@ impl<'m> Refcache<'m> {
 
     fn block(&self, member: MemberId) -> &'m Block {
         &self.blocks[member.index()]
+    }
+
+    /// The member's part in the epoch now.
+    #[inline]
+    pub(crate) fn moment(&self, me: &Handle) -> Moment {
+        Moment(self.block(me.id()).state.load(Ordering::Acquire))
     }
 
     /// The epoch's number.

@@ -2,6 +2,7 @@
 
 use super::{AddressSpace, Operation, pages_of, range_of};
 use crate::desk::Member;
+use crate::holder::Holder;
 use crate::intent::Doing;
 use crate::member::MemberSet;
 use crate::mmu::{Change, Frames, Mmu};
@@ -15,6 +16,11 @@ use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};
 /// Why nothing was unmapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum UnmapError {
+    /// The MMU [gave up](crate::Mmu::gives_up) waiting for a member that holds a lock.
+    #[error(
+        "waited in vain: {0}; let it go on if it is stopped, or kill it: what a dead member holds is taken over"
+    )]
+    Held(Holder),
     /// The range ends beyond [`SPACE_END`](super::SPACE_END).
     #[error("{0:?} reaches beyond an address space of 2^48 bytes")]
     BadRange(PageRange),
@@ -26,6 +32,11 @@ pub enum UnmapError {
 /// Why no rights were changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ProtectError {
+    /// The MMU [gave up](crate::Mmu::gives_up) waiting for a member that holds a lock.
+    #[error(
+        "waited in vain: {0}; let it go on if it is stopped, or kill it: what a dead member holds is taken over"
+    )]
+    Held(Holder),
     /// The range ends beyond [`SPACE_END`](super::SPACE_END).
     #[error("{0:?} reaches beyond an address space of 2^48 bytes")]
     BadRange(PageRange),
@@ -81,7 +92,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             return Ok(());
         }
         let doing = Doing::Set(Value::UNMAPPED);
-        let operation = self.begin(member, doing, pages);
+        let operation = self.begin(member, doing, pages).map_err(UnmapError::Held)?;
         let (me, by) = (&member.handle, operation.by);
         let narrowed = self.tree().narrow(me, by, operation.at, &operation.pages, false);
         if narrowed.is_err() {
@@ -114,7 +125,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if pages.is_empty() {
             return Ok(());
         }
-        let operation = self.begin(member, Doing::Rights(rights), pages);
+        let operation = self.begin(member, Doing::Rights(rights), pages).map_err(ProtectError::Held)?;
         let result = self.protect_locked(member, &operation, rights, range);
         if result.is_err() {
             self.finish(member, &operation);
@@ -161,7 +172,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 found.home.add(page..spot.pages().end.min(operation.pages.end));
             }
             if loses(value) {
-                found.losers.union_with(&spot.slot.members.load());
+                found.losers.union_with(&spot.slot.members());
             }
         });
         found
@@ -205,7 +216,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 return;
             }
             // Nobody has these pages in view any more.
-            spot.slot.members.store(&MemberSet::EMPTY);
+            spot.slot.clear_members();
             if one_by_one && value.kind() == Kind::Home {
                 self.frames.vacated(self.id, member.id(), range_of(&spot.pages()));
             }
@@ -236,10 +247,11 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             {
                 // Nobody has these pages in view any more, but the one who mapped others there, if it lives and has filled its view
                 // since.
-                let mut members = spot.slot.members.load();
-                members.keep_only(by.member);
-                let unmaps = doing == Doing::Set(Value::UNMAPPED);
-                spot.slot.members.store(if unmaps { &MemberSet::EMPTY } else { &members });
+                if doing == Doing::Set(Value::UNMAPPED) {
+                    spot.slot.clear_members();
+                } else {
+                    spot.slot.keep_only(by.member);
+                }
                 if spot.slot.value().kind() == Kind::Home {
                     self.frames.vacated(self.id, member.id(), range_of(&own));
                 }

@@ -11,8 +11,8 @@
 
 use super::{AddressSpace, Operation, range_of};
 use crate::desk::Member;
+use crate::holder::Holder;
 use crate::intent::Doing;
-use crate::member::MemberSet;
 use crate::mmu::{Change, Contents, FrameId, Frames, Mmu};
 use crate::radix::{PAGES, Spot};
 use crate::record::{Access, Kind, Value};
@@ -23,6 +23,11 @@ use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};
 /// Why a fault can't be resolved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FaultError<E: core::fmt::Debug> {
+    /// The MMU [gave up](crate::Mmu::gives_up) waiting for a member that holds a lock.
+    #[error(
+        "waited in vain: {0}; let it go on if it is stopped, or kill it: what a dead member holds is taken over"
+    )]
+    Held(Holder),
     /// Nothing is mapped there.
     #[error("nothing is mapped at {0}")]
     Unmapped(VirtAddr),
@@ -80,7 +85,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let home = most > 1 && self.tree().look(&member.handle, page).value.kind() == Kind::Home;
         let block = if home { most } else { 1 };
         let start = page & !(block - 1);
-        let operation = self.begin(member, Doing::Fault, start..start + block);
+        let operation = self.begin(member, Doing::Fault, start..start + block).map_err(FaultError::Held)?;
         let result = self.fault_locked(member, &operation, page, addr, access);
         self.finish(member, &operation);
         result
@@ -116,9 +121,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let spot = self.spot(operation, &one);
         let filled = self.with_frame(member, &spot, addr, value, access)?;
         let frame = filled.frame().ok_or(FaultError::NoFrame(addr))?;
-        let mut members = spot.slot.members.load();
-        members.insert(member.id());
-        spot.slot.members.store(&members);
+        self.tree().admit(&member.handle, spot.slot);
         let (range, contents, rights) = (range_of(&one), Contents::Frame(frame), filled.view_rights());
         self.mmu.fill(self.id, member.id(), range, contents, rights).map_err(FaultError::Mmu)?;
         member.handle.step(Step::Filled);
@@ -139,12 +142,12 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             (Some(shared), _) if value.is_cow() && write => {
                 let copy = self.copy(member, addr, shared)?;
                 // Whoever has the old frame in view would go on reading what is about to be out of date.
-                let losers = spot.slot.members.load();
+                let losers = spot.slot.members();
                 if !losers.is_empty() {
                     let range = range_of(&spot.pages());
                     self.mmu.shootdown(self.id, me, range, &losers, Change::Drop);
                     member.handle.step(Step::ShotDown);
-                    spot.slot.members.store(&MemberSet::EMPTY);
+                    spot.slot.clear_members();
                 }
                 value.with_frame(copy).cow(false)
             }
@@ -212,9 +215,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         });
         let run = run.unwrap_or_else(|| one.clone());
         self.tree().each_locked(operation.by, operation.at, &run, &mut |spot| {
-            let mut members = spot.slot.members.load();
-            members.insert(member.id());
-            spot.slot.members.store(&members);
+            self.tree().admit(&member.handle, spot.slot);
         });
         let (range, rights) = (range_of(&run), value.rights());
         self.mmu.fill(self.id, member.id(), range, Contents::Home, rights).map_err(FaultError::Mmu)?;
@@ -233,7 +234,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if pages.is_empty() {
             return Ok(());
         }
-        let operation = self.begin(member, Doing::Fault, pages);
+        let operation = self.begin(member, Doing::Fault, pages).map_err(FaultError::Held)?;
         let mut result = Ok(());
         let me = &*member;
         // Neighbours are filled at once: for most MMUs a call for each record costs more than the record.
@@ -248,15 +249,13 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         };
         self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             let value = spot.slot.value();
-            let mut members = spot.slot.members.load();
-            if !value.is_mapped() || value.kind() != Kind::Home || members.contains(me.id()) {
+            if !value.is_mapped() || value.kind() != Kind::Home || spot.slot.members().contains(me.id()) {
                 return;
             }
             let own = spot.pages();
             let own = own.start.max(operation.pages.start)..own.end.min(operation.pages.end);
             // In the set before the view is filled. Should the filling of others fail, it is in the set for nothing.
-            members.insert(me.id());
-            spot.slot.members.store(&members);
+            self.tree().admit(&me.handle, spot.slot);
             match &mut run {
                 Some((pages, rights)) if pages.end == own.start && *rights == value.rights() => {
                     pages.end = own.end;

@@ -6,6 +6,7 @@
 
 use super::{AddressSpace, range_of};
 use crate::desk::Member;
+use crate::holder::Holder;
 use crate::intent::Doing;
 use crate::member::MemberSet;
 use crate::mmu::{Change, Frames, Mmu, SpaceId};
@@ -24,6 +25,11 @@ use peregrine_base::sync::Ordering;
 /// Why no space was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CreateError {
+    /// The MMU [gave up](crate::Mmu::gives_up) waiting for a member that holds a lock.
+    #[error(
+        "waited in vain: {0}; let it go on if it is stopped, or kill it: what a dead member holds is taken over"
+    )]
+    Held(Holder),
     /// All are in use.
     #[error("the arena's {0} spaces are in use: make it for more")]
     NoSpaces(usize),
@@ -68,7 +74,13 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let made = make(member);
         member.exit();
         let id = made?;
-        let operation = self.begin(member, Doing::Fork(id), 0..PAGES);
+        let operation = match self.begin(member, Doing::Fork(id), 0..PAGES) {
+            Ok(operation) => operation,
+            Err(holder) => {
+                self.of_child(id).destroy(member);
+                return Err(CreateError::Held(holder));
+            }
+        };
         self.unshare(member, &operation);
         let child =
             Tree { spaces: &self.spaces, root: self.spaces.roots[id.index()].node.load(Ordering::Relaxed) };
@@ -83,12 +95,15 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         });
         self.finish(member, &operation);
         if result.is_err() {
-            let child = AddressSpace { spaces: self.spaces, id, mmu: &self.mmu, frames: &self.frames };
-            child.destroy(member);
+            self.of_child(id).destroy(member);
             return Err(CreateError::NoNodes(self.spaces.nodes.len()));
         }
         self.spaces.roots[id.index()].state.store(RootState::LIVE, Ordering::Release);
         Ok(id)
+    }
+
+    fn of_child(&self, id: SpaceId) -> AddressSpace<'m, &M, &F> {
+        AddressSpace { spaces: self.spaces, id, mmu: &self.mmu, frames: &self.frames }
     }
 
     /// Takes the right to write from private pages that have a frame, in views first and then in the records.
@@ -112,9 +127,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             match &mut run {
                 Some((pages, losers)) if pages.end == own.start => {
                     pages.end = own.end;
-                    losers.union_with(&spot.slot.members.load());
+                    losers.union_with(&spot.slot.members());
                 }
-                _ => shoot(run.replace((own, spot.slot.members.load()))),
+                _ => shoot(run.replace((own, spot.slot.members()))),
             }
         });
         shoot(run);
@@ -129,8 +144,11 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
 
     /// Unmaps everything and takes the space down. Nobody else uses it any more.
     pub fn destroy(self, member: &mut Member<'m>) {
-        // Unmapping everything splits nothing, so it can't fail.
-        let unmapped = self.unmap(member, range_of(&(0..PAGES)));
+        // Unmapping everything splits nothing, so it can't fail but for somebody who still uses the space and should not.
+        let mut unmapped = self.unmap(member, range_of(&(0..PAGES)));
+        while let Err(super::UnmapError::Held(_)) = unmapped {
+            unmapped = self.unmap(member, range_of(&(0..PAGES)));
+        }
         debug_assert!(unmapped.is_ok());
         self.enter(member);
         let root = &self.spaces.roots[self.id.index()];
@@ -170,8 +188,8 @@ impl<'m> Tree<'_, 'm> {
         let pages = from.pages();
         while at.level > from.at.level {
             let index = at.slots(&(pages.start..pages.start + 1)).start;
-            let slot = self.slot(at, index);
-            let node = match slot.word().shape() {
+            let (slot, word) = self.slot(at, index);
+            let node = match word.shape() {
                 Shape::Child { node, .. } => node,
                 Shape::Terminal(_) => {
                     let node = self.spaces.node_pool(|pool| pool.take(me)).ok_or(NoNodes)?;
@@ -186,7 +204,7 @@ impl<'m> Tree<'_, 'm> {
             };
             at = at.child(index, node);
         }
-        let spot = Spot { at, index: from.index, slot: self.slot(at, from.index) };
+        let spot = Spot { at, index: from.index, slot: self.slot(at, from.index).0 };
         self.set(me, &spot, from.slot.value());
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::{AddressSpace, Operation, pages_of, range_of};
 use crate::desk::Member;
+use crate::holder::Holder;
 use crate::intent::Doing;
 use crate::mmu::{Change, Contents, Frames, Mmu};
 use crate::record::{Backing, Kind, Mapping, Place, Value};
@@ -12,6 +13,11 @@ use peregrine_base::{PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 /// Why nothing was mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MapError {
+    /// The MMU [gave up](crate::Mmu::gives_up) waiting for a member that holds a lock.
+    #[error(
+        "waited in vain: {0}; let it go on if it is stopped, or kill it: what a dead member holds is taken over"
+    )]
+    Held(Holder),
     /// The range is empty, or ends beyond [`SPACE_END`](super::SPACE_END).
     #[error("{pages} pages from {start} are no range of an address space of 2^48 bytes")]
     BadRange {
@@ -164,7 +170,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         // What the records become is not known before the region is, if there is one, and that is taken under the lock.
         let (plain, object) = parts_of(mapping);
         let doing = if object.is_none() { Doing::Set(plain) } else { Doing::Fault };
-        let operation = self.begin(member, doing, pages);
+        let operation = self.begin(member, doing, pages).map_err(MapError::Held)?;
         let filled = self.map_locked(member, &operation, plain, object, replace, admit);
         if filled.is_err() {
             self.finish(member, &operation);
@@ -208,6 +214,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 let nothing = Doing::Set(Value::UNMAPPED);
                 self.change_records(member, by, operation.at, &operation.pages, nothing);
             }
+            self.spaces.intent(by.member).plant(by.operation);
+            me.step(Step::Planting);
             tree.plant_all(me, by, operation.at, &operation.pages, value);
             let (range, rights) = (range_of(&operation.pages), value.view_rights());
             filled = self.mmu.fill(self.id, me.id(), range, Contents::Home, rights);

@@ -31,7 +31,8 @@ pub use map::{MapAdmitError, MapError};
 pub use recover::{Recovered, Stopped};
 
 use crate::desk::Member;
-use crate::intent::Doing;
+use crate::holder::Holder;
+use crate::intent::{Doing, Phase};
 use crate::member::MemberId;
 use crate::mmu::{Frames, Mmu, SpaceId};
 use crate::radix::lock::Attempt;
@@ -39,6 +40,7 @@ use crate::radix::slot::Owner;
 use crate::radix::{At, PAGES, Tree};
 use crate::spaces::Spaces;
 use crate::step::Step;
+use core::cell::Cell;
 use core::fmt;
 use core::ops::Range;
 use peregrine_base::sync::{Ordering, spin_loop};
@@ -114,9 +116,17 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         }
     }
 
-    /// Intends, and locks the slots that meet `pages`. Ends with [`finish`](Self::finish).
-    pub(crate) fn begin(&self, member: &mut Member<'m>, doing: Doing, pages: Range<u64>) -> Operation {
+    /// Intends, and locks the slots that meet `pages`. Ends with [`finish`](Self::finish). Fails with the holder of a lock for which the
+    /// MMU does not want to wait any longer.
+    pub(crate) fn begin(
+        &self,
+        member: &mut Member<'m>,
+        doing: Doing,
+        pages: Range<u64>,
+    ) -> Result<Operation, Holder> {
+        let turns = Cell::new(0);
         loop {
+            let stuck = Cell::new(None);
             self.enter(member);
             let by = self.intend(member, doing, &pages);
             let me = &member.handle;
@@ -124,18 +134,48 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
                 me,
                 by,
                 turn: self.spaces.refcache().enter(me),
-                wait: &|owner| self.wait(me.id(), owner.member),
+                wait: &|owner| self.wait(me.id(), owner, &turns, &stuck),
             };
             let tree = self.tree();
             match tree.lock(&attempt, &pages) {
-                Ok(at) => return Operation { by, pages, at },
+                Ok(at) => return Ok(Operation { by, pages, at }),
                 Err(interrupted) => {
                     let locked = pages.start..interrupted.locked_up_to.min(pages.end);
                     tree.unlock(me, by, tree.top(), &locked, false);
                     self.over(member, by);
+                    if let Some(owner) = stuck.get()
+                        && !self.take_over(member, owner)
+                    {
+                        return Err(self.holder(owner));
+                    }
                 }
             }
         }
+    }
+
+    /// Mends what the holder of a lock left, if it is dead.
+    fn take_over(&self, member: &mut Member<'m>, owner: Owner) -> bool {
+        let dead = self.mmu.is_dead(owner.member);
+        if dead {
+            self.recover_dead(member, owner.member);
+        }
+        dead
+    }
+
+    fn holder(&self, owner: Owner) -> Holder {
+        let intent = self.spaces.intent(owner.member).read();
+        let intent = intent.filter(|read| read.operation == owner.operation);
+        Holder::new(owner.member, self.mmu.process_of(owner.member), intent)
+    }
+
+    /// Members in the middle of an operation of this space. Whoever is named again and again with the same may be stopped.
+    pub fn at_work(&self) -> impl Iterator<Item = Holder> + '_ {
+        let members = self.spaces.members();
+        members.iter().filter_map(|member| {
+            let read = self.spaces.intent(member).read()?;
+            let here = read.space == self.id && read.phase != Phase::Idle;
+            here.then(|| Holder::new(member, self.mmu.process_of(member), Some(read)))
+        })
     }
 
     fn intend(&self, member: &mut Member<'m>, doing: Doing, pages: &Range<u64>) -> Owner {
@@ -146,10 +186,22 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         by
     }
 
-    fn wait(&self, me: MemberId, owner: MemberId) -> bool {
-        self.mmu.wait(me, owner);
+    /// Lets time pass for who waits for `owner`; `false` to give up, for a recovery or, if `stuck` names the owner, for good.
+    #[cold]
+    fn wait(&self, me: MemberId, owner: Owner, turns: &Cell<u32>, stuck: &Cell<Option<Owner>>) -> bool {
+        self.mmu.wait(me, owner.member);
         spin_loop();
-        !self.spaces.is_recovering()
+        if self.spaces.is_recovering() {
+            return false;
+        }
+        let n = turns.get().saturating_add(1);
+        turns.set(n);
+        // Rarely: the kernel is asked.
+        let ask = n >= 256 && (n.is_power_of_two() || n.is_multiple_of(4096));
+        if ask && self.mmu.is_dead(owner.member) || self.mmu.gives_up(me, owner.member, n) {
+            stuck.set(Some(owner));
+        }
+        stuck.get().is_none()
     }
 
     /// Unlocks, and the operation is over.

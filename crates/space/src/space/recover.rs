@@ -28,10 +28,11 @@ use crate::desk::Member;
 use crate::intent::Phase;
 use crate::member::{MemberId, MemberSet};
 use crate::mmu::{Frames, Mmu};
-use crate::radix::slot::{Shape, SlotWord};
+use crate::radix::slot::{Shape, Slot, SlotWord};
 use crate::radix::{FANOUT, LEVELS, Tree};
+use crate::record::Value;
 use crate::refcache::{Counted, ObjectId};
-use crate::spaces::RootState;
+use crate::spaces::{RootState, Spaces};
 use peregrine_base::sync::{Ordering, spin_loop};
 
 /// Whom a recovery is for: see [`AddressSpace::recover_all`].
@@ -76,17 +77,51 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// As [`recover`](Self::recover), for several members, some of which may live: a runtime that went back to an earlier state had them
     /// drop what they were doing. All their places are free afterwards.
     pub fn recover_all(&self, member: &mut Member<'m>, stopped: Stopped) -> Recovered {
+        self.recover_if(member, stopped, || true)
+    }
+
+    /// As [`recover`](Self::recover), if `dead` [is dead](Mmu::is_dead) still when nobody else can recover it: somebody may have, and its
+    /// place may be another's. Then, unless others are dead, nothing is done, and nobody named.
+    pub fn recover_dead(&self, member: &mut Member<'m>, dead: MemberId) -> Recovered {
+        let views_are_gone = self.mmu.views_die_with_members();
+        let stopped = Stopped { killed: MemberSet::only(dead), views_are_gone, ..Stopped::default() };
+        self.recover_if(member, stopped, || self.mmu.is_dead(dead))
+    }
+
+    /// `still`, asked once nobody else can recover: whether it is to be done.
+    fn recover_if(
+        &self,
+        member: &mut Member<'m>,
+        stopped: Stopped,
+        still: impl FnOnce() -> bool,
+    ) -> Recovered {
         let mut dead = stopped.killed;
         dead.union_with(&stopped.reset);
         while !member.claim_recovery(|m| dead.contains(m) || self.mmu.is_dead(m)) {
             self.mmu.wait(member.id(), member.id());
             spin_loop();
         }
-        stopped.killed.iter().for_each(|dead| self.mmu.forget(dead));
+        let mut killed = stopped.killed;
+        if !still() {
+            (dead, killed) = (MemberSet::EMPTY, MemberSet::EMPTY);
+        }
+        // Also those whose recovery was begun by one that has died over it.
+        for other in self.spaces.members().iter().filter(|m| *m != member.id()) {
+            if !dead.contains(other) && self.mmu.is_dead(other) {
+                dead.insert(other);
+                killed.insert(other);
+            }
+        }
+        if dead.is_empty() {
+            member.release_everybody();
+            return Recovered::default();
+        }
+        killed.iter().for_each(|dead| self.mmu.forget(dead));
         dead.iter().for_each(|dead| self.spaces.stop_working(dead));
         while let Some(other) = member.somebody_at_work() {
             if self.mmu.is_dead(other) {
                 dead.insert(other);
+                killed.insert(other);
                 self.mmu.forget(other);
                 self.spaces.stop_working(other);
             }
@@ -98,7 +133,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             self.drop_spaces(dead, &mut result);
             self.finish_intent(member, dead, &mut result);
         }
-        let viewless = if stopped.views_are_gone { stopped.killed } else { MemberSet::EMPTY };
+        let viewless = if stopped.views_are_gone { killed } else { MemberSet::EMPTY };
         self.count_anew(member, &dead, &viewless, &mut result);
         for dead in dead.iter() {
             self.spaces.bury(dead);
@@ -127,13 +162,13 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     fn finish_intent(&self, member: &Member<'m>, dead: MemberId, result: &mut Recovered) {
         let Some(intent) = self.spaces.intent(dead).read() else { return };
         let Some((_, tree)) = self.trees().find(|(id, _)| *id == intent.space.0) else { return };
-        if intent.phase != Phase::Committed {
+        if !matches!(intent.phase, Phase::Committed | Phase::Planting) {
             return;
         }
         result.finished = true;
         // The dead member's locks name its operation.
         let mut by = None;
-        each_slot(tree, &mut |_, slot| {
+        each_slot(tree, &mut |_, slot, _| {
             if let Shape::Terminal(Some(owner)) = slot.word().shape()
                 && owner.member == dead
             {
@@ -143,7 +178,16 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if let Some(by) = by {
             let space =
                 AddressSpace { spaces: self.spaces, id: intent.space, mmu: &self.mmu, frames: &self.frames };
-            space.change_records(member, by, tree.top(), &intent.pages, intent.doing);
+            if intent.phase == Phase::Committed {
+                space.change_records(member, by, tree.top(), &intent.pages, intent.doing);
+            } else {
+                // What is mapped is new, and may be in the view of its member, if that lives: nothing was vacated there.
+                tree.each_locked(by, tree.top(), &intent.pages, &mut |spot| {
+                    if !spot.slot.value().is_mapped() {
+                        tree.set(&member.handle, &spot, intent.doing.apply(Value::UNMAPPED));
+                    }
+                });
+            }
         }
     }
 
@@ -167,6 +211,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             descriptor.object.reset(0);
             descriptor.live.store(0, Ordering::Relaxed);
         }
+        let lines = &spaces.lines[..spaces.line_pool(|pool| pool.touched())];
+        lines.iter().for_each(|line| line.live.store(0, Ordering::Relaxed));
         for (index, frame) in spaces.frames.iter().enumerate() {
             let pins = self.frames.pins(crate::FrameId::new(index as u32));
             if pins != 0 || frame.object.global() != 0 || frame.object.load().queued() {
@@ -177,33 +223,37 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             // A root's own use.
             bump(&spaces, ObjectId(tree.root), 1);
             descriptors[tree.root as usize].live.store(1, Ordering::Relaxed);
-            each_slot(tree, &mut |node, slot| match slot.word().shape() {
-                Shape::Child { node: child, .. } => {
-                    // A mark is set by whoever queues the node, and the queues are gone.
-                    slot.set_word(SlotWord::child(child, false));
-                    descriptors[child as usize].live.store(1, Ordering::Relaxed);
-                    bump(&spaces, ObjectId(node), 1);
+            each_slot(tree, &mut |node, slot, line| {
+                if let Some(line) = line {
+                    lines[line as usize].live.store(1, Ordering::Relaxed);
                 }
-                Shape::Terminal(owner) => {
-                    if owner.is_some() {
-                        result.locks += 1;
-                        slot.set_word(SlotWord::FREE);
+                match slot.word().shape() {
+                    Shape::Child { node: child, .. } => {
+                        // A mark is set by whoever queues the node, and the queues are gone.
+                        slot.set_word(SlotWord::child(child, false));
+                        descriptors[child as usize].live.store(1, Ordering::Relaxed);
+                        remove_inherited(&spaces, child, viewless);
+                        bump(&spaces, ObjectId(node), 1);
                     }
-                    let value = slot.value();
-                    if !value.is_mapped() {
-                        return;
-                    }
-                    // Nobody else writes a set now: everybody is held.
-                    let mut members = slot.members.load();
-                    members.remove_all(viewless);
-                    slot.members.store(&members);
-                    bump(&spaces, ObjectId(node), 1);
-                    if let Some(region) = value.region() {
-                        bump(&spaces, spaces.region_id(region), 1);
-                        region_descriptors[region as usize].live.store(1, Ordering::Relaxed);
-                    }
-                    if let Some(frame) = value.frame() {
-                        bump(&spaces, spaces.frame_id(frame), 1);
+                    Shape::Terminal(owner) => {
+                        if owner.is_some() {
+                            result.locks += 1;
+                            slot.unlock();
+                        }
+                        let value = slot.value();
+                        if !value.is_mapped() {
+                            return;
+                        }
+                        // Nobody else writes a set now: everybody is held.
+                        slot.remove_all(viewless);
+                        bump(&spaces, ObjectId(node), 1);
+                        if let Some(region) = value.region() {
+                            bump(&spaces, spaces.region_id(region), 1);
+                            region_descriptors[region as usize].live.store(1, Ordering::Relaxed);
+                        }
+                        if let Some(frame) = value.frame() {
+                            bump(&spaces, spaces.frame_id(frame), 1);
+                        }
                     }
                 }
             });
@@ -215,6 +265,11 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             } else if descriptor.object.global() == 0 {
                 // Empty, and in no queue any more: a delta of zero brings it under review.
                 spaces.refcache().add(&member.handle, &spaces, ObjectId(index as u32), 0);
+            }
+        }
+        for (index, line) in lines.iter().enumerate() {
+            if line.live.load(Ordering::Relaxed) == 0 {
+                spaces.line_pool(|pool| pool.give(&member.handle, index as u32));
             }
         }
         for (index, descriptor) in region_descriptors.iter().enumerate() {
@@ -235,12 +290,20 @@ fn bump(objects: &impl Counted, id: ObjectId, by: i32) {
     object.reset(object.global() + by);
 }
 
-/// Calls `f` with each slot of a tree and the number of its node, parents before children.
-fn each_slot(tree: Tree<'_, '_>, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
-    fn visit(tree: Tree<'_, '_>, node: u32, level: u32, f: &mut dyn FnMut(u32, &crate::radix::slot::Slot)) {
+/// Takes the `viewless` out of the set that a node's cells may have inherited.
+fn remove_inherited(spaces: &Spaces<'_>, node: u32, viewless: &MemberSet) {
+    let inherited = &spaces.nodes[node as usize].head.inherited;
+    let mut members = inherited.load();
+    members.remove_all(viewless);
+    inherited.store(&members);
+}
+
+/// Calls `f` with each slot of a tree, the number of its node, and that of its line if it has one; parents before children.
+fn each_slot<'m>(tree: Tree<'_, 'm>, f: &mut dyn FnMut(u32, Slot<'m>, Option<u32>)) {
+    fn visit<'m>(tree: Tree<'_, 'm>, node: u32, level: u32, f: &mut dyn FnMut(u32, Slot<'m>, Option<u32>)) {
         for index in 0..FANOUT {
-            let slot = &tree.spaces.nodes[node as usize].slots[index];
-            f(node, slot);
+            let (slot, _) = tree.spaces.slot(node, index);
+            f(node, slot, tree.spaces.nodes[node as usize].cells[index].line());
             if let (Shape::Child { node, .. }, 1..) = (slot.word().shape(), level) {
                 visit(tree, node, level - 1, f);
             }

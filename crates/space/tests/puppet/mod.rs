@@ -119,6 +119,15 @@ impl Puppet {
         }
     }
 
+    /// Waits until it sleeps in the kernel.
+    pub fn until_asleep(&self) {
+        let deadline = timer::monotonic_ns() + 20_000_000_000;
+        while other::stat(self.pid as u32).map(|s| s.condition) != Some(other::Condition::Sleeping) {
+            assert!(timer::monotonic_ns() < deadline, "the puppet never sleeps");
+            io::yield_now();
+        }
+    }
+
     pub fn go_on(&self) {
         signal::kill(self.pid, number::CONT).expect("alive");
     }

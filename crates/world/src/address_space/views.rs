@@ -8,7 +8,7 @@ use crate::control::node;
 use core::convert::Infallible;
 use peregrine_base::sync::{AtomicBool, Ordering};
 use peregrine_base::{PageRange, Protection, VirtAddr};
-use peregrine_space::{Change, Contents, FrameId, Frames, MemberId, MemberSet, Mmu, SpaceId};
+use peregrine_space::{Change, Contents, Frames, MemberId, MemberSet, Mmu, SpaceId};
 use peregrine_sys::mem::{self, Advice};
 use peregrine_thread::layout::{SLOT_BYTES, slot_index_of};
 use peregrine_thread::slot::SlotHeader;
@@ -49,18 +49,6 @@ impl Mmu for Views {
 }
 
 impl Frames for Views {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-    fn release(&self, _: MemberId, _: FrameId) {}
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
-
     /// Frames go back zeroed (S2), be they in nobody's view.
     fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
         if !punched().swap(false, Ordering::Relaxed) {
