@@ -9,7 +9,8 @@ use crate::chain::Deadline;
 /// Where the activation runs, seen from the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Affinity {
-    /// On the caller's core: the activation pins itself there. Nobody spins, for the other would wait for the core.
+    /// On the caller's core: the activation pins itself there. Nobody spins, for the other would wait for the core: who waits gives the core
+    /// away, for a moment (20 µs at most, unless others run), and sleeps then; where that does not pay it sleeps at once.
     /// Right for calls that come now and then, and wherever cores are fewer than threads.
     #[default]
     Together,

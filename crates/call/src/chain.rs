@@ -54,6 +54,7 @@ impl Deadline {
     }
 
     /// The earlier one, where `None` is never.
+    #[inline]
     pub fn earlier(a: Option<Self>, b: Option<Self>) -> Option<Self> {
         match (a, b) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -72,6 +73,7 @@ impl Deadline {
 }
 
 /// `CLOCK_MONOTONIC` through the vDSO.
+#[inline]
 pub(crate) fn now_ns() -> u64 {
     let t = peregrine_sys::rustix::time::clock_gettime(peregrine_sys::rustix::time::ClockId::Monotonic);
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
@@ -85,16 +87,21 @@ thread_local! {
 }
 
 /// The link that the calling thread runs: its activation's, or its own as the home of a chain.
+#[inline]
 pub fn current() -> ChainLink {
     CURRENT.get().unwrap_or_else(|| ChainLink { chain: home(), depth: 0, deadline: None })
 }
 
+#[inline]
 fn home() -> ChainId {
-    HOME.get().unwrap_or_else(|| {
-        let id = ChainId(random_words());
-        HOME.set(Some(id));
-        id
-    })
+    HOME.get().unwrap_or_else(new_home)
+}
+
+#[cold]
+fn new_home() -> ChainId {
+    let id = ChainId(random_words());
+    HOME.set(Some(id));
+    id
 }
 
 /// Sixteen bytes of the kernel's (`getrandom(2)`): an identity that strangers can't guess.
@@ -116,6 +123,7 @@ pub struct Caller {
 
 impl Caller {
     /// The running OS thread.
+    #[inline]
     pub fn current() -> Self {
         Self { link: current(), charge: crate::usage::inherited() }
     }
@@ -130,6 +138,7 @@ impl Caller {
 pub(crate) struct Entered(Option<ChainLink>);
 
 impl Entered {
+    #[inline]
     pub fn new(link: ChainLink) -> Self {
         Self(CURRENT.replace(Some(link)))
     }

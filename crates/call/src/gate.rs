@@ -23,7 +23,10 @@
 //! |---|---|---|
 //! | `UNBOUND` | there is none on this line | rings over the connection's socket |
 //! | `PARKED` | sleeps on `call` | wakes `call` |
-//! | `AWAKE` | runs or spins | does nothing |
+//! | `AWAKE` | runs, spins or gives way | does nothing |
+//!
+//! **Looking comes before sleeping**, and is no state of its own. Who spins, or gives away the core that both run on (`look.rs`), is `AWAKE`: nobody
+//! wakes it, for it looks at the word itself before it sleeps, and on its way to sleep does what the table says.
 //!
 //! **Between two cores that both spin** a fence costs what a cache line's journey costs, twice a call. There the looks that need
 //! it are put off: the caller guesses first ([`Gate::guess`]) and asks properly before it sleeps, or after a moment without a reply; the
@@ -38,7 +41,7 @@ use peregrine_base::sync::{AtomicU32, Ordering, fence};
 pub const UNBOUND: u32 = 0;
 /// `mode`: the activation sleeps on `call`. `wait`: the caller sleeps on `reply`.
 pub const PARKED: u32 = 1;
-/// `mode`, `wait`: running or spinning, and will look by itself.
+/// `mode`, `wait`: running, spinning or giving way, and will look by itself.
 pub const AWAKE: u32 = 2;
 /// `wait`: the caller wants a byte in the line's pipe.
 pub const NOTIFY: u32 = 3;

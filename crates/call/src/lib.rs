@@ -13,6 +13,7 @@ mod gate;
 pub mod interface;
 mod limits;
 mod line;
+mod look;
 mod memory;
 mod portal;
 mod shared;

@@ -24,7 +24,8 @@ pub struct Limits {
     pub buffers: usize,
     /// Depth of a chain of nested calls.
     pub depth: u32,
-    /// How long an activation may spin for a client that runs on another core.
+    /// How long an activation may look for the next call before it sleeps: spinning for a client that runs on another core, giving the core
+    /// away for one that runs on its own. Zero: it sleeps at once.
     pub spin: Duration,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x000 caller's half  call   wait  portal/args/flags  deadline  chain  depth/cpu/nice  payload  cancel  alerts
-//! 0x040 domain's half  reply  mode  status/code        cpu_ns    result lengths ×8      charge rows
+//! 0x040 domain's half  reply  mode  status/code        cpu_ns    result lengths ×8      charge rows  core
 //! 0x080 descriptors of the arguments, 24 bytes each ×8
 //! 0x140 charge rows: (domain, ns) ×8
 //! 0x1c0 payload: bytes of `in` and `inout` arguments, and of lent ones that are in no buffer, each from a multiple of 8
@@ -39,6 +39,7 @@ const STATUS: usize = 0x48;
 const CPU_NS: usize = 0x50;
 const LENGTHS: usize = 0x58;
 const CHARGE_ROWS: usize = 0x78;
+const CORE: usize = 0x7c;
 const DESCRIPTORS: usize = 0x80;
 const CHARGES: usize = 0x140;
 /// Where the payload begins in a line's own memory.
@@ -61,6 +62,10 @@ impl<'a> Words<'a> {
     /// The number of the newest call that its caller gave up.
     pub fn cancel(self) -> &'a AtomicU32 {
         self.0.word(CANCEL)
+    }
+    /// The core that the line's activation is bound to, plus one; 0: it is bound to none. A hint, by which a caller knows how to wait.
+    pub fn core(self) -> &'a AtomicU32 {
+        self.0.word(CORE)
     }
     fn word64(self, at: usize) -> &'a AtomicU64 {
         self.0.word64(at)
@@ -91,6 +96,7 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
+    #[inline]
     pub fn write(self, words: Words<'_>, index: usize) {
         let at = DESCRIPTORS + index * DESCRIPTOR_BYTES;
         let head = self.kind as u64 | u64::from(self.id) << 32;
@@ -101,6 +107,7 @@ impl Descriptor {
     }
 
     /// A private copy; `None` if the kind is none.
+    #[inline]
     pub fn read(words: Words<'_>, index: usize) -> Option<Self> {
         let at = DESCRIPTORS + index * DESCRIPTOR_BYTES;
         // Relaxed, as all of a half: ordered by the load of `call` that preceded. Each word is read once.
@@ -144,6 +151,7 @@ const CHARGE: u64 = 1 << 8;
 const PRIORITY: u64 = 1 << 9;
 
 impl Header {
+    #[inline]
     pub fn write(&self, words: Words<'_>) {
         let affinity = match self.affinity {
             Affinity::Together => 0,
@@ -169,6 +177,7 @@ impl Header {
     }
 
     /// A private copy, each word read once. Any bits make a header; what they mean is checked by the domain.
+    #[inline]
     pub fn read(words: Words<'_>) -> Self {
         // Relaxed: ordered by the load of `call` that preceded.
         let target = words.word64(TARGET).load(Ordering::Relaxed);
@@ -186,7 +195,10 @@ impl Header {
                 _ => Affinity::Anywhere,
             },
             deadline: Deadline::from_wire(words.word64(DEADLINE).load(Ordering::Relaxed)),
-            chain: ChainId(CHAIN.map(|at| words.word64(at).load(Ordering::Relaxed))),
+            chain: ChainId([
+                words.word64(CHAIN[0]).load(Ordering::Relaxed),
+                words.word64(CHAIN[1]).load(Ordering::Relaxed),
+            ]),
             depth: place as u32,
             cpu: (place >> 32) as u16,
             nice: (place >> 48) as u8 as i8,
@@ -229,6 +241,7 @@ pub(crate) enum Status {
 }
 
 impl Status {
+    #[inline]
     pub const fn from_wire(word: u32) -> Option<Self> {
         Some(match word {
             1 => Self::Done,
@@ -260,11 +273,13 @@ pub(crate) struct ReplyHead {
 }
 
 impl ReplyHead {
+    #[inline]
     pub const fn new(status: Status, code: u32) -> Self {
         Self { status: Some(status), code, lengths: [0; MAX_ARGS], charge_rows: 0 }
     }
 
     /// Writes it, with the lengths of `results` arguments.
+    #[inline]
     pub fn write(&self, words: Words<'_>, results: usize) {
         let status = self.status.map_or(0, |s| s as u32);
         // Relaxed: published by the store to `reply` that follows.
@@ -276,6 +291,7 @@ impl ReplyHead {
     }
 
     /// A private copy, each word read once.
+    #[inline]
     pub fn read(words: Words<'_>, results: usize) -> Self {
         // Relaxed: ordered by the load of `reply` that preceded.
         let status = words.word64(STATUS).load(Ordering::Relaxed);

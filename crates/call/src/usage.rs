@@ -40,6 +40,7 @@ pub fn charges() -> Vec<(DomainId, u64)> {
 }
 
 /// Whether nested calls of the running handler are charged because it is.
+#[inline]
 pub(crate) fn inherited() -> bool {
     CHARGING.get()
 }

@@ -6,6 +6,7 @@
 //! find the sleeper.
 
 use call_loom::gate::{AWAKE, Bell, Gate, NOTIFY, PARKED, Tell};
+use call_loom::look::Patience;
 use call_loom::rest::Rest;
 use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
@@ -268,6 +269,85 @@ fn fences_that_are_put_off_still_come_before_a_sleep() {
     });
 }
 
+/// Looks until `is_there`, or the model's clock, which goes on with each look, says that it was long enough; whether it is there. Whether others
+/// run between two looks is the model's to try: a `yield_now` of its own would have the other side always come in time.
+fn look(patience: &mut Patience, is_there: impl Fn() -> bool) -> bool {
+    let now_ns = std::cell::Cell::new(0);
+    let clock = || now_ns.replace(now_ns.get() + 10);
+    patience.look(15, clock, || (), is_there, || false)
+}
+
+/// Both sides share a core: each looks for a moment, by giving way, and then sleeps, by the steps given.
+fn two_calls_with_looks(park: fn(Gate<'_>), doze: fn(Gate<'_>)) {
+    model(move || {
+        let line = Line::new(AWAKE);
+        let other = line.clone();
+        let activation = thread::spawn(move || {
+            let line = other;
+            let mut served = 0;
+            while served < 2 {
+                let call = line.gate().called();
+                if call != served {
+                    line.serve(call);
+                    served = call;
+                    line.tell(line.gate().whom_to_tell());
+                    continue;
+                }
+                if look(&mut Patience::default(), || line.gate().called() != served) {
+                    continue;
+                }
+                park(line.gate());
+                if line.gate().called() == served {
+                    line.on_call.wait(&line.call, served);
+                }
+                line.gate().attend();
+            }
+        });
+        for call in 1..=2 {
+            line.argument.store(call, Ordering::Relaxed);
+            line.gate().publish(call, AWAKE);
+            line.ring(line.gate().bell());
+            if !look(&mut Patience::default(), || line.gate().is_answered(call)) {
+                doze(line.gate());
+                while !line.gate().is_answered(call) {
+                    line.on_reply.wait(&line.reply, call - 1);
+                }
+            }
+            line.check_result(call);
+        }
+        activation.join().unwrap();
+    });
+}
+
+#[test]
+fn who_has_looked_in_vain_is_woken_all_the_same() {
+    two_calls_with_looks(|gate| gate.park(), |gate| gate.doze(PARKED));
+}
+
+#[test]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
+fn an_activation_that_sleeps_as_if_it_looked_oversleeps() {
+    two_calls_with_looks(|_| {}, |gate| gate.doze(PARKED));
+}
+
+#[test]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
+fn a_caller_that_sleeps_as_if_it_looked_oversleeps() {
+    two_calls_with_looks(|gate| gate.park(), |_| {});
+}
+
+#[test]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
+fn an_activation_that_has_looked_needs_its_fence() {
+    two_calls_with_looks(|gate| gate.mode.store(PARKED, Ordering::Relaxed), |gate| gate.doze(PARKED));
+}
+
+#[test]
+#[ignore = "a planted fault: run by `every_fence_is_needed`"]
+fn a_caller_that_has_looked_needs_its_fence() {
+    two_calls_with_looks(|gate| gate.park(), |gate| gate.wait.store(PARKED, Ordering::Relaxed));
+}
+
 /// A caller that slept on the futex goes over to the pipe, and sleeps there.
 #[test]
 fn a_caller_that_changes_how_it_waits_is_told_all_the_same() {
@@ -402,6 +482,10 @@ fn every_fence_is_needed() {
         "without_the_fence_before_dozing_a_caller_oversleeps",
         "without_the_fence_before_leaving_a_call_is_forgotten",
         "without_a_fence_a_wanted_activation_sleeps_on",
+        "an_activation_that_sleeps_as_if_it_looked_oversleeps",
+        "a_caller_that_sleeps_as_if_it_looked_oversleeps",
+        "an_activation_that_has_looked_needs_its_fence",
+        "a_caller_that_has_looked_needs_its_fence",
     ] {
         let this = std::env::current_exe().unwrap();
         let run = std::process::Command::new(this)

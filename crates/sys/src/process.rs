@@ -279,6 +279,7 @@ pub fn thread_id() -> i32 {
 }
 
 /// The processor that the calling thread runs on (`getcpu`, through the vDSO): true at some moment of the asking.
+#[inline]
 pub fn current_cpu() -> usize {
     crate::rustix::thread::sched_getcpu()
 }

@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use crate::line::Words;
+use crate::look::Patience;
 use crate::shared::Shared;
 use peregrine_base::sync::Ordering;
 use std::ops::{Deref, DerefMut};
@@ -22,6 +23,8 @@ pub(crate) struct Line {
     pub shared: Arc<Shared>,
     /// The number of the last call made on it; the shared words are not asked what we did ourselves.
     pub call: u32,
+    /// What this side knows of looking for a reply on a shared core.
+    pub patience: Patience,
     /// Where arguments and results go that are too large for the line.
     pub spill: Option<Spill>,
     /// Bytes of the largest results that came in memory of their own.
@@ -32,9 +35,18 @@ pub(crate) struct Line {
 
 impl Line {
     pub fn new(index: u32, shared: Arc<Shared>) -> Box<Self> {
-        Box::new(Self { index, shared, call: 0, spill: None, grown: 0, pipe: None })
+        Box::new(Self {
+            index,
+            shared,
+            call: 0,
+            spill: None,
+            grown: 0,
+            pipe: None,
+            patience: Patience::default(),
+        })
     }
 
+    #[inline]
     pub fn words(&self) -> Words<'_> {
         Words(&self.shared)
     }

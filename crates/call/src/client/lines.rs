@@ -113,6 +113,7 @@ impl Connection {
     }
 
     /// Takes a line back, with its call over or not.
+    #[inline]
     pub fn put_back(&self, line: Box<Line>) {
         if line.is_over() {
             let line = Box::into_raw(line);

@@ -20,6 +20,7 @@ use std::os::fd::AsFd;
 
 impl Line {
     /// Reads what came of a call whose reply is there.
+    #[inline]
     pub fn take_results(
         &mut self,
         connection: &Connection,
@@ -89,6 +90,7 @@ impl Line {
 }
 
 /// Checks all lengths, then copies all results.
+#[inline]
 fn copy_out(
     memory: &Shared,
     results_at: usize,

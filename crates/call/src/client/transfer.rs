@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub(crate) struct Sent {
     pub portal: PortalId,
     pub call: u32,
+    /// The caller's core when it was sent.
+    pub cpu: u16,
     pub deadline: Option<Deadline>,
     pub attributes: Attributes,
     /// Where results go, and whether that is the spill buffer.
@@ -32,6 +34,7 @@ pub(crate) struct Sent {
 
 impl Line {
     /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
+    #[inline]
     pub fn send(
         &mut self,
         connection: &Arc<Connection>,
@@ -86,6 +89,7 @@ impl Line {
         let sent = Sent {
             portal,
             call: self.call,
+            cpu: header.cpu,
             deadline,
             attributes,
             results_at: results_at(payload_at, payload_bytes),
@@ -118,6 +122,7 @@ impl Line {
         Ok(())
     }
 
+    #[inline]
     fn fill(
         &self,
         connection: &Connection,
@@ -196,6 +201,7 @@ impl Line {
 }
 
 /// Bytes of payload, aligned as they will lie, and the sum of the declared bounds of results.
+#[inline]
 fn sizes(call: &Call<'_>) -> (usize, usize) {
     let (mut payload, mut results) = (0usize, 0usize);
     for arg in &call.args[..call.count] {

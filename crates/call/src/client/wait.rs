@@ -4,15 +4,17 @@
 //! domain lives. The kernel wakes nobody when a process that would have woken them dies. A call that outlasts its first slice, of 10 ms, has its
 //! domain watched by a thread (`watch.rs`), which wakes it at once; the longer slices that follow are for what that misses.
 //!
-//! A caller whose activation runs on another core spins first, as long as that activation says that it is awake.
+//! First it looks for a moment. A caller whose activation runs on another core spins, as long as that activation says that it is awake; one whose
+//! activation runs on its own core gives that core away, which is a hand-over without a sleep and a wake-up (`look.rs`).
 
 use super::connection::Connection;
 use super::line::Line;
 use super::transfer::Sent;
 use super::watch;
 use crate::attributes::Affinity;
+use crate::chain::now_ns;
 use crate::error::CallError;
-use crate::gate::{AWAKE, PARKED};
+use crate::gate::{AWAKE, PARKED, UNBOUND};
 use crate::step::reach;
 use peregrine_base::sync::{Ordering, spin_loop};
 use peregrine_sys::futex;
@@ -20,6 +22,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A deadline that is nearer is not put at risk by giving the core away, which can cost a slice or two.
+const NEAR: Duration = Duration::from_millis(20);
 /// The longest spin.
 const SPIN: Duration = Duration::from_micros(20);
 /// Looks between two readings of the clock while spinning, and before the first.
@@ -32,11 +36,28 @@ const LONGEST_SLICE: Duration = Duration::from_millis(50);
 const WATCHED_SLICE: Duration = Duration::from_secs(1);
 
 /// Returns when the reply is there. After an error the call may still be under way: the line is not to be reused.
-pub(crate) fn for_reply(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), CallError> {
+#[inline]
+pub(crate) fn for_reply(connection: &Arc<Connection>, line: &mut Line, sent: &Sent) -> Result<(), CallError> {
     reach("client: waits");
-    if sent.attributes.affinity == Affinity::Apart && spin(connection, line)? {
+    let apart = sent.attributes.affinity == Affinity::Apart;
+    if shares_its_core(line, sent) {
+        reach("client: looks");
+        if apart {
+            // When the call was sent this was a guess.
+            line.ring(connection, line.words().gate().bell())?;
+        }
+        if share(line) {
+            return Ok(());
+        }
+    } else if apart && spin(connection, line)? {
         return Ok(());
     }
+    sleep(connection, line, sent)
+}
+
+/// Sleeps until the reply is there.
+#[inline(never)]
+fn sleep(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), CallError> {
     if line.is_over() {
         return Ok(());
     }
@@ -65,7 +86,27 @@ pub(crate) fn for_reply(connection: &Arc<Connection>, line: &Line, sent: &Sent) 
     }
 }
 
+/// Whether the activation runs on the caller's core, by its own word, and there is time enough for a third thread to come between.
+#[inline]
+fn shares_its_core(line: &Line, sent: &Sent) -> bool {
+    let words = line.words();
+    words.core().load(Ordering::Relaxed) == u32::from(sent.cpu) + 1
+        && sent.attributes.affinity != Affinity::Anywhere
+        && words.gate().mode.load(Ordering::Relaxed) != UNBOUND
+        && sent.deadline.is_none_or(|deadline| deadline.left().is_some_and(|left| left > NEAR))
+}
+
+/// Gives the core to the activation until the reply is there, for a moment; whether it came.
+fn share(line: &mut Line) -> bool {
+    let mut patience = line.patience;
+    let give_way = peregrine_sys::io::yield_now;
+    let there = patience.look(SPIN.as_nanos() as u64, now_ns, give_way, || line.is_over(), || false);
+    line.patience = patience;
+    there
+}
+
 /// Looks for the reply as long as the activation is awake, for a moment; whether it came.
+#[inline]
 fn spin(connection: &Connection, line: &Line) -> Result<bool, CallError> {
     let look = || {
         (0..LOOKS).any(|_| {

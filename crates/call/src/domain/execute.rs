@@ -11,7 +11,7 @@ use super::peer::{Line, notify};
 use crate::attributes::Affinity;
 use crate::chain::{ChainLink, Entered};
 use crate::error::Failure;
-use crate::gate::Tell;
+use crate::gate::{NOTIFY, Tell};
 use crate::line::{
     self, Descriptor, Header, Kind, MAX_ARGS, PAYLOAD_AT, ReplyHead, Status, Words, align_argument,
     results_at, write_charge,
@@ -36,8 +36,27 @@ pub(crate) struct Executor<'a> {
     domain: &'a Inner,
     arguments: Arguments,
     place: Place,
-    apart: bool,
+    waits: Waits,
     heavy: bool,
+}
+
+/// How an activation waits for the next call of who made the last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Waits {
+    /// Asleep.
+    Asleep,
+    /// For a moment by giving the core away, for the caller runs there too.
+    Sharing,
+    /// For a moment by spinning, for the caller runs on another core on purpose.
+    Spinning,
+}
+
+/// What is said of a call with the word that ends it: by [`answer`], for a caller that spins looks at the same cache line, and takes it
+/// away between two stores that are not close together.
+pub(crate) struct Reply {
+    head: ReplyHead,
+    /// How many of the head's lengths mean something.
+    lengths: usize,
 }
 
 /// How a call goes wrong before its handler: what the caller is told.
@@ -102,14 +121,19 @@ impl<'a> Executor<'a> {
             domain,
             arguments: Arguments::default(),
             place: Place::new(domain.cpus),
-            apart: false,
+            waits: Waits::Asleep,
             heavy: false,
         }
     }
 
-    /// Whether the last caller runs on another core on purpose.
-    pub const fn caller_is_apart(&self) -> bool {
-        self.apart
+    /// How to wait for the next call.
+    pub const fn waits(&self) -> Waits {
+        self.waits
+    }
+
+    /// Tells the callers of `line` on which core they find its activation.
+    pub fn say_where(&self, line: &Line) {
+        line.words().core().store(self.place.core(), Ordering::Relaxed);
     }
 
     /// Whether it holds memory that should not be kept for a client that is idle.
@@ -128,12 +152,22 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Executes `call` and writes the domain's half of the line, all but the `reply` word.
-    pub fn execute(&mut self, line: &Arc<Line>, call: u32) {
+    /// Executes `call` and writes the domain's half of the line, all but what [`answer`] does.
+    #[inline]
+    pub fn execute(&mut self, line: &Arc<Line>, call: u32) -> Reply {
         let words = line.words();
         let header = Header::read(words);
-        self.apart = header.affinity == Affinity::Apart;
-        self.place.follow(header.affinity, usize::from(header.cpu));
+        if self.place.follow(header.affinity, usize::from(header.cpu)) {
+            self.say_where(line);
+        }
+        let together = self.place.core() == u32::from(header.cpu) + 1;
+        self.waits = match header.affinity {
+            Affinity::Anywhere => Waits::Asleep,
+            // Who waits by `poll` does not look by itself.
+            _ if together && words.gate().wait.load(Ordering::Relaxed) != NOTIFY => Waits::Sharing,
+            Affinity::Apart if !together => Waits::Spinning,
+            _ => Waits::Asleep,
+        };
         self.heavy |= header.spill != 0;
         let results = match self.prepare(line, &header, call) {
             Err(wrong) => Err(wrong),
@@ -155,12 +189,11 @@ impl<'a> Executor<'a> {
             slot.lent = None;
             slot.given.set(None);
         }
-        if let Err(Wrong(head)) = results {
-            head.write(words, 2);
-        }
+        results.unwrap_or_else(|Wrong(head)| Reply { head, lengths: 2 })
     }
 
     /// Copies the arguments to private memory and checks them.
+    #[inline]
     fn prepare(&mut self, line: &Line, header: &Header, call: u32) -> Result<Home, Wrong> {
         let domain = self.domain;
         let limits = &domain.limits;
@@ -232,6 +265,7 @@ impl<'a> Executor<'a> {
         Ok(home)
     }
 
+    #[inline]
     fn home(&self, line: &Line, header: &Header) -> Result<Home, Wrong> {
         let payload_bytes = header.payload_bytes as usize;
         let limit = self.domain.limits.argument_bytes;
@@ -249,6 +283,7 @@ impl<'a> Executor<'a> {
         Ok(Home { spill, payload_at, results_at: results_at(payload_at, payload_bytes) })
     }
 
+    #[inline]
     fn run(&mut self, line: &Line, header: &Header) -> Result<Result<(), Failure>, String> {
         let domain = self.domain;
         let link = ChainLink { chain: header.chain, depth: header.depth, deadline: header.deadline };
@@ -269,6 +304,7 @@ impl<'a> Executor<'a> {
     }
 
     /// Writes status and results.
+    #[inline]
     fn put_results(
         &mut self,
         line: &Line,
@@ -276,8 +312,7 @@ impl<'a> Executor<'a> {
         home: &Home,
         outcome: Result<Result<(), Failure>, String>,
         charge_rows: u32,
-    ) -> Result<(), Wrong> {
-        let words = line.words();
+    ) -> Result<Reply, Wrong> {
         let (mut head, detail) = match outcome {
             Ok(Ok(())) => (ReplyHead::new(Status::Done, 0), None),
             Ok(Err(failure)) => (ReplyHead::new(Status::Failed, failure.code), Some(failure.detail)),
@@ -289,8 +324,7 @@ impl<'a> Executor<'a> {
             detail.truncate(Failure::MAX_DETAIL.min(line.shared.len_bytes() - PAYLOAD_AT));
             head.lengths[0] = detail.len() as u32;
             line.shared.write(PAYLOAD_AT, &detail).ok_or_else(|| malformed(about::RESULT))?;
-            head.write(words, 1);
-            return Ok(());
+            return Ok(Reply { head, lengths: 1 });
         }
         let count = self.arguments.count;
         let mut total = 0usize;
@@ -317,8 +351,7 @@ impl<'a> Executor<'a> {
                 head.status = Some(Status::DoneElsewhere);
             }
         }
-        head.write(words, count);
-        Ok(())
+        Ok(Reply { head, lengths: count })
     }
 
     fn copy_results(&mut self, memory: &Shared, results_at: usize) -> Option<()> {
@@ -388,14 +421,17 @@ fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Gives the line back to its caller. [`tell`] follows, unless the caller is known to be awake.
-pub(crate) fn answer(line: &Line, call: u32) {
+#[inline]
+pub(crate) fn answer(line: &Line, call: u32, reply: &Reply) {
     // Relaxed: read by whoever has the line, under the binding's handing over.
     line.served.store(call, Ordering::Relaxed);
+    reply.head.write(line.words(), reply.lengths);
     line.words().gate().answer(call);
     reach("domain: replied, before the wake-up");
 }
 
 /// Tells the caller, if it sleeps, that the reply is there.
+#[inline]
 pub(crate) fn tell(line: &Line) {
     let gate = line.words().gate();
     match gate.whom_to_tell() {
@@ -410,8 +446,7 @@ pub(crate) fn tell(line: &Line) {
 
 /// Answers a call that will not be executed.
 pub(crate) fn terminate(line: &Line, call: u32) {
-    ReplyHead::new(Status::Terminated, 0).write(line.words(), 0);
-    answer(line, call);
+    answer(line, call, &Reply { head: ReplyHead::new(Status::Terminated, 0), lengths: 0 });
     tell(line);
 }
 
