@@ -77,19 +77,46 @@ impl Pair {
         self.ratios.median()
     }
 
-    /// The ratio that three quarters of the rounds lie above: beyond 1 it is not noise.
-    pub fn low_ratio(&self) -> f64 {
-        self.ratios.quantile(0.25)
+    /// Between which values the middle ratio lies, with 95 % confidence: the rounds that so many would be on the wrong side of
+    /// by chance.
+    pub fn ratio_bounds(&self) -> (f64, f64) {
+        let off = 0.98 / (self.ratios.len().max(1) as f64).sqrt();
+        (self.ratios.quantile((0.5 - off).max(0.0)), self.ratios.quantile((0.5 + off).min(1.0)))
     }
 }
 
 /// Measures both `rounds` times, in alternating order, after one round each that does not count.
-pub fn versus(rounds: usize, mut ours: impl FnMut() -> f64, mut baseline: impl FnMut() -> f64) -> Pair {
+pub fn versus(rounds: usize, ours: impl FnMut() -> f64, baseline: impl FnMut() -> f64) -> Pair {
+    versus_until(rounds, ours, baseline, |_| true)
+}
+
+/// As [`versus`], and up to five times as often, until it is told on which side of `limit` the ratio lies.
+pub fn versus_within(
+    limit: f64,
+    rounds: usize,
+    ours: impl FnMut() -> f64,
+    baseline: impl FnMut() -> f64,
+) -> Pair {
+    versus_until(rounds, ours, baseline, |pair| {
+        let (low, high) = pair.ratio_bounds();
+        pair.ours.len() >= 5 * rounds || low > limit || high <= limit
+    })
+}
+
+fn versus_until(
+    rounds: usize,
+    mut ours: impl FnMut() -> f64,
+    mut baseline: impl FnMut() -> f64,
+    mut enough: impl FnMut(&Pair) -> bool,
+) -> Pair {
     ours();
     baseline();
     let mut pair =
         Pair { ours: Samples::default(), baseline: Samples::default(), ratios: Samples::default() };
-    for round in 0..rounds {
+    for round in 0.. {
+        if round > 0 && round % rounds.max(1) == 0 && enough(&pair) {
+            break;
+        }
         let (a, b) = if round % 2 == 0 {
             let a = ours();
             (a, baseline())

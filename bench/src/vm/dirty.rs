@@ -1,13 +1,11 @@
 //! DIRTY: the cost of a first write, of a dirty page taken, of a clean page scanned.
 
-use super::{Goals, Kind, Second};
-use crate::measure::{Options, Rng, Samples, time_ns, versus};
+use super::floor::{Floor, Scan};
+use super::{Goals, Kind, LAYER, Second};
+use crate::measure::{Options, Pair, Rng, Samples, time_ns, versus_within};
 use crate::report::Report;
-use peregrine_sys::mem;
-use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
-use peregrine_sys::uffd::{Features, RegisterMode, Uffd};
 use peregrine_vm::{
-    Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageKind, PageRange, Protection, Tracker,
+    Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageKind, PageRange, Tracker,
 };
 use std::sync::Arc;
 
@@ -15,33 +13,11 @@ const PAGES: usize = 8192;
 /// Clean pages are scanned over more: the call itself must not count.
 const CLEAN_PAGES: usize = 32_768;
 
-fn write_pages(memory: &Mapping, order: &[usize], value: u8) {
+pub fn write_pages(memory: &Mapping, order: &[usize], value: u8) {
     let start = memory.range().start().as_ptr::<u8>();
     for &page in order {
         // SAFETY: in the mapping, which is behind no reference.
         unsafe { start.add(page * PAGE_SIZE).write_volatile(value) };
-    }
-}
-
-/// The floor: the system call in a loop, on the same memory.
-struct Bare {
-    range: PageRange,
-    pagemap: Pagemap,
-    found: Vec<PageRegion>,
-}
-
-impl Bare {
-    fn take(&mut self) -> usize {
-        let mut rest = self.range;
-        let mut pages = 0;
-        while !rest.is_empty() {
-            let scanned =
-                self.pagemap.by_ref().scan(ScanArgs::take_written(rest), &mut self.found).expect("scan");
-            pages += self.found[..scanned.regions].iter().map(|r| r.range().pages().get()).sum::<usize>();
-            let left = rest.end().as_usize() - scanned.walk_end.as_usize();
-            rest = PageRange::new(scanned.walk_end, PageCount::for_bytes(left));
-        }
-        pages
     }
 }
 
@@ -57,11 +33,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             .force(DirtyMechanism::AsyncWriteProtect)
             .start(caps)
             .expect("tracker");
-        let mut bare = Bare {
-            range: memory.range(),
-            pagemap: Pagemap::open().expect("pagemap"),
-            found: vec![PageRegion::default(); 256],
-        };
+        let mut bare = Scan::of(&memory);
         let mut value = 0u8;
         let mut rng = Rng(5);
         let mut clean_ns = 0.0;
@@ -72,7 +44,8 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
             // Both values of a round come from the same pages and the same order.
             let mut writes = Vec::new();
             let mut bare_writes = Vec::new();
-            let pair = versus(
+            let pair = versus_within(
+                LAYER,
                 rounds,
                 || {
                     value = value.wrapping_add(1);
@@ -108,16 +81,13 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                 };
                 let (first, bare_first) = (median(&writes), median(&bare_writes));
                 report.value(&case, "first write", "ns", first, Some(("bare system calls", bare_first)));
-                goals.number(
-                    "floor first write",
-                    goals.get("floor first write").unwrap_or(0.0).max(bare_first),
-                );
-                goals.number("first write", goals.get("first write").unwrap_or(0.0).max(first));
+                goals.worst("first write", first);
+                goals.worst("floor first write", bare_first);
             }
         }
     }
     clean_pages(report, options, caps, goals);
-    report.section("DIRTY over a memfd, every mechanism; baseline of a take: bare calls that protect the same runs again (compare: memcmp); ns");
+    report.section("DIRTY over a memfd, every mechanism; baseline: a bare handler that keeps no books, and bare calls that protect the same runs again (compare: memcmp); ns");
     for threads in [1, 2] {
         let second = (threads == 2).then(Second::start);
         for mechanism in DirtyMechanism::ALL {
@@ -159,12 +129,9 @@ fn clean_pages(report: &mut Report, options: &Options, caps: &Capabilities, goal
             .force(DirtyMechanism::AsyncWriteProtect)
             .start(caps)
             .expect("tracker");
-        let mut bare = Bare {
-            range: memory.range(),
-            pagemap: Pagemap::open().expect("pagemap"),
-            found: vec![PageRegion::default(); 256],
-        };
-        let pair = versus(
+        let mut bare = Scan::of(&memory);
+        let pair = versus_within(
+            LAYER,
             options.rounds(300),
             || {
                 time_ns(|| {
@@ -177,104 +144,8 @@ fn clean_pages(report: &mut Report, options: &Options, caps: &Capabilities, goal
         report.pair(&case, "scanned", "ns", "bare system calls", CLEAN_PAGES, &pair);
         goals.layer(&case, &pair);
         if what != "transparent huge" {
-            let worst = |name: &str, value: f64| goals.get(name).unwrap_or(0.0).max(value);
-            let (ours, floor) =
-                (worst("clean page", pair.ours.median()), worst("floor clean page", pair.baseline.median()));
-            goals.number("clean page", ours);
-            goals.number("floor clean page", floor);
-        }
-    }
-}
-
-/// What a take comes down to where the kernel keeps no books: the same runs, protected again.
-enum Floor {
-    Protect { memory: Mapping, uffd: Option<Uffd>, runs: Vec<PageRange> },
-    Compare { now: Vec<u8>, shadow: Vec<u8> },
-    Scan(Bare),
-}
-
-impl Floor {
-    fn new(mechanism: DirtyMechanism, dirty: &[usize], tracked: &Mapping) -> Self {
-        match mechanism {
-            DirtyMechanism::AsyncWriteProtect => Self::Scan(Bare {
-                range: tracked.range(),
-                pagemap: Pagemap::open().expect("pagemap"),
-                found: vec![PageRegion::default(); 256],
-            }),
-            DirtyMechanism::Compare => {
-                let bytes = PAGES * PAGE_SIZE;
-                Self::Compare { now: vec![1; bytes], shadow: vec![1; bytes] }
-            }
-            _ => {
-                let memory = Kind::Memfd.make(PageCount::new(PAGES));
-                memory.populate(memory.range(), true).expect("populate");
-                let uffd = (mechanism != DirtyMechanism::Mprotect).then(|| {
-                    let features =
-                        Features::SIGBUS | Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM;
-                    let uffd = Uffd::open(features).expect("userfaultfd");
-                    // SAFETY: the memory is this function's.
-                    unsafe { uffd.by_ref().register(memory.range(), RegisterMode::WP).expect("register") };
-                    uffd
-                });
-                let mut sorted = dirty.to_vec();
-                sorted.sort_unstable();
-                let mut runs: Vec<PageRange> = Vec::new();
-                for page in sorted {
-                    let page = memory.pages(page, 1).expect("in bounds");
-                    match runs.last_mut() {
-                        Some(last) if last.end() == page.start() => {
-                            *last = PageRange::new(last.start(), PageCount::new(last.pages().get() + 1));
-                        }
-                        _ => runs.push(page),
-                    }
-                }
-                let floor = Self::Protect { memory, uffd, runs };
-                floor.set_all(Protection::Read);
-                floor
-            }
-        }
-    }
-
-    fn set(&self, range: PageRange, access: Protection) {
-        if let Self::Protect { uffd, .. } = self {
-            match uffd {
-                Some(uffd) => {
-                    uffd.by_ref().write_protect(range, access == Protection::Read).expect("protect")
-                }
-                // SAFETY: the range lies in this value's memory.
-                None => unsafe { mem::protect(range, access).expect("protect") },
-            }
-        }
-    }
-
-    fn set_all(&self, access: Protection) {
-        if let Self::Protect { memory, .. } = self {
-            self.set(memory.range(), access);
-        }
-    }
-
-    /// One sample; `tracked` has been written where our side's is, page by page as traps would have opened it.
-    fn sample(&mut self, tracked: &Mapping, dirty: &[usize]) -> f64 {
-        match self {
-            Self::Scan(bare) => {
-                write_pages(tracked, dirty, 1);
-                time_ns(|| {
-                    std::hint::black_box(bare.take());
-                })
-            }
-            Self::Compare { now, shadow } => time_ns(|| {
-                let same =
-                    now.chunks_exact(PAGE_SIZE).zip(shadow.chunks_exact(PAGE_SIZE)).filter(|(a, b)| a == b);
-                std::hint::black_box(same.count());
-            }),
-            Self::Protect { .. } => {
-                let Self::Protect { memory, runs, .. } = &*self else { return f64::NAN };
-                for &page in dirty {
-                    self.set(memory.pages(page, 1).expect("in bounds"), Protection::ReadWrite);
-                }
-                write_pages(memory, dirty, 1);
-                time_ns(|| runs.iter().for_each(|run| self.set(*run, Protection::Read)))
-            }
+            goals.worst("clean page", pair.ours.median());
+            goals.worst("floor clean page", pair.baseline.median());
         }
     }
 }
@@ -295,32 +166,45 @@ fn one(
     let mut tracker = Tracker::of(memory.clone()).force(mechanism).start(caps).expect("tracker");
     let order = Rng(9).permutation(PAGES);
     let dirty = &order[..PAGES * percent / 100];
-    let mut floor = Floor::new(mechanism, dirty, &memory);
+    let mut floor = Floor::new(mechanism, &memory, &tracker, dirty);
     let mut value = 0u8;
-    let mut writes = Samples::default();
+    let (mut writes, mut bare_writes) = (Samples::default(), Samples::default());
     let take_all = |tracker: &mut Tracker| {
         time_ns(|| {
             tracker.take_dirty_each(memory.range(), |_| ()).expect("take");
         })
     };
     let rounds = options.rounds(if percent <= 10 { 30 } else { 10 });
-    let pair = versus(
+    let take = versus_within(
+        LAYER,
         rounds,
         || {
-            let write = Second::beside(second, || {
+            writes.push(Second::beside(second, || {
                 // A sample that has to be repeated begins with clean pages too.
                 take_all(&mut tracker);
                 value = value.wrapping_add(1);
                 time_ns(|| write_pages(&memory, dirty, value)) / dirty.len() as f64
-            });
-            writes.push(write);
+            }));
             take_all(&mut tracker)
         },
-        || floor.sample(&memory, dirty),
+        || {
+            bare_writes.push(Second::beside(second, || {
+                floor.take();
+                floor.write(&memory, dirty)
+            }));
+            floor.take()
+        },
     );
-    report.single(case, "first write", "ns", dirty.len(), &writes);
-    report.pair(case, "take of all", "ns", "bare calls", 1, &pair);
+    let write = Pair::of(&writes, &bare_writes);
+    report.pair(case, "first write", "ns", "bare calls", dirty.len(), &write);
+    report.pair(case, "take of all", "ns", "bare calls", 1, &take);
+    if mechanism == DirtyMechanism::AsyncWriteProtect {
+        goals.worst("first write", write.ours.median());
+        goals.worst("floor first write", write.baseline.median());
+    }
+    // Whoever compares keeps a copy up to date, which no call does for him.
     if mechanism != DirtyMechanism::Compare && second.is_none() {
-        goals.layer(&format!("{case}: take"), &pair);
+        goals.layer(&format!("{case}: first write"), &write);
+        goals.layer(&format!("{case}: take"), &take);
     }
 }

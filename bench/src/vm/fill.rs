@@ -1,8 +1,8 @@
 //! Fills: trap, fill a block, go on; ns a page, for blocks of 4 KiB, 64 KiB and 2 MiB.
 
 use super::raw::{self, Fill};
-use super::{Goals, Kind, Second, UNITS};
-use crate::measure::{Options, alone, time_ns, versus};
+use super::{Goals, Kind, LAYER, Second, UNITS};
+use crate::measure::{Options, alone, time_ns, versus_within};
 use crate::report::Report;
 use peregrine_vm::{
     Capabilities, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection, Region, Trap,
@@ -103,7 +103,8 @@ fn fills(
             let move_from = source.range().start().as_usize();
             let from = if fill == Fill::Move { move_from } else { copy_from };
             let rounds = options.rounds(if unit.get() == 1 { 40 } else { 80 });
-            let pair = versus(
+            let pair = versus_within(
+                LAYER,
                 rounds,
                 || {
                     Second::beside(second, || {

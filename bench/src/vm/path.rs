@@ -12,8 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const PAGES: usize = 100;
-/// A tool that has not answered by then (half a second is usual) does not see faults as the kernel makes them, and the program
-/// in it traps for ever.
+/// A tool that has not answered by then (half a second is usual) is given up.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// `vm-path ours|bare ROUNDS`: so many rounds of Appel2 over `mprotect`, for somebody who counts.
@@ -112,7 +111,10 @@ impl Tool {
         let mut command = match self {
             Self::Callgrind => {
                 let mut c = Command::new("valgrind");
+                // A handler returns to the instruction that faulted, with the registers that the tool shows it: unless told to, it
+                // keeps some of them back, and the store goes to a wrong address for ever.
                 c.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+                c.args(["--px-default", "--px-file-backed"].map(|o| format!("{o}=allregs-at-mem-access")));
                 c
             }
             Self::Perf => {

@@ -128,14 +128,14 @@ impl Bare {
         }
     }
 
-    /// On the memory and through the descriptor of `region`.
+    /// On the memory and through the descriptor of a region or a tracker, which outlives this value's use.
     pub fn beside(
         way: Way,
-        region: &peregrine_vm::Region,
+        uffd: Option<BorrowedFd<'_>>,
         memory: &Arc<peregrine_vm::Mapping>,
         unit: PageCount,
     ) -> Self {
-        let fd = region.userfaultfd().map_or(0, |fd| fd.as_raw_fd());
+        let fd = uffd.map_or(0, |fd| fd.as_raw_fd());
         Self { memory: memory.clone(), uffd: None, fd, way: Self::number(way), unit, pager: None }
     }
 

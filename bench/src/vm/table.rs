@@ -2,8 +2,8 @@
 //! Appel1's handler protects the unit touched before and opens this one, Appel2 protects all in one call.
 
 use super::raw::{self, Bare};
-use super::{Goals, Kind, Second, UNITS, Way};
-use crate::measure::{Options, Rng, time_ns, versus};
+use super::{Goals, Kind, LAYER, Second, UNITS, Way};
+use crate::measure::{Options, Rng, time_ns, versus_within};
 use crate::report::Report;
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_vm::{
@@ -191,7 +191,7 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
                 let ours = Ours::new(way, kind, COUNT, unit, caps);
                 let bare = match way {
                     Way::Pager => Bare::behind(way, &ours.memory, unit),
-                    _ => Bare::beside(way, &ours.region, &ours.memory, unit),
+                    _ => Bare::beside(way, ours.region.userfaultfd(), &ours.memory, unit),
                 };
                 let order = Rng(0xa11).permutation(COUNT);
                 let ours_side = Side {
@@ -221,7 +221,8 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities) -> Goals
                         16 => 60,
                         _ => 15,
                     });
-                    let pair = versus(
+                    let pair = versus_within(
+                        LAYER,
                         rounds,
                         || Second::beside(second.as_ref(), || ours_side.sample(row, &order)),
                         || {

@@ -72,6 +72,7 @@ pub unsafe fn write_at_ptr(
 ///
 /// # Errors
 /// EINTR: a signal came first.
+#[inline]
 pub fn wait_readable(fds: &[BorrowedFd<'_>; 2], timeout_ms: Option<i32>) -> Result<u32, Errno> {
     let mut polls = fds.map(|fd| g::pollfd { fd: fd.as_raw_fd(), events: g::POLLIN as i16, revents: 0 });
     let timeout = timeout_ms.map(|ms| g::__kernel_timespec {

@@ -2,9 +2,9 @@
 //!
 //! The buffer is plain Rust memory (`&mut [u8]`): tracking changes when the kernel traps, never what the bytes are.
 
-use peregrine_vm::{Capabilities, PAGE_SIZE, PageCount, PrivateMemory, TrackError, Tracker};
+use peregrine_vm::{Capabilities, PAGE_SIZE, PageCount, PrivateMemory, Tracker};
+use std::error::Error;
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
 /// A buffer and the file that follows it.
@@ -14,16 +14,8 @@ struct Flushed {
     file: File,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum FlushError {
-    #[error(transparent)]
-    Track(#[from] TrackError),
-    #[error("write to the file: {0}")]
-    Write(#[from] io::Error),
-}
-
 impl Flushed {
-    fn new(pages: PageCount, file: File, caps: &Capabilities) -> Result<Self, Box<dyn std::error::Error>> {
+    fn new(pages: PageCount, file: File, caps: &Capabilities) -> Result<Self, Box<dyn Error>> {
         let memory = PrivateMemory::new(pages)?;
         file.set_len(pages.bytes() as u64)?;
         let tracker = Tracker::of_private(&memory).start(caps)?;
@@ -31,7 +23,7 @@ impl Flushed {
     }
 
     /// Writes the pages that changed; returns how many. If the file refuses, they stay dirty.
-    fn flush(&mut self) -> Result<usize, FlushError> {
+    fn flush(&mut self) -> Result<usize, Box<dyn Error>> {
         let dirty = self.tracker.take_dirty()?;
         let start = self.memory.range().start().as_usize();
         for run in dirty.runs() {
@@ -47,7 +39,7 @@ impl Flushed {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let caps = Capabilities::probe();
     let path = tempfile::NamedTempFile::new()?;
     let mut buffer = Flushed::new(PageCount::new(1024), path.reopen()?, &caps)?;

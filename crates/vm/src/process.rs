@@ -119,6 +119,7 @@ impl Forked {
 }
 
 /// The page that holds `addr`.
+#[inline]
 pub(crate) const fn page_of(addr: VirtAddr) -> PageRange {
     PageRange::new(addr.page_floor(), PageCount::new(1))
 }

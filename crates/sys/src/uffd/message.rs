@@ -59,6 +59,7 @@ pub enum Event {
 
 impl Message {
     /// What the message says.
+    #[inline]
     pub fn event(&self) -> Event {
         let at = |a: u64| VirtAddr::new(a as usize);
         // SAFETY: each arm reads the member of the union that the kernel fills for that event; all are plain integers.

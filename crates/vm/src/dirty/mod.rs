@@ -28,6 +28,7 @@ use peregrine_sys::uffd::OpenError;
 pub use raw::{DirtyRun, RawTracker, RawTrackerRef, Taken};
 pub use set::{ObjectDirty, ObjectRun, ViewDirty};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 pub use union::{UnionError, UnionTracker};
 
@@ -322,6 +323,15 @@ impl Tracker {
 
     pub(crate) fn mapping(&self) -> &Arc<Mapping> {
         &self.mapping
+    }
+
+    /// The userfaultfd that stops the writers, of the mechanisms that do so by one: for measuring them. What is done through it
+    /// is between the caller and the kernel, and may make the tracker miss writes.
+    pub fn userfaultfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.inner {
+            Inner::Trapping(trapping) => trapping.userfaultfd(),
+            Inner::Scan(_) | Inner::Compare(_) => None,
+        }
     }
 
     /// DIRTY: the pages written since the last call, which makes them clean.

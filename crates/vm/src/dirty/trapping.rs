@@ -6,6 +6,7 @@ use crate::region::{Builder, Inline, Mechanism, Region, Trap};
 use crate::trap::{Access, Decision};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::capabilities::Capabilities;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// The handler. Trap code: allocates nothing, locks nothing, panics never (S3).
@@ -63,6 +64,10 @@ impl Trapping {
             |pages| self.region.protect(&[run(pages)], Protection::Read).is_ok(),
             |pages| found(run(pages)),
         ))
+    }
+
+    pub(super) fn userfaultfd(&self) -> Option<BorrowedFd<'_>> {
+        self.region.userfaultfd()
     }
 
     /// Every page counts as written.

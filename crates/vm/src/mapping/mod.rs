@@ -381,6 +381,7 @@ impl Mapping {
     }
 
     /// Pages that the kernel protects and fills as one: 512 in the pool, else 1.
+    #[inline]
     pub const fn grain(&self) -> PageCount {
         match self.page_kind {
             PageKind::Huge2M => PageCount::new(HUGE_PAGES),
@@ -391,8 +392,9 @@ impl Mapping {
     /// The grain that holds `addr`: its page, or its page of the pool.
     #[inline]
     pub(crate) const fn grain_of(&self, addr: VirtAddr) -> PageRange {
+        // A power of two; a division would cost a trap more than all the rest of this.
         let bytes = self.grain().bytes();
-        PageRange::new(VirtAddr::new(addr.as_usize() / bytes * bytes), self.grain())
+        PageRange::new(VirtAddr::new(addr.as_usize() & !(bytes - 1)), self.grain())
     }
 
     /// Whether the mapping is of an ordinary file (which userfaultfd does not serve).

@@ -90,6 +90,7 @@ impl Operations {
     ///
     /// # Errors
     /// [`RegionError`].
+    #[inline]
     pub fn fill_zero(&self, range: PageRange, access: Protection) -> Result<PageCount, RegionError> {
         if !self.states.is_empty() {
             return self.fill_emulated("fill_zero", range, access, |object, at, _, run| {
@@ -122,6 +123,7 @@ impl Operations {
     ///
     /// # Errors
     /// [`RegionError`]; EFAULT: the object has no such page (fill it with `fill_copy` or `fill_zero`).
+    #[inline]
     pub fn fill_continue(&self, range: PageRange, access: Protection) -> Result<PageCount, RegionError> {
         if !self.states.is_empty() {
             return self.fill_emulated("fill_continue", range, access, |_, _, _, _| Err(Errno::EFAULT));
@@ -191,10 +193,12 @@ impl Operations {
     ///
     /// # Errors
     /// [`RegionError`].
+    #[inline]
     pub fn wake(&self, range: PageRange) -> Result<(), RegionError> {
         self.uffd("wake")?.wake(range).map_err(self.failed("wake", range))
     }
 
+    #[inline]
     fn fill_mode(&self, operation: &'static str, access: Protection) -> Result<FillMode, RegionError> {
         match access {
             Protection::ReadWrite => Ok(FillMode::default()),

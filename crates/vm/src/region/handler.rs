@@ -16,46 +16,55 @@ pub struct Trap<'a> {
 }
 
 impl<'a> Trap<'a> {
+    #[inline]
     pub(crate) fn new(fault: Fault, region: &'a Operations) -> Self {
         Self { fault, region, woken: Cell::new(false) }
     }
 
+    #[inline]
     pub(crate) fn was_woken(&self) -> bool {
         self.woken.get()
     }
 
     /// The address that was touched (its page's start, from a pager on a kernel without `EXACT_ADDRESS`).
+    #[inline]
     pub const fn address(&self) -> VirtAddr {
         self.fault.address
     }
 
     /// The page that was touched; of the pool, the huge page.
+    #[inline]
     pub fn page(&self) -> PageRange {
         self.region.mapping.grain_of(self.fault.address)
     }
 
     /// Which page of the region that is.
+    #[inline]
     pub const fn page_index(&self) -> usize {
         (self.fault.page().start().as_usize() - self.region.range.start().as_usize()) / PAGE_SIZE
     }
 
     /// What was attempted.
+    #[inline]
     pub const fn access(&self) -> Access {
         self.fault.access
     }
 
     /// How the trap came.
+    #[inline]
     pub const fn cause(&self) -> Cause {
         self.fault.cause
     }
 
     /// The region's operations.
+    #[inline]
     pub const fn region(&self) -> &'a Operations {
         self.region
     }
 
     /// The aligned block of `pages` pages that holds the page, cut at the region's ends: fill in blocks, for a trap costs
     /// far more than a page.
+    #[inline]
     pub fn block(&self, pages: PageCount) -> PageRange {
         let size = pages.get().max(self.region.mapping.grain().get());
         let first = self.page_index() / size * size;
@@ -65,11 +74,13 @@ impl<'a> Trap<'a> {
     }
 
     /// UNPROT of the page: `Filled`, or `Deny` if the kernel refuses.
+    #[inline]
     pub fn unprotect(&self) -> Decision {
         self.decide(self.region.unprotect(self.fault.address))
     }
 
     /// `Filled` if the operation succeeded, else `Deny`: the last line of most handlers.
+    #[inline]
     pub fn decide<T>(&self, result: Result<T, RegionError>) -> Decision {
         match result {
             Ok(_) => {

@@ -155,20 +155,20 @@ impl Operations {
     /// [`RegionError`]; ranges before the one that failed are done.
     #[inline]
     pub fn protect(&self, ranges: &[PageRange], access: Protection) -> Result<(), RegionError> {
-        let mut pending: Option<PageRange> = None;
-        for &range in ranges {
-            pending = Some(match pending {
-                Some(p) if p.end() == range.start() => {
-                    PageRange::new(p.start(), PageCount::new(p.pages().get() + range.pages().get()))
-                }
-                Some(p) => {
-                    self.protect_one(p, access)?;
-                    range
-                }
-                None => range,
-            });
+        let mut rest = ranges;
+        while let [first, after @ ..] = rest {
+            let mut range = *first;
+            rest = after;
+            while let [next, after @ ..] = rest
+                && next.start() == range.end()
+            {
+                let pages = range.pages().get() + next.pages().get();
+                range = PageRange::new(range.start(), PageCount::new(pages));
+                rest = after;
+            }
+            self.protect_one(range, access)?;
         }
-        pending.map_or(Ok(()), |p| self.protect_one(p, access))
+        Ok(())
     }
 
     /// As [`Operations::unprotect`], leaving the pager's touchers asleep, so that its books can be closed first.
@@ -189,7 +189,9 @@ impl Operations {
         self.protect_one(self.mapping.grain_of(page), Protection::ReadWrite)
     }
 
-    #[inline]
+    /// Into the handler itself: a return to a caller from before a system call may be mispredicted, and where the call let
+    /// another thread run it always is.
+    #[inline(always)]
     fn protect_one(&self, range: PageRange, access: Protection) -> Result<(), RegionError> {
         self.check(range)?;
         if range.is_empty() {

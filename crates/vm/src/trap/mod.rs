@@ -71,6 +71,7 @@ pub struct Fault {
 
 impl Fault {
     /// The page that was touched.
+    #[inline]
     pub const fn page(&self) -> PageRange {
         crate::process::page_of(self.address)
     }

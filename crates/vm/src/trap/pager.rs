@@ -6,7 +6,7 @@
 use super::remote::{RemoteFault, read_faults};
 use super::{Cause, Decision, Fault};
 use crate::region::{Operations, PagerHandler, Trap};
-use peregrine_base::VirtAddr;
+use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::{fault as signal, io};
 use std::fmt;
@@ -71,6 +71,8 @@ fn serve(operations: &Operations, mut handler: impl PagerHandler, stop: &std::io
     }
 }
 
+/// Into the loop, too: see [`read_faults`].
+#[inline(always)]
 fn answer(operations: &Operations, handler: &mut impl PagerHandler, fault: Fault, thread_id: u32) {
     let trap = Trap::new(fault, operations);
     // A pager that dies would leave its touchers asleep for ever: a panic (whose message is printed) denies one access.
@@ -85,13 +87,16 @@ fn answer(operations: &Operations, handler: &mut impl PagerHandler, fault: Fault
         Decision::Deny if !operations.is_live() => {
             let _ = operations.wake(page);
         }
-        Decision::Deny => {
-            let absent = matches!(fault.cause, Cause::Missing | Cause::Minor);
-            if !(absent && operations.poison(page).is_ok()) {
-                // No poison on this kernel or for this page: the thread gets the signal that it would have got from it.
-                let _ = signal::queue_to_thread(thread_id, signal::SIGBUS, -1, fault.address);
-            }
-            let _ = operations.wake(page);
-        }
+        Decision::Deny => refuse(operations, page, &fault, thread_id),
     }
+}
+
+#[cold]
+fn refuse(operations: &Operations, page: PageRange, fault: &Fault, thread_id: u32) {
+    let absent = matches!(fault.cause, Cause::Missing | Cause::Minor);
+    if !(absent && operations.poison(page).is_ok()) {
+        // No poison on this kernel or for this page: the thread gets the signal that it would have got from it.
+        let _ = signal::queue_to_thread(thread_id, signal::SIGBUS, -1, fault.address);
+    }
+    let _ = operations.wake(page);
 }

@@ -85,9 +85,17 @@ impl Table {
     #[inline]
     pub(super) fn find(&self, addr: VirtAddr) -> &[Arc<Entry>] {
         let addr = addr.as_usize();
-        let after = self.segments.partition_point(|s| s.start <= addr);
-        match after.checked_sub(1).and_then(|i| self.segments.get(i)) {
-            Some(s) if addr < s.end => {
+        // `partition_point` by hand, for the compiler makes a call of that.
+        let (mut at, mut left) = (0, self.segments.len());
+        while left > 1 {
+            let half = left / 2;
+            if self.segments.get(at + half).is_some_and(|s| s.start <= addr) {
+                at += half;
+            }
+            left -= half;
+        }
+        match self.segments.get(at) {
+            Some(s) if s.start <= addr && addr < s.end => {
                 let (first, count) = (s.chain.0 as usize, s.chain.1 as usize);
                 self.chains.get(first..first + count).unwrap_or(&[])
             }
