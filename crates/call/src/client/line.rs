@@ -1,6 +1,7 @@
 //! A line, from the caller's side: who may use it, and what it remembers.
 
 use super::connection::Connection;
+use crate::chain::Deadline;
 use crate::line::Words;
 use crate::shared::Shared;
 use peregrine_base::sync::Ordering;
@@ -28,11 +29,24 @@ pub(crate) struct Line {
     pub grown: usize,
     /// Read end of the pipe by which the domain tells of a reply, once one was asked for.
     pub pipe: Option<OwnedFd>,
+    /// When the call under way gives up: ringing for it need not go on beyond.
+    pub due: Option<Deadline>,
+    /// Whether the call under way is still to be rung for: the domain had no room for the message.
+    pub owes_ring: bool,
 }
 
 impl Line {
     pub fn new(index: u32, shared: Arc<Shared>) -> Box<Self> {
-        Box::new(Self { index, shared, call: 0, spill: None, grown: 0, pipe: None })
+        Box::new(Self {
+            index,
+            shared,
+            call: 0,
+            spill: None,
+            grown: 0,
+            pipe: None,
+            due: None,
+            owes_ring: false,
+        })
     }
 
     pub fn words(&self) -> Words<'_> {
@@ -65,11 +79,6 @@ impl<'a> Guard<'a> {
 
     /// Puts the line back.
     pub fn release(self) {}
-
-    /// Keeps the line out until it is put back by hand.
-    pub fn detach(mut self) -> Box<Line> {
-        self.line.take().expect("a guard has its line until it is dropped")
-    }
 }
 
 impl Deref for Guard<'_> {
