@@ -86,7 +86,7 @@ fn parameter(krate: &syn::Path, a: &Argument) -> Option<TokenStream> {
     match a.mode {
         Mode::Context => None,
         Mode::Lend { .. } => Some(quote!(#ident: impl ::core::convert::Into<#krate::Lending<'lent>>)),
-        Mode::Give { .. } => Some(quote!(#ident: #krate::Gift)),
+        Mode::Give { .. } => Some(quote!(#ident: impl ::core::convert::Into<#krate::Giving<'lent>>)),
         _ => Some(quote!(#ident: #ty)),
     }
 }
@@ -109,7 +109,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
         if awaited { quote!(#krate::CallError) } else { quote!(<C as #krate::interface::Carrier>::Error) };
     let keyword = awaited.then(|| quote!(async));
     let reply_bytes = &m.reply_bytes;
-    let lends = m.arguments.iter().any(|a| matches!(a.mode, Mode::Lend { .. }));
+    let lends = m.arguments.iter().any(|a| matches!(a.mode, Mode::Lend { .. } | Mode::Give { .. }));
     let lifetime = lends.then(|| quote!(<'lent>));
 
     // (number, in and inout values) packed; the same order is taken apart in `portal`.
@@ -127,9 +127,12 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
         let ident = &a.ident;
         let held = format_ident!("__{}", ident);
         match a.mode {
-            // Now, so that what is lent may outlive the rest of the call's arguments.
+            // Now, so that what is lent or given may outlive the rest of the call's arguments.
             Mode::Lend { .. } => {
                 Some(quote!(let #held: #krate::Lending<'lent> = ::core::convert::Into::into(#ident);))
+            }
+            Mode::Give { .. } => {
+                Some(quote!(let #held: #krate::Giving<'lent> = ::core::convert::Into::into(#ident);))
             }
             Mode::RawOut { .. } => Some(quote!(let mut #held = ::std::vec::Vec::new();)),
             Mode::RawInOut { .. } => Some(quote!(let mut #held = ::core::clone::Clone::clone(#ident);)),
@@ -147,7 +150,7 @@ fn method(i: &Interface, m: &Method, number: usize, awaited: bool) -> TokenStrea
                 Some(quote!(.inout(&mut #held, ::core::cmp::max(#ident.len(), #most))))
             }
             Mode::Lend { .. } => Some(quote!(.lend(#held))),
-            Mode::Give { .. } => Some(quote!(.give(#ident))),
+            Mode::Give { .. } => Some(quote!(.give(#held))),
             _ => None,
         }
     });

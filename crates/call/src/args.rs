@@ -6,10 +6,11 @@
 //! | `output` | the callee; replaced only on success | likewise, the other way |
 //! | `inout` | both; replaced only on success | both ways |
 //! | `lend` | the caller, in place | none, unless the callee makes one; of memory that is not a [`Buffer`], one, to where the callee reads it |
-//! | `give` | the caller, before; gone afterwards | none |
+//! | `give` | the caller, before; gone afterwards | none; of bytes that are no [`Gift`], one |
 
 use crate::attributes::{Affinity, Attributes};
 use crate::chain::Deadline;
+use crate::error::CallError;
 use crate::line::MAX_ARGS;
 use crate::memory::{Buffer, Gift, Part};
 use zerocopy::{Immutable, IntoBytes};
@@ -62,6 +63,48 @@ impl<'a, T: IntoBytes + Immutable> From<&'a Vec<T>> for Lending<'a> {
     }
 }
 
+/// What can be given: a [`Gift`], which crosses without being copied, or bytes anywhere in the caller's memory, which are copied once, into
+/// memory that becomes the domain's.
+#[derive(Debug)]
+pub struct Giving<'a>(pub(crate) Give<'a>);
+
+#[derive(Debug)]
+pub(crate) enum Give<'a> {
+    Gift(Gift),
+    Bytes(&'a [u8]),
+}
+
+impl Give<'_> {
+    pub fn into_gift(self) -> Result<Gift, CallError> {
+        match self {
+            Self::Gift(gift) => Ok(gift),
+            Self::Bytes(bytes) => {
+                let mut gift = Gift::new(bytes.len())?;
+                gift.copy_from_slice(bytes);
+                Ok(gift)
+            }
+        }
+    }
+}
+
+impl From<Gift> for Giving<'_> {
+    fn from(gift: Gift) -> Self {
+        Self(Give::Gift(gift))
+    }
+}
+
+impl<'a> From<&'a [u8]> for Giving<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self(Give::Bytes(bytes))
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Giving<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
 /// One argument.
 #[derive(Debug, Default)]
 pub(crate) enum Arg<'a> {
@@ -71,7 +114,9 @@ pub(crate) enum Arg<'a> {
     Out(&'a mut Vec<u8>, usize),
     InOut(&'a mut Vec<u8>, usize),
     Lend(Lend<'a>),
-    Give(Gift),
+    Give(Give<'a>),
+    /// A gift that the domain has, by its number there, and its bytes.
+    Given(u32, usize),
 }
 
 /// The arguments and attributes of one call.
@@ -132,10 +177,10 @@ impl<'a> Call<'a> {
         self.push(Arg::Lend(what.into().0))
     }
 
-    /// Memory that becomes the domain's, whatever comes of the call once it has begun.
+    /// Memory that becomes the domain's, whatever comes of the call once it has begun: a [`Gift`], or a copy of bytes.
     #[inline]
-    pub fn give(self, gift: Gift) -> Self {
-        self.push(Arg::Give(gift))
+    pub fn give(self, what: impl Into<Giving<'a>>) -> Self {
+        self.push(Arg::Give(what.into().0))
     }
 
     /// All attributes at once.
@@ -167,6 +212,8 @@ pub enum Argument<'b> {
     Input(&'b [u8]),
     /// Plain data that is lent.
     Lent(&'b [u8]),
+    /// Bytes that are given.
+    Given(&'b [u8]),
     /// A result, and its bound in bytes.
     Output(&'b mut Vec<u8>, usize),
     /// Bytes for the callee, and its result with its bound.
@@ -194,6 +241,7 @@ impl Call<'_> {
         match &mut self.args[..self.count][index] {
             Arg::In(bytes) => Argument::Input(bytes),
             Arg::Lend(Lend::Bytes(bytes)) => Argument::Lent(bytes),
+            Arg::Give(Give::Bytes(bytes)) => Argument::Given(bytes),
             Arg::Out(into, most) => Argument::Output(into, *most),
             Arg::InOut(bytes, most) => Argument::InOut(bytes, *most),
             _ => Argument::Memory,

@@ -10,6 +10,11 @@ use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
+
+/// How long a call that is being set up is left alone at first, and in the end.
+const SHORTEST: Duration = Duration::from_micros(50);
+const LONGEST: Duration = Duration::from_millis(10);
 
 impl Pending<'_> {
     /// Waits for the outcome without blocking the thread.
@@ -17,14 +22,27 @@ impl Pending<'_> {
     /// # Errors
     /// As [`Client::call`](crate::Client::call).
     pub async fn finished(mut self) -> Result<(), CallError> {
-        if let Some(outcome) = self.try_finish() {
-            return outcome;
+        let mut nap = SHORTEST;
+        loop {
+            if let Some(outcome) = self.try_finish() {
+                return outcome;
+            }
+            if self.is_sent() {
+                break;
+            }
+            // Its answers may be read by whoever else asks the same domain: no descriptor tells.
+            let left = self.deadline().map(|d| d.left().unwrap_or_default());
+            Timer::after(left.unwrap_or(nap).min(nap)).await;
+            nap = (nap * 2).min(LONGEST);
         }
         // The reactor keeps the descriptor that it watches: it gets one of its own.
         let own = self.as_fd().try_clone_to_owned().map_err(system)?;
         let readable = Async::new_nonblocking(Watched(own)).map_err(system)?;
         loop {
-            let deadline = self.deadline().map(|d| Timer::after(d.left().unwrap_or_default()));
+            // One that is still to be rung for wakes nobody.
+            let most = self.owes_ring().then_some(LONGEST);
+            let left = self.deadline().map(|d| d.left().unwrap_or_default());
+            let deadline = left.into_iter().chain(most).min().map(Timer::after);
             either(readable.readable(), deadline).await?;
             if let Some(outcome) = self.try_finish() {
                 return outcome;

@@ -153,7 +153,7 @@ impl Stub {
 
     #[cfg(feature = "async")]
     pub async fn call_async(&self, call: Call<'_>) -> Result<(), CallError> {
-        self.carrier.client.start(self.carrier.portal, call)?.finished().await
+        self.carrier.client.begin(self.carrier.portal, call)?.finished().await
     }
 }
 

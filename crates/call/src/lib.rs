@@ -13,19 +13,21 @@ mod gate;
 pub mod interface;
 mod limits;
 mod line;
+mod listener;
 mod look;
 mod memory;
 mod portal;
 mod shared;
 mod socket;
 pub mod step;
+mod strays;
 pub mod usage;
 mod wire;
 
-pub use args::{Argument, Call, Lending};
+pub use args::{Argument, Call, Giving, Lending};
 pub use attributes::{Affinity, Attributes};
 pub use chain::Deadline;
-pub use client::{Client, Pending};
+pub use client::{Client, Finding, Opening, Pending};
 pub use credentials::Credentials;
 pub use domain::{Activations, Domain, DomainBuilder, DomainStats, Invocation};
 pub use error::{CallError, DomainError, Failure, Refusal};
@@ -42,7 +44,7 @@ pub use limits::Limits;
 /// | `#[out]` | `&mut T` | `&mut T` | begins as the default; written on success only |
 /// | `#[inout]` | `&mut T` | `&mut T` | goes and comes back; written on success only |
 /// | `#[lend]` | [`Lent`] or [`LentSlice`] | a [`Buffer`], a [`Part`] of one, or a slice of plain data | read-only, for the call; a buffer in place, and the client can still write it |
-/// | `#[give]` | [`Given`] | a [`Gift`] | for good, without copying |
+/// | `#[give]` | [`Given`] | a [`Gift`], or bytes | for good; a gift without copying, bytes copied once |
 /// | `#[context]` | `&Invocation<'_>` | nothing | who calls, and the deadline |
 ///
 /// `T` is anything that serde serialises and deserialises: what it points to is copied with it, and what has no serialised form (pointers,

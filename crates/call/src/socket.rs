@@ -8,17 +8,17 @@
 //! that asks one question at a time always has room for the answer.
 
 use crate::error::CallError;
+use crate::strays::{self, Strays};
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::io::Errno;
 use peregrine_sys::rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 /// Changes with every incompatible change of messages or line.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -163,12 +163,15 @@ pub(crate) fn send<T: Serialize>(
 }
 
 /// Receives one message, with the descriptor that came with it; `flags` says whether to wait.
+///
+/// A descriptor is memory or a pipe: a message that brings anything else, or more than one, is garbage.
 pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
     socket: impl AsFd,
     flags: RecvFlags,
+    strays: Strays,
 ) -> Result<(T, Option<OwnedFd>), RecvError> {
     let mut bytes = [0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(strays::MOST_IN_A_MESSAGE))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = loop {
         let mut parts = [IoSliceMut::new(&mut bytes)];
@@ -184,65 +187,38 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
         Err(Errno::PIPE) => return Err(RecvError::Closed),
         Err(e) => return Err(RecvError::Kernel(e)),
     };
-    // Whatever came beyond one descriptor is closed when it is dropped here.
-    let fd = control.drain().find_map(|m| match m {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
+    let (mut sent, mut astray) = (None, false);
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            for fd in fds {
+                if sent.is_none() && strays::closes_at_once(&fd) {
+                    sent = Some(fd);
+                } else {
+                    astray = true;
+                    strays.take(fd);
+                }
+            }
+        }
+    }
+    if astray {
+        return Err(RecvError::Garbage);
+    }
     if len == 0 {
         return Err(RecvError::Closed);
     }
     let message = postcard::from_bytes(bytes.get(..len).ok_or(RecvError::Garbage)?);
-    message.map(|m| (m, fd)).map_err(|_| RecvError::Garbage)
+    message.map(|m| (m, sent)).map_err(|_| RecvError::Garbage)
 }
 
-/// A listening socket at `path`. A socket that nobody serves any more is taken over; any other file is left alone.
-pub(crate) fn listen(path: &Path) -> Result<OwnedFd, crate::DomainError> {
-    use crate::error::{DomainError, setup};
-    let address = SocketAddrUnix::new(path).map_err(|_| DomainError::PathTooLong(path.to_owned()))?;
-    let socket = new_socket().map_err(setup("socket"))?;
-    match net::bind(&socket, &address) {
-        Err(Errno::ADDRINUSE) => {
-            if !is_stale(path, &address) {
-                return Err(DomainError::PathInUse(path.to_owned()));
-            }
-            rustix::fs::unlink(path).map_err(setup("unlink of a stale socket"))?;
-            net::bind(&socket, &address).map_err(setup("bind"))?;
-        }
-        other => other.map_err(setup("bind"))?,
-    }
-    net::listen(&socket, 1024).map_err(setup("listen"))?;
-    Ok(socket)
+/// Ends a connection on both sides, and leaves nothing in it that could make its closing block.
+pub(crate) fn hang_up(socket: impl AsFd, strays: Strays) {
+    let _ = net::shutdown(&socket, net::Shutdown::Both);
+    strays::empty(&socket, strays);
 }
 
-/// Whether `path` is a socket that nobody listens at. Any other file, a link, and a socket that we can't ask, is somebody's.
-fn is_stale(path: &Path, address: &SocketAddrUnix) -> bool {
-    let is_socket = rustix::fs::lstat(path)
-        .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Socket);
-    // Not waiting: a listener that is stopped may have its queue full, and lives.
-    let asked = || -> Result<(), Errno> {
-        let socket = new_socket()?;
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        net::connect(&socket, address)
-    };
-    is_socket && asked() == Err(Errno::CONNREFUSED)
-}
-
-fn new_socket() -> Result<OwnedFd, Errno> {
+/// A socket of this protocol's kind.
+pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
     net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-}
-
-fn connect_once(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
-    let socket = new_socket()?;
-    net::connect(&socket, address)?;
-    Ok(socket)
-}
-
-/// A connection to the socket at `path`.
-pub(crate) fn connect(path: &Path) -> Result<OwnedFd, CallError> {
-    let unreachable = |reason: String| CallError::Unreachable { at: path.to_owned(), reason };
-    let address = SocketAddrUnix::new(path).map_err(|e| unreachable(e.to_string()))?;
-    connect_once(&address).map_err(|e| unreachable(e.to_string()))
 }
 
 /// Two connected sockets, for a domain that is a child: one end is inherited.
@@ -262,34 +238,30 @@ mod tests {
     fn a_message_travels_with_its_descriptor() {
         let (a, b) = pair().unwrap();
         let sent = FromClient::AddBuffer { len_bytes: 1 << 40, results: true };
-        send(&a, &sent, Some(b.as_fd())).unwrap();
-        let (got, fd) = receive::<FromClient>(&b, RecvFlags::empty()).unwrap();
+        let memory = crate::shared::sealed_memfd(c"test", 4096).unwrap();
+        send(&a, &sent, Some(memory.as_fd())).unwrap();
+        let (got, fd) = receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close).unwrap();
         assert_eq!(got, sent);
         assert!(fd.is_some());
-        assert!(matches!(receive::<FromClient>(&b, RecvFlags::DONTWAIT), Err(RecvError::Nothing)));
+        assert!(matches!(
+            receive::<FromClient>(&b, RecvFlags::DONTWAIT, Strays::Close),
+            Err(RecvError::Nothing)
+        ));
         net::send(&a, &[255; 40], SendFlags::empty()).unwrap();
-        assert!(matches!(receive::<FromClient>(&b, RecvFlags::empty()), Err(RecvError::Garbage)));
+        assert!(matches!(
+            receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close),
+            Err(RecvError::Garbage)
+        ));
+        send(&a, &sent, Some(b.as_fd())).unwrap();
+        assert!(
+            matches!(receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close), Err(RecvError::Garbage)),
+            "a socket is not memory"
+        );
         drop((a, fd));
-        assert!(matches!(receive::<FromClient>(&b, RecvFlags::empty()), Err(RecvError::Closed)));
-    }
-
-    #[test]
-    fn only_a_socket_that_nobody_listens_at_is_taken_over() {
-        use std::os::unix::net::UnixListener;
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        std::fs::write(at("file"), "precious").unwrap();
-        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
-        let other_kind = UnixListener::bind(at("stream")).unwrap();
-        for name in ["file", "link", "stream"] {
-            assert!(matches!(listen(&at(name)), Err(crate::DomainError::PathInUse(_))), "{name}");
-        }
-        assert_eq!(std::fs::read(at("file")).unwrap(), b"precious");
-        drop(other_kind);
-        let living = listen(&at("stream")).unwrap();
-        assert!(matches!(listen(&at("stream")), Err(crate::DomainError::PathInUse(_))));
-        drop(living);
-        listen(&at("stream")).unwrap();
+        assert!(matches!(
+            receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close),
+            Err(RecvError::Closed)
+        ));
     }
 
     #[test]

@@ -39,6 +39,11 @@ pub fn charges() -> Vec<(DomainId, u64)> {
     CHARGES.with_borrow(|rows| rows.iter().map(|&(id, ns)| (DomainId(id), ns)).collect())
 }
 
+/// Adds to the calling thread's account what a runtime was told that a call of its cost: [`Pending::charges`](crate::Pending::charges).
+pub fn settle(rows: &[(u64, u64)]) {
+    rows.iter().for_each(|&(domain, ns)| add(domain, ns));
+}
+
 /// Whether nested calls of the running handler are charged because it is.
 #[inline]
 pub(crate) fn inherited() -> bool {

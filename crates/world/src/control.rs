@@ -188,6 +188,9 @@ impl Lack {
     }
 }
 
+/// Descriptors that the calls of a node may have open: as many as the supervisor can close after it.
+pub const MOST_CALL_FDS: usize = 1024;
+
 /// What others see of a node.
 #[repr(C, align(128))]
 pub struct NodeShared {
@@ -223,7 +226,7 @@ pub struct NodeShared {
     /// for none).
     pub fds: [AtomicU32; 3],
     /// Descriptors of its connections to domains (plus one; 0 for none).
-    pub call_fds: [AtomicU32; 64],
+    pub call_fds: [AtomicU32; MOST_CALL_FDS],
     /// Entries of the dirty list; `usize::MAX` if tracking failed and whole slots must be compared.
     pub dirty: AtomicUsize,
     /// Switches so far.

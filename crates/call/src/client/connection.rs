@@ -1,19 +1,18 @@
 //! One connection: its socket, its lines, and whether the domain at the other end lives.
-//!
-//! Questions go over the socket one at a time, under a lock; the answer to a question is the next message that is not `Results`.
 
 use super::line::Line;
 use super::lines::Lines;
+use super::questions::{Answer, Inquiry, Mail, PATIENCE};
 use super::watch::{self, Watched};
 use crate::chain::Deadline;
 use crate::credentials::Credentials;
-use crate::error::{CallError, Refusal, system};
+use crate::error::{CallError, Refusal};
 use crate::line::Words;
 use crate::memory::{Buffer, Forget, Gift, read_only};
 use crate::portal::PortalId;
 use crate::shared::{Shared, sealed_memfd};
-use crate::socket::{self, FromClient, FromDomain, MAX_NAME, PROTOCOL, RecvError, Why};
-use crate::step::reach;
+use crate::socket::{self, FromClient, FromDomain, MAX_NAME, PROTOCOL, Why};
+use crate::strays::Strays;
 use crate::usage::Usage;
 use peregrine_base::Protection;
 use peregrine_base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -21,23 +20,23 @@ use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::epoll::EventFlags;
 use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
-use peregrine_sys::rustix::net::RecvFlags;
 use peregrine_sys::rustix::time::Timespec;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 pub(crate) struct Connection {
     pub id: u64,
     pub name: String,
     pub domain: Credentials,
     pub argument_bytes: u64,
-    socket: OwnedFd,
+    pub(super) socket: OwnedFd,
+    /// The process that made it.
+    of: i32,
+    /// What becomes of descriptors that should not have come.
+    pub(super) strays: Strays,
     /// Readable when the domain's process has ended; a socket that a child of it inherited would not hang up.
     process: Option<OwnedFd>,
-    /// Held from a question to its answer.
-    asking: Mutex<Mail>,
+    pub(super) mail: Mutex<Mail>,
     pub(super) lines: Mutex<Lines>,
     pub(super) freed: Condvar,
     pub(super) waiters: AtomicUsize,
@@ -51,49 +50,39 @@ pub(crate) struct Connection {
     pub watched: Watched,
 }
 
-/// Results that came while an answer was awaited, or for another line: by line and call.
-#[derive(Default)]
-struct Mail {
-    results: Vec<(u32, u32, u64, OwnedFd)>,
-}
+/// Lines that are opened at most, whatever the domain allows: each call that a domain leaves unanswered keeps one.
+const MOST_LINES: usize = 4096;
 
 impl Connection {
-    /// Says hello on a fresh connection.
-    ///
-    /// `listened`: the peer was found by a path, so the kernel knows its process. Of a pair it knows only who made it.
-    pub fn greet(socket: OwnedFd, at: &Path, listened: bool) -> Result<Arc<Self>, CallError> {
-        let unreachable = |reason: String| CallError::Unreachable { at: at.to_owned(), reason };
-        let domain = Credentials::of_peer(&socket).map_err(|e| unreachable(e.to_string()))?;
-        // An error here is told by the answer, if the domain had time to say why it hung up.
-        let _ = socket::send(&socket, &FromClient::Hello { protocol: PROTOCOL }, None);
-        reach("client: said hello");
-        match socket::receive::<FromDomain>(&socket, RecvFlags::empty()) {
-            Ok((FromDomain::Welcome { id, name, calls_in_flight, argument_bytes }, _)) => {
-                Ok(Arc::new(Self {
-                    id,
-                    name,
-                    domain,
-                    argument_bytes,
-                    process: if listened { peregrine_sys::peer::process_of(&socket).ok() } else { None },
-                    socket,
-                    asking: Mutex::default(),
-                    lines: Mutex::default(),
-                    freed: Condvar::new(),
-                    waiters: AtomicUsize::new(0),
-                    most_lines: calls_in_flight as usize,
-                    dead: AtomicBool::new(false),
-                    warm: AtomicPtr::new(std::ptr::null_mut()),
-                    mapped: Mutex::default(),
-                    watched: Watched::default(),
-                }))
-            }
-            Ok((FromDomain::Refused(why), _)) => Err(refusal(why)),
-            Ok(_) | Err(RecvError::Garbage) => {
-                Err(Refusal::Protocol("the first answer is not a welcome".into()).into())
-            }
-            Err(RecvError::Closed | RecvError::Nothing) => Err(unreachable("it hung up".into())),
-            Err(RecvError::Kernel(e)) => Err(unreachable(e.to_string())),
-        }
+    /// A domain that has made us welcome, with its number and name, and what it allows.
+    pub fn new(
+        socket: OwnedFd,
+        process: Option<OwnedFd>,
+        domain: Credentials,
+        (id, name): (u64, String),
+        calls_in_flight: u32,
+        argument_bytes: u64,
+        strays: Strays,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            name,
+            domain,
+            argument_bytes,
+            process,
+            socket,
+            of: peregrine_sys::process::pid(),
+            strays,
+            mail: Mutex::default(),
+            lines: Mutex::default(),
+            freed: Condvar::new(),
+            waiters: AtomicUsize::new(0),
+            most_lines: (calls_in_flight as usize).min(MOST_LINES),
+            dead: AtomicBool::new(false),
+            warm: AtomicPtr::new(std::ptr::null_mut()),
+            mapped: Mutex::default(),
+            watched: Watched::default(),
+        })
     }
 
     /// Whether the domain's end is still open. Once it is not, it never is again.
@@ -140,7 +129,7 @@ impl Connection {
         [self.socket.as_raw_fd()].into_iter().chain(process).chain(pipes.map(AsRawFd::as_raw_fd)).collect()
     }
 
-    fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         self.dead.store(true, Ordering::Relaxed);
         self.freed.notify_all();
     }
@@ -153,175 +142,101 @@ impl Connection {
         }
     }
 
-    fn ask(&self) -> MutexGuard<'_, Mail> {
-        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Asks and waits for the answer, at most until `deadline`.
-    pub(super) fn question(
-        &self,
-        question: &FromClient,
-        fd: Option<BorrowedFd<'_>>,
-        deadline: Option<Deadline>,
-    ) -> Result<(FromDomain, Option<OwnedFd>), CallError> {
-        let mut mail = self.ask();
-        self.tell(question, fd)?;
-        reach("client: asked");
-        loop {
-            match self.receive(deadline)? {
-                (FromDomain::Results { line, call, len_bytes }, Some(fd)) => {
-                    mail.results.push((line, call, len_bytes, fd));
-                }
-                (FromDomain::Refused(why), _) => return Err(refusal(why)),
-                answer => return Ok(answer),
-            }
-        }
-    }
-
-    /// Sends what needs no answer.
-    pub fn tell(&self, message: &FromClient, fd: Option<BorrowedFd<'_>>) -> Result<(), CallError> {
-        loop {
-            match socket::send(&self.socket, message, fd) {
-                Ok(()) => return Ok(()),
-                // The domain does not read: wait a moment for it, as long as it lives.
-                Err(rustix::io::Errno::AGAIN) if self.is_alive() => {
-                    std::thread::sleep(Duration::from_micros(200))
-                }
-                Err(rustix::io::Errno::MSGSIZE) => {
-                    return Err(Refusal::Protocol("message too long".into()).into());
-                }
-                Err(_) => {
-                    self.give_up();
-                    return Err(CallError::DomainDied);
-                }
-            }
-        }
-    }
-
-    fn receive(&self, deadline: Option<Deadline>) -> Result<(FromDomain, Option<OwnedFd>), CallError> {
-        loop {
-            match socket::receive(&self.socket, RecvFlags::DONTWAIT) {
-                Ok(message) => return Ok(message),
-                Err(RecvError::Nothing) => {}
-                Err(RecvError::Closed | RecvError::Kernel(_)) => {
-                    self.give_up();
-                    return Err(CallError::DomainDied);
-                }
-                Err(RecvError::Garbage) => {
-                    // Nothing that follows can be understood either.
-                    self.give_up();
-                    return Err(CallError::BadReply("a message of no known kind"));
-                }
-            }
-            let left = match deadline {
-                Some(deadline) => deadline.left().ok_or_else(|| {
-                    // The answer may still come and would be taken for that to the next question.
-                    self.give_up();
-                    CallError::Deadline
-                })?,
-                None => Duration::from_secs(3600),
-            };
-            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            let [_, process] = self.signs_of_death();
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN | PollFlags::RDHUP), process];
-            match poll(&mut fds, Some(&timeout)) {
-                // Dead, with nothing to read a moment ago: what it had sent before it died is there now.
-                Ok(_) if fds[0].revents().is_empty() && !fds[1].revents().is_empty() => {
-                    return socket::receive(&self.socket, RecvFlags::DONTWAIT).map_err(|_| {
-                        self.give_up();
-                        CallError::DomainDied
-                    });
-                }
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(system("poll")(e)),
-            }
-        }
-    }
-
     pub fn resolve(&self, name: &str, ours: u64) -> Result<PortalId, CallError> {
-        if name.len() > MAX_NAME {
-            return Err(Refusal::NoPortal(name.into()).into());
-        }
-        match self.question(&FromClient::Resolve { name: name.into() }, None, None) {
-            Ok((FromDomain::Portal { id, version }, _)) if version == ours => Ok(PortalId(id)),
-            Ok((FromDomain::Portal { version: theirs, .. }, _)) => {
-                Err(CallError::Version { portal: name.into(), ours, theirs })
-            }
-            Ok(_) => Err(CallError::BadReply("another answer than was asked for")),
-            Err(CallError::Refused(Refusal::NoPortal(_))) => Err(Refusal::NoPortal(name.into()).into()),
-            Err(e) => Err(e),
-        }
+        portal_of(self.question(asks_for(name)?, Some(Deadline::after(PATIENCE))), name, ours)
     }
 
     pub fn usage(&self) -> Result<Usage, CallError> {
-        match self.question(&FromClient::Usage, None, None)? {
+        match self.question(Inquiry::new(FromClient::Usage, None), Some(Deadline::after(PATIENCE)))? {
             (FromDomain::Usage { cpu_ns, calls }, _) => Ok(Usage { cpu_ns, calls }),
-            _ => Err(CallError::BadReply("another answer than was asked for")),
+            _ => Err(ANOTHER_ANSWER),
         }
     }
 
     /// New memory of this client and this domain alone; with `results`, the domain writes results into it.
-    pub fn register_buffer(&self, len_bytes: usize, results: bool) -> Result<(Shared, u32), CallError> {
-        let system = |what: &'static str| move |errno: Errno| CallError::System { what, errno };
-        let fd = sealed_memfd(c"peregrine-buffer", len_bytes).map_err(system("memfd"))?;
-        let shared = Shared::map(&fd, len_bytes, Protection::ReadWrite).map_err(system("mmap"))?;
-        let for_reading = if results { None } else { read_only(&fd) };
-        let sent = for_reading.as_ref().unwrap_or(&fd).as_fd();
-        let question = FromClient::AddBuffer { len_bytes: len_bytes as u64, results };
-        match self.question(&question, Some(sent), None)? {
-            (FromDomain::Buffer { id }, _) => Ok((shared, id)),
-            _ => Err(CallError::BadReply("another answer than was asked for")),
-        }
+    pub fn register_buffer(
+        &self,
+        len_bytes: usize,
+        results: bool,
+        deadline: Option<Deadline>,
+    ) -> Result<(Shared, u32), CallError> {
+        let (shared, inquiry) = offers_buffer(len_bytes, results)?;
+        Ok((shared, buffer_of(&self.question(inquiry, deadline)?)?))
     }
 
     /// Memory to lend.
     pub fn buffer(self: &Arc<Self>, len_bytes: usize) -> Result<Buffer, CallError> {
-        let (shared, id) = self.register_buffer(len_bytes, false)?;
+        let (shared, id) = self.register_buffer(len_bytes, false, Some(Deadline::after(PATIENCE)))?;
         Ok(Buffer { shared, id, len_bytes, home: self.clone() })
     }
+}
 
-    /// Hands a gift over; it is unmapped here first.
-    pub fn register_gift(&self, gift: Gift, deadline: Option<Deadline>) -> Result<(u32, usize), CallError> {
-        let (fd, len) = gift.let_go();
-        let question = FromClient::AddGift { len_bytes: len as u64 };
-        match self.question(&question, Some(fd.as_fd()), deadline)? {
-            (FromDomain::Buffer { id }, _) => Ok((id, len)),
-            _ => Err(CallError::BadReply("another answer than was asked for")),
-        }
+/// The question where a portal is.
+pub(super) fn asks_for(name: &str) -> Result<Inquiry, CallError> {
+    if name.len() > MAX_NAME {
+        return Err(Refusal::NoPortal(name.into()).into());
     }
+    Ok(Inquiry::new(FromClient::Resolve { name: name.into() }, None))
+}
 
-    /// The memfd with the results of a call on a line, which the domain sent before it replied.
-    pub fn results_of(&self, line: u32, call: u32) -> Result<(u64, OwnedFd), CallError> {
-        let mut mail = self.ask();
-        loop {
-            let found = mail.results.iter().position(|r| (r.0, r.1) == (line, call));
-            if let Some(at) = found {
-                let (_, _, len, fd) = mail.results.swap_remove(at);
-                // Leftovers of calls that were given up.
-                mail.results.retain(|r| r.0 != line);
-                return Ok((len, fd));
-            }
-            match socket::receive(&self.socket, RecvFlags::DONTWAIT) {
-                Ok((FromDomain::Results { line, call, len_bytes }, Some(fd))) => {
-                    mail.results.push((line, call, len_bytes, fd));
-                }
-                _ => return Err(CallError::BadReply("results that never came")),
-            }
+/// What the domain said of the portal that it was asked for.
+pub(super) fn portal_of(
+    answer: Result<Answer, CallError>,
+    name: &str,
+    ours: u64,
+) -> Result<PortalId, CallError> {
+    match answer {
+        Ok((FromDomain::Portal { id, version }, _)) if version == ours => Ok(PortalId(id)),
+        Ok((FromDomain::Portal { version: theirs, .. }, _)) => {
+            Err(CallError::Version { portal: name.into(), ours, theirs })
         }
+        Ok(_) => Err(ANOTHER_ANSWER),
+        Err(CallError::Refused(Refusal::NoPortal(_))) => Err(Refusal::NoPortal(name.into()).into()),
+        Err(e) => Err(e),
     }
 }
+
+/// New memory, and what offers it to the domain.
+pub(super) fn offers_buffer(len_bytes: usize, results: bool) -> Result<(Shared, Inquiry), CallError> {
+    let system = |what: &'static str| move |errno: Errno| CallError::System { what, errno };
+    let fd = sealed_memfd(c"peregrine-buffer", len_bytes).map_err(system("memfd"))?;
+    let shared = Shared::map(&fd, len_bytes, Protection::ReadWrite).map_err(system("mmap"))?;
+    let for_reading = if results { None } else { read_only(&fd) };
+    let what = FromClient::AddBuffer { len_bytes: len_bytes as u64, results };
+    Ok((shared, Inquiry::new(what, Some(for_reading.unwrap_or(fd)))))
+}
+
+/// What hands a gift over, which is unmapped here first; and its length in bytes.
+pub(super) fn hands_over(gift: Gift) -> (Inquiry, usize) {
+    let (fd, len) = gift.let_go();
+    (Inquiry::new(FromClient::AddGift { len_bytes: len as u64 }, Some(fd)), len)
+}
+
+/// The domain's number of what was offered.
+pub(super) fn buffer_of(answer: &Answer) -> Result<u32, CallError> {
+    match answer.0 {
+        FromDomain::Buffer { id } => Ok(id),
+        _ => Err(ANOTHER_ANSWER),
+    }
+}
+
+pub(super) const ANOTHER_ANSWER: CallError = CallError::BadReply("another answer than was asked for");
 
 impl Drop for Connection {
     fn drop(&mut self) {
         drop(self.take_warm());
         watch::forget(self);
+        // Not in a forked child, whose parent goes on with the connection.
+        if self.of == peregrine_sys::process::pid() {
+            socket::hang_up(&self.socket, self.strays);
+        }
     }
 }
 
 impl Forget for Connection {
     fn forget(&self, buffer: u32) {
         if !self.dead.load(Ordering::Relaxed) {
-            let _ = self.tell(&FromClient::Forget { buffer }, None);
+            self.owe(buffer);
         }
     }
 
@@ -330,7 +245,7 @@ impl Forget for Connection {
     }
 }
 
-fn refusal(why: Why) -> CallError {
+pub(super) fn refusal(why: Why) -> CallError {
     match why {
         Why::NotAdmitted => Refusal::NotAdmitted.into(),
         Why::Clients { limit } => Refusal::Clients { limit: limit as usize }.into(),

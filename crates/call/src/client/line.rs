@@ -1,6 +1,7 @@
 //! A line, from the caller's side: who may use it, and what it remembers.
 
 use super::connection::Connection;
+use crate::chain::Deadline;
 use crate::line::Words;
 use crate::look::Patience;
 use crate::shared::Shared;
@@ -31,6 +32,10 @@ pub(crate) struct Line {
     pub grown: usize,
     /// Read end of the pipe by which the domain tells of a reply, once one was asked for.
     pub pipe: Option<OwnedFd>,
+    /// When the call under way gives up: ringing for it need not go on beyond.
+    pub due: Option<Deadline>,
+    /// Whether the call under way is still to be rung for: the domain had no room for the message.
+    pub owes_ring: bool,
 }
 
 impl Line {
@@ -43,6 +48,8 @@ impl Line {
             grown: 0,
             pipe: None,
             patience: Patience::default(),
+            due: None,
+            owes_ring: false,
         })
     }
 
@@ -77,11 +84,6 @@ impl<'a> Guard<'a> {
 
     /// Puts the line back.
     pub fn release(self) {}
-
-    /// Keeps the line out until it is put back by hand.
-    pub fn detach(mut self) -> Box<Line> {
-        self.line.take().expect("a guard has its line until it is dropped")
-    }
 }
 
 impl Deref for Guard<'_> {

@@ -3,14 +3,16 @@
 //! The line that was used last waits in a place of its own, which takes no lock; the others in a stack, the warmest on top. A line whose call
 //! was given up is *abandoned* until its reply comes, for until then the domain may still write it.
 
-use super::connection::Connection;
+use super::connection::{ANOTHER_ANSWER, Connection};
 use super::line::{Guard, Line};
+use super::questions::{Answer, Inquiry};
 use crate::chain::Deadline;
 use crate::error::CallError;
 use crate::line::PAYLOAD_AT;
 use crate::shared::map_from_peer;
 use crate::socket::{FromClient, FromDomain};
 use crate::step::reach;
+use crate::strays;
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::raw::Errno;
@@ -25,6 +27,16 @@ pub(super) struct Lines {
     pub abandoned: Vec<Box<Line>>,
     open: usize,
     full: bool,
+}
+
+impl Lines {
+    /// One that nobody uses, or whose given-up call is over.
+    fn take(&mut self) -> Option<Box<Line>> {
+        self.free.pop().or_else(|| {
+            let at = self.abandoned.iter().position(|line| line.is_over())?;
+            Some(self.abandoned.swap_remove(at))
+        })
+    }
 }
 
 impl Connection {
@@ -52,11 +64,7 @@ impl Connection {
             if let Some(line) = self.take_warm() {
                 return Ok(Guard::new(self, line));
             }
-            if let Some(line) = lines.free.pop() {
-                return Ok(Guard::new(self, line));
-            }
-            if let Some(at) = lines.abandoned.iter().position(|line| line.is_over()) {
-                let line = lines.abandoned.swap_remove(at);
+            if let Some(line) = lines.take() {
                 return Ok(Guard::new(self, line));
             }
             if self.dead.load(Ordering::Relaxed) {
@@ -67,15 +75,8 @@ impl Connection {
                 drop(lines);
                 match self.open_line(deadline) {
                     Ok(line) => return Ok(Guard::new(self, line)),
-                    Err(e) => {
-                        let mut lines = self.lock_lines();
-                        lines.open -= 1;
-                        lines.full |= matches!(e, CallError::TooLarge { .. });
-                        if lines.open == 0 || !matches!(e, CallError::TooLarge { .. }) {
-                            return Err(e);
-                        }
-                        drop(lines);
-                    }
+                    Err(e) if !self.line_failed(&e) => return Err(e),
+                    Err(_) => {}
                 }
                 lines = self.lock_lines();
                 continue;
@@ -134,10 +135,13 @@ impl Connection {
     }
 
     fn open_line(&self, deadline: Option<Deadline>) -> Result<Box<Line>, CallError> {
-        let (answer, fd) = self.question(&FromClient::OpenLine, None, deadline)?;
-        let FromDomain::Line { index, len_bytes } = answer else {
-            return Err(CallError::BadReply("another answer than was asked for"));
-        };
+        let answer = self.question(Inquiry::new(FromClient::OpenLine, None), deadline)?;
+        self.line_of(answer)
+    }
+
+    /// The line that an answer brought.
+    pub(super) fn line_of(&self, answer: Answer) -> Result<Box<Line>, CallError> {
+        let (FromDomain::Line { index, len_bytes }, fd) = answer else { return Err(ANOTHER_ANSWER) };
         let fd = fd.ok_or(CallError::BadReply("a line without memory"))?;
         let len_bytes = usize::try_from(len_bytes).ok().filter(|&len| len > PAYLOAD_AT && len < 1 << 40);
         let len_bytes = len_bytes.ok_or(CallError::BadReply("a line of impossible size"))?;
@@ -151,11 +155,56 @@ impl Connection {
         Ok(Line::new(index, shared))
     }
 
-    /// The read end of the line's pipe.
-    pub fn open_pipe(&self, line: u32, deadline: Option<Deadline>) -> Result<OwnedFd, CallError> {
-        match self.question(&FromClient::OpenPipe { line }, None, deadline)? {
-            (FromDomain::Pipe, Some(fd)) => Ok(fd),
-            _ => Err(CallError::BadReply("another answer than was asked for")),
+    /// Takes in a line that somebody asked for who has gone.
+    pub(super) fn keep_line(&self, answer: Answer) {
+        if let Ok(line) = self.line_of(answer) {
+            let mut lines = self.lock_lines();
+            lines.open += 1;
+            lines.free.push(line);
+            self.freed.notify_one();
         }
+    }
+
+    /// A line that nobody uses, of those that are open.
+    pub(super) fn take_free(&self) -> Option<Box<Line>> {
+        self.take_warm().or_else(|| self.lock_lines().take())
+    }
+
+    /// For who must not wait: a line that nobody uses, or what asks for one, or neither as long as all are in use.
+    pub(super) fn try_acquire(&self) -> Result<Result<Box<Line>, Option<Inquiry>>, CallError> {
+        if let Some(line) = self.take_free() {
+            return Ok(Ok(line));
+        }
+        let mut lines = self.lock_lines();
+        if self.dead.load(Ordering::Relaxed) {
+            return Err(CallError::DomainDied);
+        }
+        if lines.open < self.most_lines && !lines.full {
+            lines.open += 1;
+            return Ok(Err(Some(Inquiry::new(FromClient::OpenLine, None))));
+        }
+        Ok(Err(None))
+    }
+
+    /// The line that was asked for is not coming; whether to wait for another.
+    pub(super) fn line_failed(&self, why: &CallError) -> bool {
+        let mut lines = self.lock_lines();
+        lines.open -= 1;
+        let is_limit = matches!(why, CallError::TooLarge { .. });
+        lines.full |= is_limit;
+        is_limit && lines.open > 0
+    }
+}
+
+/// What asks for the read end of a line's pipe.
+pub(super) fn asks_for_pipe(line: u32) -> Inquiry {
+    Inquiry::new(FromClient::OpenPipe { line }, None)
+}
+
+/// The read end that the domain sent, if it is a pipe's.
+pub(super) fn pipe_of(answer: Answer) -> Result<OwnedFd, CallError> {
+    match answer {
+        (FromDomain::Pipe, Some(fd)) if strays::is_pipe(&fd) => Ok(fd),
+        _ => Err(ANOTHER_ANSWER),
     }
 }

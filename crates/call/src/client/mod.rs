@@ -3,12 +3,16 @@
 mod connection;
 mod line;
 mod lines;
+mod opening;
 mod pending;
+mod questions;
 mod results;
+mod setup;
 mod transfer;
 mod wait;
 mod watch;
 
+pub use opening::Opening;
 pub use pending::Pending;
 
 use crate::args::Call;
@@ -17,12 +21,15 @@ use crate::credentials::Credentials;
 use crate::error::CallError;
 use crate::memory::Buffer;
 use crate::portal::PortalId;
+use crate::strays::Strays;
 use crate::usage::{DomainId, Usage};
 use connection::Connection;
+use questions::PATIENCE;
 use std::fmt;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A connection to a domain. Clones share it; threads call through it at the same time, each on a line of its own.
 ///
@@ -31,21 +38,40 @@ use std::sync::Arc;
 pub struct Client(Arc<Connection>);
 
 impl Client {
-    /// Connects to the domain that serves the socket at `path`.
+    /// Connects to the domain that serves the socket at `path`. Waits for its greeting for ten seconds at most.
     ///
     /// # Errors
-    /// [`CallError::Unreachable`]: nobody serves it. [`CallError::Refused`]: not for this user, or full, or another protocol.
+    /// [`CallError::Unreachable`]: nobody serves it, or it did not answer in time. [`CallError::Refused`]: not for this user, or full, or
+    /// another protocol.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, CallError> {
-        let socket = crate::socket::connect(path.as_ref())?;
-        Connection::greet(socket, path.as_ref(), true).map(Self)
+        Self::connect_within(path, PATIENCE)
     }
 
-    /// Takes a connected socket: one end of a [`socket_pair`](crate::socket_pair), or an inherited descriptor.
+    /// As [`connect`](Self::connect), with another time to wait for the greeting.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_within(path: impl AsRef<Path>, time: Duration) -> Result<Self, CallError> {
+        Opening::to(path.as_ref(), time, Strays::Close)?.wait()
+    }
+
+    /// Begins to connect, and waits for nothing: for runtimes whose threads must not. `time` is how long to wait for the greeting.
+    ///
+    /// The connection starts no thread in this process, neither now nor later.
+    ///
+    /// # Errors
+    /// [`CallError::Unreachable`]: the path is too long, or there are no descriptors left.
+    pub fn open(path: impl AsRef<Path>, time: Duration) -> Result<Opening, CallError> {
+        Opening::to(path.as_ref(), time, Strays::Keep)
+    }
+
+    /// Takes a connected socket: one end of a [`socket_pair`](crate::socket_pair), or an inherited descriptor. Waits for the greeting for a
+    /// minute at most: who is at the other end may have to be started first.
     ///
     /// # Errors
     /// As [`Client::connect`].
     pub fn over(socket: OwnedFd) -> Result<Self, CallError> {
-        Connection::greet(socket, Path::new("descriptor"), false).map(Self)
+        Opening::over(socket, Path::new("descriptor"), 6 * PATIENCE, Strays::Close).wait()
     }
 
     /// Who serves, by the kernel's word: whoever listens at the path, or made the pair of sockets.
@@ -83,21 +109,39 @@ impl Client {
         let mut line = self.0.acquire(deadline)?;
         let sent = line.send(&self.0, portal, &mut call, caller, false)?;
         wait::for_reply(&self.0, &mut line, &sent)?;
-        let outcome = line.take_results(&self.0, &sent, &mut call);
+        let outcome = line.take_results(&self.0, &sent, &mut call, crate::usage::add);
         line.release();
         outcome
     }
 
-    /// Begins a call and returns at once; what it returns can be polled, waited for, or dropped, which gives the call up.
+    /// Looks for a portal, and waits for nothing.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`]: the name is longer than any portal's.
+    pub fn look_for(&self, name: &str, version: u64) -> Result<Finding, CallError> {
+        let inquiry = Some(connection::asks_for(name)?);
+        Ok(Finding { connection: self.0.clone(), inquiry, name: name.into(), version })
+    }
+
+    /// Begins a call and returns when it is sent; what it returns can be polled, waited for, or dropped, which gives the call up.
     ///
     /// # Errors
     /// As [`Client::call`], for what can be said before the callee runs.
     pub fn start<'a>(&self, portal: PortalId, call: Call<'a>) -> Result<Pending<'a>, CallError> {
-        Pending::start(self.0.clone(), portal, call, Caller::current())
+        self.begin(portal, call)?.sent()
     }
 
-    /// As [`start`](Self::start), on behalf of a thread that is not the running OS thread: for runtimes whose threads are
-    /// their own. Touches no thread-local, unless the call is charged.
+    /// As [`start`](Self::start), and waits for nothing: a call that needs something of the domain first is not
+    /// [sent](Pending::is_sent) yet.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn begin<'a>(&self, portal: PortalId, call: Call<'a>) -> Result<Pending<'a>, CallError> {
+        Pending::begin(self.0.clone(), portal, call, Caller::current())
+    }
+
+    /// As [`begin`](Self::begin), on behalf of a thread that is not the running OS thread: for runtimes whose threads are
+    /// their own. Touches no thread-local; what a charged call cost is kept ([`Pending::charges`]).
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -107,7 +151,26 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Pending<'a>, CallError> {
-        Pending::start(self.0.clone(), portal, call, caller)
+        Pending::begin(self.0.clone(), portal, call, caller).map(Pending::keeping_charges)
+    }
+
+    /// As [`start_for`](Self::start_for), if the call can be sent at once: then its arguments are not looked at again. Otherwise gives the
+    /// call back.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at_once<'a>(
+        &self,
+        caller: Caller,
+        portal: PortalId,
+        call: Call<'a>,
+    ) -> Result<Result<Pending<'a>, Call<'a>>, CallError> {
+        Pending::at_once(&self.0, portal, call, caller)
+    }
+
+    /// Whether the domain is there: its process lives, and has kept to the protocol. Once it is not, it never is again.
+    pub fn is_alive(&self) -> bool {
+        self.0.is_alive()
     }
 
     /// The descriptors of this connection: its socket, and the pipes of lines that nobody uses right now. For a process that shares its
@@ -130,6 +193,46 @@ impl Client {
     /// [`CallError::DomainDied`].
     pub fn usage(&self) -> Result<Usage, CallError> {
         self.0.usage()
+    }
+}
+
+/// A portal that is being looked for.
+#[must_use = "what is dropped is not found"]
+pub struct Finding {
+    connection: Arc<Connection>,
+    /// Taken when there is an outcome.
+    inquiry: Option<questions::Inquiry>,
+    name: String,
+    version: u64,
+}
+
+impl Finding {
+    /// What was found, if the domain has answered. Never waits.
+    pub fn try_finish(&mut self) -> Option<Result<PortalId, CallError>> {
+        let inquiry = self.inquiry.as_mut()?;
+        let answer = self.connection.pursue(inquiry).transpose();
+        if answer.is_none() {
+            return (!self.connection.is_alive()).then_some(Err(CallError::DomainDied));
+        }
+        self.inquiry = None;
+        answer.map(|answer| connection::portal_of(answer, &self.name, self.version))
+    }
+}
+
+impl Drop for Finding {
+    fn drop(&mut self) {
+        if let Some(inquiry) = self.inquiry.take() {
+            self.connection.forsake(inquiry);
+        }
+    }
+}
+
+impl fmt::Debug for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finding")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 

@@ -13,25 +13,25 @@ use crate::line::{
     self, MAX_ARGS, MAX_CHARGES, PAYLOAD_AT, ReplyHead, Status, Words, align_argument, read_charge,
 };
 use crate::shared::{Shared, map_from_peer};
-use crate::usage;
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
 use std::os::fd::AsFd;
 
 impl Line {
-    /// Reads what came of a call whose reply is there.
+    /// Reads what came of a call whose reply is there; `charge` is told what it cost, by domain, if it is charged.
     #[inline]
     pub fn take_results(
         &mut self,
         connection: &Connection,
         sent: &Sent,
         call: &mut Call<'_>,
+        charge: impl FnMut(u64, u64),
     ) -> Result<(), CallError> {
         let words = self.words();
         let head = ReplyHead::read(words, sent.count.max(2));
         let status = head.status.ok_or(CallError::BadReply("a status that stands for nothing"))?;
         if sent.charge {
-            take_charges(words, connection.id, &head);
+            take_charges(words, connection.id, &head, charge);
         }
         match status {
             Status::Done => {
@@ -126,11 +126,11 @@ fn copy_out(
     Ok(())
 }
 
-fn take_charges(words: Words<'_>, domain: u64, head: &ReplyHead) {
-    usage::add(domain, line::cpu_ns(words).load(Ordering::Relaxed));
+fn take_charges(words: Words<'_>, domain: u64, head: &ReplyHead, mut charge: impl FnMut(u64, u64)) {
+    charge(domain, line::cpu_ns(words).load(Ordering::Relaxed));
     for row in 0..(head.charge_rows as usize).min(MAX_CHARGES) {
         let (domain, ns) = read_charge(words, row);
-        usage::add(domain, ns);
+        charge(domain, ns);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Filling a line with a call.
 
-use super::connection::Connection;
+use super::connection::{Connection, buffer_of, hands_over};
 use super::line::{Line, Spill};
 use crate::args::{Arg, Call, Lend};
 use crate::attributes::{Affinity, Attributes};
@@ -10,6 +10,7 @@ use crate::gate::{AWAKE, Bell, NOTIFY};
 use crate::line::{Descriptor, Header, Kind, PAYLOAD_AT, align_argument, results_at};
 use crate::memory::Forget;
 use crate::portal::PortalId;
+use crate::shared::Shared;
 use crate::socket::FromClient;
 use crate::step::reach;
 use peregrine_sys::{futex, process};
@@ -32,6 +33,15 @@ pub(crate) struct Sent {
     pub depth: u32,
 }
 
+/// Where the bytes of a call go.
+pub(crate) struct Plan {
+    payload_bytes: usize,
+    /// Whether to the spill buffer.
+    spilled: bool,
+    /// Bytes of a spill buffer to be had first.
+    pub room: Option<usize>,
+}
+
 impl Line {
     /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
     #[inline]
@@ -47,22 +57,10 @@ impl Line {
         if deadline.is_some_and(|d| d.left().is_none()) {
             return Err(CallError::Deadline);
         }
-        let (payload_bytes, result_bytes) = sizes(call);
-        let limit = connection.argument_bytes;
-        if payload_bytes as u64 > limit {
-            return Err(CallError::TooLarge {
-                what: "arguments",
-                asked_bytes: payload_bytes as u64,
-                limit_bytes: limit,
-            });
-        }
-        let room = self.shared.len_bytes();
-        let must_spill = payload_bytes > room - PAYLOAD_AT;
-        // Results that once did not fit the line will again: memory that is kept beats memory made for each reply.
-        let expected = result_bytes.min(self.grown);
-        let spilled = must_spill || results_at(PAYLOAD_AT, payload_bytes) + expected > room;
-        if spilled {
-            self.make_room(connection, payload_bytes, result_bytes)?;
+        let Plan { payload_bytes, spilled, room } = self.plan(connection, call)?;
+        if let Some(bytes) = room {
+            let (shared, id) = connection.register_buffer(bytes, true, deadline)?;
+            self.take_room(connection, shared, id);
         }
         let payload_at = if spilled { 0 } else { PAYLOAD_AT };
         self.fill(connection, call, deadline, payload_at, spilled)?;
@@ -104,8 +102,52 @@ impl Line {
         reach("client: call published");
         // Who spins for the reply asks properly when it does not come at once: see `gate.rs`.
         let spins = !notify && attributes.affinity == Affinity::Apart;
-        self.ring(connection, if spins { gate.guess() } else { gate.bell() })?;
+        let bell = if spins { gate.guess() } else { gate.bell() };
+        self.due = deadline;
+        if notify {
+            self.owes_ring = !self.try_ring(connection, bell)?;
+        } else {
+            self.ring(connection, bell)?;
+        }
         Ok(sent)
+    }
+
+    /// Where the bytes of `call` go, and what room that takes.
+    pub fn plan(&self, connection: &Connection, call: &Call<'_>) -> Result<Plan, CallError> {
+        let (payload_bytes, result_bytes) = sizes(call);
+        let limit = connection.argument_bytes;
+        if payload_bytes as u64 > limit {
+            return Err(CallError::TooLarge {
+                what: "arguments",
+                asked_bytes: payload_bytes as u64,
+                limit_bytes: limit,
+            });
+        }
+        let in_line = self.shared.len_bytes();
+        let must_spill = payload_bytes > in_line - PAYLOAD_AT;
+        // Results that once did not fit the line will again: memory that is kept beats memory made for each reply.
+        let expected = result_bytes.min(self.grown);
+        let spilled = must_spill || results_at(PAYLOAD_AT, payload_bytes) + expected > in_line;
+        // A bound may be generous: as much as came before, or as much as goes in, is a better guess at what will come.
+        let wanted = results_at(0, payload_bytes) + result_bytes.min(self.grown.max(payload_bytes));
+        let has_room = self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= wanted);
+        let room = (spilled && !has_room).then(|| wanted.next_power_of_two().max(1 << 20));
+        Ok(Plan { payload_bytes, spilled, room })
+    }
+
+    /// Takes the memory that the domain has been told of, in place of what there was.
+    pub fn take_room(&mut self, connection: &Connection, shared: Shared, id: u32) {
+        if let Some(old) = self.spill.replace(Spill { shared, id }) {
+            connection.forget(old.id);
+        }
+    }
+
+    /// As [`ring`](Self::ring), without waiting for a domain that does not read; whether it is done.
+    pub fn try_ring(&self, connection: &Connection, bell: Bell) -> Result<bool, CallError> {
+        match bell {
+            Bell::Ring => connection.post(&FromClient::Ring { line: self.index }, None),
+            _ => self.ring(connection, bell).map(|()| true),
+        }
     }
 
     /// Has the activation notice the call.
@@ -116,7 +158,7 @@ impl Line {
             Bell::Wake => {
                 let _ = futex::wake(self.words().gate().call, 1);
             }
-            Bell::Ring => connection.tell(&FromClient::Ring { line: self.index }, None)?,
+            Bell::Ring => connection.tell(&FromClient::Ring { line: self.index }, self.due)?,
         }
         reach("client: rang");
         Ok(())
@@ -169,33 +211,14 @@ impl Line {
                     d(Kind::Lend, part.buffer.id, part.len_bytes, part.offset_bytes)
                 }
                 Arg::Give(_) => {
-                    let Arg::Give(gift) = std::mem::take(arg) else { continue };
-                    let (id, len) = connection.register_gift(gift, deadline)?;
-                    d(Kind::Give, id, len, 0)
+                    let Arg::Give(giving) = std::mem::take(arg) else { continue };
+                    let (inquiry, len) = hands_over(giving.into_gift()?);
+                    d(Kind::Give, buffer_of(&connection.question(inquiry, deadline)?)?, len, 0)
                 }
+                Arg::Given(id, len) => d(Kind::Give, *id, *len, 0),
             };
             descriptor.write(self.words(), index);
         }
-        Ok(())
-    }
-
-    /// Sees to a spill buffer that holds the payload, and the declared results if they are not excessive.
-    fn make_room(
-        &mut self,
-        connection: &Arc<Connection>,
-        payload_bytes: usize,
-        result_bytes: usize,
-    ) -> Result<(), CallError> {
-        // A bound may be generous: as much as came before, or as much as goes in, is a better guess at what will come.
-        let wanted = results_at(0, payload_bytes) + result_bytes.min(self.grown.max(payload_bytes));
-        if self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= wanted) {
-            return Ok(());
-        }
-        if let Some(old) = self.spill.take() {
-            connection.forget(old.id);
-        }
-        let (shared, id) = connection.register_buffer(wanted.next_power_of_two().max(1 << 20), true)?;
-        self.spill = Some(Spill { shared, id });
         Ok(())
     }
 }

@@ -18,7 +18,6 @@ use crate::gate::{AWAKE, PARKED, UNBOUND};
 use crate::step::reach;
 use peregrine_base::sync::{Ordering, spin_loop};
 use peregrine_sys::futex;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -132,12 +131,4 @@ fn spin(connection: &Connection, line: &Line) -> Result<bool, CallError> {
             return Ok(line.is_over());
         }
     }
-}
-
-/// Takes the bytes out of a line's pipe.
-pub(crate) fn drain(pipe: impl AsFd) {
-    let mut bytes = [0; 64];
-    while let Ok(n) = peregrine_sys::rustix::io::read(&pipe, &mut bytes)
-        && n == bytes.len()
-    {}
 }

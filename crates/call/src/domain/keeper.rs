@@ -3,7 +3,8 @@
 //! It admits clients, answers their questions, opens lines, takes rings for lines without an activation to the pool, notices
 //! clients that are gone, and repeats recalls. It never waits for a client: it reads one message at a time from whichever has
 //! one, and a client whose answer can't be sent at once is dropped. So a client that floods gets its turns and no more; and
-//! rings without a call behind them, which an honest client causes only by a rare coincidence, are counted against it.
+//! rings without a call behind them, which an honest client causes only by a rare coincidence, are counted against it. Nor does it close
+//! what a client may have made slow to close: see `strays.rs`.
 
 use super::Inner;
 use super::execute::terminate;
@@ -15,6 +16,7 @@ use crate::memory::Lendable;
 use crate::shared::{Shared, map_from_peer, sealed_memfd};
 use crate::socket::{self, FromClient, FromDomain, PROTOCOL, RecvError, Why};
 use crate::step::reach;
+use crate::strays::{self, Strays};
 use peregrine_base::Protection;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_sys::raw::Errno;
@@ -135,6 +137,11 @@ impl Keeper {
 
     fn accept(&mut self) {
         let Some(door) = &self.door else { return };
+        if strays::waiting() >= strays::MOST {
+            // Somebody has us close what does not close: nobody brings more until that is done.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            return;
+        }
         // One at a time: the socket stays readable while there are more, and others get their turn between.
         match rustix::net::accept_with(door, rustix::net::SocketFlags::CLOEXEC) {
             Ok(socket) => {
@@ -155,13 +162,18 @@ impl Keeper {
     fn admit(&mut self, socket: OwnedFd, process: Option<OwnedFd>) -> rustix::io::Result<()> {
         let credentials = Credentials::of_peer(&socket)?;
         let domain = self.domain.clone();
-        if !domain.access.admits(&credentials, domain.uid) {
-            let _ = socket::send(&socket, &FromDomain::Refused(Why::NotAdmitted), None);
-            return Ok(());
-        }
         let limit = domain.limits.clients;
-        if self.peers.len() >= limit {
-            let _ = socket::send(&socket, &FromDomain::Refused(Why::Clients { limit: limit as u64 }), None);
+        let refused = if !domain.access.admits(&credentials, domain.uid) {
+            Some(Why::NotAdmitted)
+        } else if self.peers.len() >= limit {
+            Some(Why::Clients { limit: limit as u64 })
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            let _ = socket::send(&socket, &FromDomain::Refused(why), None);
+            // It may have sent something already.
+            socket::hang_up(&socket, Strays::Close);
             return Ok(());
         }
         let token = self.next;
@@ -214,7 +226,7 @@ impl Keeper {
     fn hear(&mut self, token: u64, flags: EventFlags) {
         let Some((peer, manners)) = self.peers.get_mut(&token) else { return };
         let peer = peer.clone();
-        let stays = match socket::receive::<FromClient>(&peer.socket, RecvFlags::DONTWAIT) {
+        let stays = match socket::receive::<FromClient>(&peer.socket, RecvFlags::DONTWAIT, Strays::Close) {
             Ok((message, fd)) => self.domain.clone().answer(&peer, manners, message, fd),
             Err(RecvError::Nothing) => {
                 !flags.intersects(EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR)
@@ -236,7 +248,7 @@ impl Keeper {
             }
         }
         // What a client that broke the protocol waits for is not coming: hanging up tells it, even while calls of its still run.
-        let _ = rustix::net::shutdown(&peer.socket, rustix::net::Shutdown::Both);
+        socket::hang_up(&peer.socket, Strays::Close);
         let lines = peer.leave();
         self.domain.pool.forget(&peer);
         self.domain.lines.fetch_sub(lines.len(), Ordering::Relaxed);
@@ -394,8 +406,13 @@ impl Inner {
 
     fn add_gift(&self, buffers: &mut Buffers, len_bytes: u64, fd: Option<OwnedFd>) -> Result<u32, Why> {
         self.check_room(buffers, len_bytes)?;
+        let fd = fd.ok_or(Why::BadMemory)?;
+        // What is no memory at all is not kept until a call comes for it.
+        if peregrine_sys::memfd::size_if_safe(&fd).map_err(|_| Why::BadMemory)? < len_bytes {
+            return Err(Why::BadMemory);
+        }
         let id = buffers.number();
-        buffers.gifts.insert(id, (fd.ok_or(Why::BadMemory)?, len_bytes as usize));
+        buffers.gifts.insert(id, (fd, len_bytes as usize));
         buffers.total_bytes += len_bytes;
         Ok(id)
     }

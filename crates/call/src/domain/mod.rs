@@ -12,6 +12,7 @@ pub use invocation::Invocation;
 
 use crate::error::{DomainError, setup};
 use crate::limits::Limits;
+use crate::listener::{self, Place};
 use crate::portal::{Access, Handler, Portal};
 use crate::socket;
 use crate::usage::DomainId;
@@ -23,7 +24,7 @@ use peregrine_sys::rustix;
 use pool::Pool;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -189,9 +190,8 @@ impl DomainBuilder {
     /// [`DomainError::PathInUse`], [`DomainError::PathTooLong`], [`DomainError::Config`], [`DomainError::System`].
     pub fn serve(self, path: impl AsRef<Path>) -> Result<Domain, DomainError> {
         self.check()?;
-        let path = path.as_ref();
-        let socket = socket::listen(path)?;
-        self.start(Door::Listener(socket), Some(path.to_owned()))
+        let (socket, place) = listener::listen(path.as_ref())?;
+        self.start(Door::Listener(socket), Some(place))
     }
 
     /// Serves clients that connect to a bound `SOCK_SEQPACKET` socket that was inherited, from a supervisor for instance.
@@ -235,7 +235,7 @@ impl DomainBuilder {
         Ok(())
     }
 
-    fn start(self, door: Door, path: Option<PathBuf>) -> Result<Domain, DomainError> {
+    fn start(self, door: Door, place: Option<Place>) -> Result<Domain, DomainError> {
         let cpus =
             CpuSet::current().map_err(|errno| DomainError::System { what: "sched_getaffinity", errno })?;
         let bell = rustix::event::eventfd(
@@ -264,7 +264,7 @@ impl DomainBuilder {
             threads: Mutex::default(),
         });
         let keeper = Keeper::new(inner.clone(), door).map_err(setup("epoll"))?;
-        let running = Running { inner: inner.clone(), path, keeper: Mutex::new(None) };
+        let running = Running { inner: inner.clone(), place: Mutex::new(place), keeper: Mutex::new(None) };
         inner.add_activations(self.activations)?;
         let thread = std::thread::Builder::new()
             .name(format!("{}-keeper", inner.name))
@@ -324,20 +324,20 @@ impl Inner {
 
 struct Running {
     inner: Arc<Inner>,
-    path: Option<PathBuf>,
+    /// Its path, as long as it listens there.
+    place: Mutex<Option<Place>>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Running {
     fn close(&self) {
+        // Before anybody hangs up: who finds nobody listening at the path takes it over.
+        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.inner.pool.close();
         let _ = rustix::io::write(&self.inner.bell, &1u64.to_ne_bytes());
         if let Some(keeper) = keeper {
             let _ = keeper.join();
-            if let Some(path) = &self.path {
-                let _ = rustix::fs::unlink(path);
-            }
         }
     }
 }

@@ -92,6 +92,23 @@ impl Served {
         }
     }
 
+    /// Stops it: when this returns, none of its threads runs.
+    pub fn stop(&self) {
+        rustix::process::kill_process(Pid::from_raw(self.pid).unwrap(), Signal::STOP).unwrap();
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        while !std::fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap().all(stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        rustix::process::kill_process(Pid::from_raw(self.pid).unwrap(), Signal::CONT).unwrap();
+    }
+
     /// Whether it ended by itself, or was killed by itself.
     pub fn has_ended(&self) -> bool {
         if !self.reaped.load(Ordering::Relaxed)

@@ -52,6 +52,16 @@ pub enum FreshCallError {
     /// The handler panicked. Its domain lives.
     #[error("the handler panicked: {0}")]
     Panicked(String),
+    /// This node's connections and calls have as many descriptors open as the supervisor can close after it. Nothing was executed.
+    #[error(
+        "the calls of this node have {open} descriptors open, of {most} at most: call fewer domains at once"
+    )]
+    TooMany {
+        /// Open now.
+        open: usize,
+        /// The most.
+        most: usize,
+    },
     /// Anything else that `peregrine-call` reports.
     #[error("{0}")]
     Other(String),

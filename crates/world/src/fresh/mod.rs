@@ -19,7 +19,11 @@
 //!
 //! **When it is worth it.** A call that returns while nobody else wants the node costs no more than a switch to the scheduler and back;
 //! the node spins as it does for work, then sleeps in `poll`. If others are runnable they run at once.
+//!
+//! **A domain that does not answer** keeps its callers waiting, each at most until its deadline, or for ten seconds if its call could not
+//! even be sent, and nobody else: see `flights.rs`.
 
+mod connections;
 mod error;
 mod flights;
 
@@ -65,20 +69,23 @@ pub struct Portal {
 const DONE: u8 = 1;
 /// An error follows.
 const FAILED: u8 = 2;
-/// All calls that the connection may have under way are.
-const FULL: u8 = 3;
+/// As many calls of the connection were under way as may be, and now it is this thread's turn.
+const AGAIN: u8 = 3;
 /// In place of a blob's address: there was no World memory for it.
 const NO_ROOM: usize = 1;
 
-/// One argument, where it lies on the thread's stack or heap.
+/// Where bytes of a thread lie, on its stack or heap, and how many.
+type Bytes = (*const u8, usize);
+
+/// One argument.
 #[derive(Clone, Copy)]
-struct Piece {
-    /// What goes in, if anything does.
-    input: Option<(*const u8, usize)>,
-    /// Whether that is lent.
-    lent: bool,
-    /// Most bytes of the result, if there is one.
-    most: Option<usize>,
+enum Piece {
+    Input(Bytes),
+    Lent(Bytes),
+    Given(Bytes),
+    /// The most bytes of the result.
+    Output(usize),
+    InOut(Bytes, usize),
 }
 
 /// What a thread asks of its node: on the thread's stack, and read there before anybody else runs.
@@ -88,6 +95,12 @@ struct Request {
     attributes: Attributes,
     pieces: [Piece; MOST_ARGUMENTS],
     count: usize,
+}
+
+impl Request {
+    fn gives(&self) -> bool {
+        self.pieces[..self.count].iter().any(|piece| matches!(piece, Piece::Given(_)))
+    }
 }
 
 /// Arguments of a call: as many as `peregrine-call` has.
@@ -122,36 +135,36 @@ impl Portal {
         Ok(result)
     }
 
-    /// Makes `call`, of any arguments but memory that is lent in place or given: that would be of a connection, which is the node's. The
-    /// thread waits; its node runs others meanwhile.
+    /// Makes `call`, of any arguments but a [`Buffer`](peregrine_call::Buffer) and a [`Gift`](peregrine_call::Gift) made by hand: those are
+    /// memory of one process, which the thread may leave. It lends and gives bytes of its own: what is lent is copied once, to where the
+    /// callee reads it, and what is given once, into memory that becomes the domain's. The thread waits; its node runs others meanwhile.
     ///
-    /// The thread's identity as a chain and the call's attributes go along, but for [`charge`](Attributes::charge): the reply is read by the
-    /// node, whose account is not the thread's.
+    /// The thread's identity as a chain and the call's attributes go along; what a [charged](Attributes::charge) call cost is the thread's
+    /// ([`charges`](peregrine_call::usage::charges)), unless it failed.
     ///
     /// # Errors
     /// As [`call`](Self::call). No result has changed then.
     pub fn invoke(&self, mut call: Call<'_>) -> Result<(), FreshCallError> {
-        let mut attributes = Attributes { charge: false, ..call.get_attributes() };
+        let mut attributes = call.get_attributes();
         attributes.deadline = Deadline::earlier(attributes.deadline, self.within.map(Deadline::after));
-        let none = Piece { input: None, lent: false, most: None };
-        let (mut pieces, count) = ([none; MOST_ARGUMENTS], call.len());
+        let (mut pieces, count) = ([Piece::Output(0); MOST_ARGUMENTS], call.len());
         for (index, piece) in pieces[..count].iter_mut().enumerate() {
-            let at = |bytes: &[u8]| Some((bytes.as_ptr(), bytes.len()));
+            let at = |bytes: &[u8]| (bytes.as_ptr(), bytes.len());
             *piece = match call.argument(index) {
-                Argument::Input(bytes) => Piece { input: at(bytes), ..none },
-                Argument::Lent(bytes) => Piece { input: at(bytes), lent: true, ..none },
-                Argument::Output(_, most) => Piece { most: Some(most), ..none },
-                Argument::InOut(bytes, most) => Piece { input: at(bytes), most: Some(most), ..none },
+                Argument::Input(bytes) => Piece::Input(at(bytes)),
+                Argument::Lent(bytes) => Piece::Lent(at(bytes)),
+                Argument::Given(bytes) => Piece::Given(at(bytes)),
+                Argument::Output(_, most) => Piece::Output(most),
+                Argument::InOut(bytes, most) => Piece::InOut(at(bytes), most),
                 Argument::Memory => {
-                    let why = "memory of a connection, lent in place or given, can't go through a Portal: pass a slice";
+                    let why = "a Buffer or a Gift is one process's memory and can't go through a Portal: lend or give a slice";
                     return Err(FreshCallError::Other(why.to_owned()));
                 }
             };
         }
         // The identity is a thread-local, so the thread's own, wherever it runs.
-        let caller = Caller { charge: false, ..Caller::current() };
-        let request = Request { portal: self, caller, attributes, pieces, count };
-        let results = loop {
+        let request = Request { portal: self, caller: Caller::current(), attributes, pieces, count };
+        let outcome = loop {
             let outcome = sched::in_thread(|slot| {
                 // SAFETY: in a section of the running thread, which stays here until it is answered.
                 unsafe { ask(slot, &request) }
@@ -160,7 +173,7 @@ impl Portal {
             let bytes = outcome?;
             match bytes.first() {
                 Some(&DONE) => break bytes,
-                Some(&FULL) => crate::yield_now(),
+                Some(&AGAIN) => {}
                 Some(&FAILED) => {
                     return Err(postcard::from_bytes(&bytes[1..])
                         .unwrap_or_else(|e| FreshCallError::Other(format!("an unreadable error: {e}"))));
@@ -168,8 +181,15 @@ impl Portal {
                 _ => return Err(FreshCallError::Other("an outcome of no kind".to_owned())),
             }
         };
-        // Our own node wrote it: each result behind its length, in the order of the arguments.
-        let mut rest = &results[1..];
+        // Our own node wrote it: what it cost, and each result behind its length, in the order of the arguments.
+        let mut rest = &outcome[1..];
+        let mut number = || {
+            let (number, after) = rest.split_first_chunk().expect("the node wrote a number");
+            rest = after;
+            u64::from_ne_bytes(*number)
+        };
+        let rows: Vec<(u64, u64)> = (0..number()).map(|_| (number(), number())).collect();
+        peregrine_call::usage::settle(&rows);
         for index in 0..count {
             if let Argument::Output(into, _) | Argument::InOut(into, _) = call.argument(index) {
                 let (len, from) = rest.split_first_chunk().expect("the node wrote a length");

@@ -1,0 +1,293 @@
+//! Fresh calls to domains that are stopped, or silent, or hostile: the caller is told in time, and nobody else on its node notices.
+
+#![allow(missing_docs)]
+
+use peregrine::testing::Program;
+use peregrine::{Builder, FreshCallError, Portal, checkpoint, sleep, spawn, tally};
+use peregrine_call::{Domain, Invocation, Limits};
+use peregrine_sys::rustix;
+use peregrine_sys::signal::{self, number};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+const WHERE: &str = "PEREGRINE_TEST_DIR";
+const SERVE: &str = "PEREGRINE_TEST_SERVE";
+
+fn domain() -> Domain {
+    let path = PathBuf::from(std::env::var(SERVE).unwrap());
+    Domain::builder()
+        .activations(40)
+        .limits(Limits { activations_per_client: 40, ..Limits::default() })
+        .portal("pid", 1, |call: &mut Invocation<'_>| {
+            call.output(1)?.extend_from_slice(&std::process::id().to_ne_bytes());
+            Ok(())
+        })
+        .portal("count", 1, |call: &mut Invocation<'_>| {
+            let len = call.input(0)?.len() as u64;
+            call.output(1)?.extend_from_slice(&len.to_ne_bytes());
+            Ok(())
+        })
+        .portal("slow", 1, |_: &mut Invocation<'_>| {
+            std::thread::sleep(Duration::from_secs(3));
+            Ok(())
+        })
+        .serve(path)
+        .unwrap()
+}
+
+/// Not a test: what [`process`] runs.
+#[test]
+#[ignore = "serves a domain for the others"]
+fn serves_until_it_is_killed() {
+    if std::env::var_os(SERVE).is_some() {
+        let _domain = domain();
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// A domain in a process of its own.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn process(path: &Path) -> Process {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "serves_until_it_is_killed"]).env(SERVE, path);
+    let process = Process(command.stdout(std::process::Stdio::null()).spawn().unwrap());
+    let begun = Instant::now();
+    while peregrine_call::Client::connect(path).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the domain did not come up");
+        sleep_os(5);
+    }
+    process
+}
+
+fn sleep_os(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// A socket that somebody listens at, and nothing more.
+fn listener(path: &Path, queue: i32) -> OwnedFd {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    rustix::net::listen(&socket, queue).unwrap();
+    socket
+}
+
+fn at(name: &str) -> PathBuf {
+    PathBuf::from(std::env::var(WHERE).unwrap()).join(name)
+}
+
+/// Runs the program with all sorts of domains.
+fn with_domains(program: Program) {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, stopped) = (process(&dir.path().join("good")), process(&dir.path().join("stopped")));
+    signal::kill(stopped.0.id() as i32, number::STOP).unwrap();
+    let _silent = listener(&dir.path().join("silent"), 16);
+    let full = dir.path().join("full");
+    let _full = listener(&full, 0);
+    let _waiting: Vec<_> = (0..2).map(|_| fill(&full)).collect();
+    let talks = listener(&dir.path().join("talks"), 16);
+    // Until the test's process ends.
+    std::thread::spawn(move || {
+        while let Ok(socket) = rustix::net::accept(&talks) {
+            // A byte a second, each of which is a message.
+            std::thread::spawn(move || {
+                sleep_os(1000);
+                while rustix::net::send(&socket, &[5], rustix::net::SendFlags::NOSIGNAL).is_ok() {
+                    sleep_os(1000);
+                }
+            });
+        }
+    });
+    let outcome = program.run_with(&[(WHERE, dir.path().to_str().unwrap())]);
+    assert!(outcome.success(), "{outcome}");
+    drop((good, stopped));
+}
+
+/// Takes a place in the queue of a listener, if there is one.
+fn fill(path: &Path) -> OwnedFd {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
+    rustix::io::ioctl_fionbio(&socket, true).unwrap();
+    let _ = rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap());
+    socket
+}
+
+fn portal(domain: &str, name: &str) -> Portal {
+    Portal::new(at(domain), name, 1)
+}
+
+/// Calls of a domain that answers, made while the caller of this waits for one that does not.
+fn busy() -> peregrine::JoinHandle<u32> {
+    spawn(
+        |_: ()| {
+            for n in 0..30u64 {
+                let len = if n % 10 == 0 { 1 << 20 } else { n };
+                let count = portal("good", "count").call(&vec![1; len as usize], 8).unwrap();
+                assert_eq!(count, len.to_ne_bytes());
+                sleep(Duration::from_millis(1));
+            }
+            30
+        },
+        (),
+    )
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 120)]
+fn waits_for_nobody() {
+    // Without a deadline: as long as a call that could not be sent is waited for.
+    let patient: Vec<_> = ["silent", "stopped", "full"]
+        .into_iter()
+        .map(|to| spawn(|to: String| portal(&to, "count").call(b"", 8), to.to_owned()))
+        .collect();
+    for to in ["silent", "stopped", "full", "talks"] {
+        let other = busy();
+        let call = portal(to, "count").within(Duration::from_secs(3)).call(&[1; 5000], 8);
+        if to == "talks" {
+            assert!(matches!(call, Err(FreshCallError::Refused(_))), "{to}: {call:?}");
+        } else {
+            assert_eq!(call, Err(FreshCallError::Deadline), "{to}");
+            assert!(other.is_finished(), "{to}: the node was held up");
+        }
+        assert_eq!(other.join().unwrap(), 30);
+    }
+    for thread in patient {
+        let outcome = thread.join().unwrap();
+        assert!(matches!(outcome, Err(FreshCallError::Unreachable(_))), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_node_is_held_up_by_no_domain_that_does_not_answer() {
+    with_domains(waits_for_nobody());
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 120)]
+fn stopped_in_between() {
+    let _ = portal("stopped", "pid").within(Duration::from_millis(20)).call(b"", 4);
+    // It was stopped before it accepted us: from here on it is the other way round.
+    let pid = portal("good", "pid").call(b"", 4).unwrap();
+    let pid = i32::from_ne_bytes(pid.try_into().unwrap());
+    for _ in 0..3 {
+        signal::kill(pid, number::STOP).unwrap();
+        sleep(Duration::from_millis(20));
+        let late = |name: &str, len: usize| {
+            let call = portal("good", name).within(Duration::from_millis(50)).call(&vec![1; len], 8);
+            assert_eq!(call, Err(FreshCallError::Deadline), "{name}, {len} bytes");
+        };
+        late("pid", 0);
+        // A portal whose number is not known, and room that is not there.
+        late("count", 0);
+        late("pid", 1 << 20);
+        let others: Vec<_> =
+            (0..40).map(|_| spawn(|_: ()| portal("good", "count").call(b"abc", 8), ())).collect();
+        sleep(Duration::from_millis(20));
+        assert!(others.iter().all(|o| !o.is_finished()), "they have all the time");
+        signal::kill(pid, number::CONT).unwrap();
+        for other in others {
+            assert_eq!(other.join().unwrap(), Ok(3u64.to_ne_bytes().to_vec()), "and are served in the end");
+        }
+        assert_eq!(
+            portal("good", "count").call(&vec![1; 1 << 20], 8),
+            Ok((1u64 << 20).to_ne_bytes().to_vec())
+        );
+    }
+}
+
+#[test]
+fn a_domain_that_is_stopped_for_a_while_costs_the_late_their_calls_and_nobody_else() {
+    with_domains(stopped_in_between());
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[peregrine::test(program, nodes = 2, timeout_s = 60)]
+fn many_descriptors() {
+    // Four names of one domain, and so four connections.
+    for i in 0..4 {
+        let _ = std::os::unix::fs::symlink(at("good"), at(&format!("name{i}")));
+    }
+    checkpoint();
+    let before = descriptors();
+    let on_node_1 = Builder::new()
+        .node(1)
+        .spawn(
+            |_: ()| {
+                if tally().rollbacks > 0 {
+                    return;
+                }
+                let callers: Vec<_> = (0..80)
+                    .map(|i| {
+                        let call = |i: u32| {
+                            // What it calls in a life after the death stays open, and should.
+                            if tally().rollbacks == 0 {
+                                let _ = portal(&format!("name{}", i % 4), "slow").call(b"", 0);
+                            }
+                        };
+                        Builder::new().node(1).spawn(call, i).unwrap()
+                    })
+                    .collect();
+                // Until their pipes are open.
+                while tally().rollbacks == 0 && descriptors() < 80 {
+                    sleep(Duration::from_millis(5));
+                }
+                sleep(Duration::from_millis(50));
+                if tally().rollbacks == 0 {
+                    println!("{} descriptors", descriptors());
+                    signal::kill(std::process::id() as i32, number::KILL).unwrap();
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                }
+                callers.into_iter().for_each(|c| c.join().unwrap());
+            },
+            (),
+        )
+        .unwrap();
+    on_node_1.join().unwrap();
+    assert_eq!(tally().rollbacks, 1);
+    let begun = Instant::now();
+    while descriptors() > before + 10 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} descriptors became {}", before, descriptors());
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_killed_node_leaves_none_of_the_many_descriptors_of_its_calls() {
+    with_domains(many_descriptors());
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 120)]
+fn more_connections_than_descriptors() {
+    for i in 0..500 {
+        let name = format!("link{i}");
+        std::os::unix::fs::symlink(at("good"), at(&name)).unwrap();
+        let count = portal(&name, "count").call(b"abcd", 8);
+        assert_eq!(count, Ok(4u64.to_ne_bytes().to_vec()), "domain {i}");
+    }
+    let open = descriptors();
+    assert!(open < 1024 + 100, "{open} descriptors are open");
+    assert!(portal("link0", "count").call(b"", 8).is_ok(), "one that was closed is made anew");
+}
+
+#[test]
+fn connections_that_nobody_uses_make_way_for_others() {
+    with_domains(more_connections_than_descriptors());
+}
