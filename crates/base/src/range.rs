@@ -17,21 +17,25 @@ pub struct VirtAddr(usize);
 
 impl VirtAddr {
     /// The address `addr`.
+    #[inline]
     pub const fn new(addr: usize) -> Self {
         Self(addr)
     }
 
     /// The address as a number.
+    #[inline]
     pub const fn as_usize(self) -> usize {
         self.0
     }
 
     /// The address as a pointer, without provenance of its own: the caller says why it may be used.
+    #[inline]
     pub const fn as_ptr<T>(self) -> *mut T {
         core::ptr::with_exposed_provenance_mut(self.0)
     }
 
     /// The start of the page that holds this address.
+    #[inline]
     pub const fn page_floor(self) -> Self {
         Self(self.0 & !(PAGE_SIZE - 1))
     }
@@ -40,16 +44,19 @@ impl VirtAddr {
     ///
     /// # Panics
     /// If there is none below `usize::MAX`.
+    #[inline]
     pub const fn page_ceil(self) -> Self {
         Self(self.0.checked_add(PAGE_SIZE - 1).expect("address beyond the last page") & !(PAGE_SIZE - 1))
     }
 
     /// Whether the address is a multiple of [`PAGE_SIZE`].
+    #[inline]
     pub const fn is_page_aligned(self) -> bool {
         self.0 & (PAGE_SIZE - 1) == 0
     }
 
     /// The address `bytes` further up, or `None` beyond the end of the address space.
+    #[inline]
     pub const fn checked_add(self, bytes: usize) -> Option<Self> {
         match self.0.checked_add(bytes) {
             Some(a) => Some(Self(a)),
@@ -59,12 +66,14 @@ impl VirtAddr {
 }
 
 impl fmt::Debug for VirtAddr {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
     }
 }
 
 impl fmt::Display for VirtAddr {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
@@ -77,16 +86,19 @@ pub struct PageCount(usize);
 
 impl PageCount {
     /// `pages` pages.
+    #[inline]
     pub const fn new(pages: usize) -> Self {
         Self(pages)
     }
 
     /// The least number of pages that hold `bytes` bytes.
+    #[inline]
     pub const fn for_bytes(bytes: usize) -> Self {
         Self(bytes.div_ceil(PAGE_SIZE))
     }
 
     /// The count as a number.
+    #[inline]
     pub const fn get(self) -> usize {
         self.0
     }
@@ -95,6 +107,7 @@ impl PageCount {
     ///
     /// # Panics
     /// If that is more than `usize::MAX`.
+    #[inline]
     pub const fn bytes(self) -> usize {
         self.0.checked_mul(PAGE_SIZE).expect("page count beyond the address space")
     }
@@ -112,6 +125,7 @@ impl PageRange {
     ///
     /// # Panics
     /// If `start` is not page-aligned or the range ends beyond the address space.
+    #[inline]
     pub const fn new(start: VirtAddr, pages: PageCount) -> Self {
         assert!(start.is_page_aligned(), "a page range starts on a page boundary");
         assert!(start.checked_add(pages.bytes()).is_some(), "a page range ends inside the address space");
@@ -122,6 +136,7 @@ impl PageRange {
     ///
     /// # Panics
     /// If the bytes end beyond the address space.
+    #[inline]
     pub const fn covering(addr: VirtAddr, len_bytes: usize) -> Self {
         let start = addr.page_floor();
         let end =
@@ -130,41 +145,49 @@ impl PageRange {
     }
 
     /// First address.
+    #[inline]
     pub const fn start(self) -> VirtAddr {
         self.start
     }
 
     /// First address beyond the range.
+    #[inline]
     pub const fn end(self) -> VirtAddr {
         VirtAddr(self.start.0 + self.pages.bytes())
     }
 
     /// Number of pages.
+    #[inline]
     pub const fn pages(self) -> PageCount {
         self.pages
     }
 
     /// Number of bytes.
+    #[inline]
     pub const fn len_bytes(self) -> usize {
         self.pages.bytes()
     }
 
     /// Whether the range holds no page.
+    #[inline]
     pub const fn is_empty(self) -> bool {
         self.pages.0 == 0
     }
 
     /// Whether `addr` lies in the range.
+    #[inline]
     pub const fn contains(self, addr: VirtAddr) -> bool {
         addr.0 >= self.start.0 && addr.0 < self.end().0
     }
 
     /// Whether the two ranges share a page.
+    #[inline]
     pub const fn overlaps(self, other: Self) -> bool {
         self.start.0 < other.end().0 && other.start.0 < self.end().0
     }
 
     /// The pages in both, if any.
+    #[inline]
     pub fn intersect(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end().min(other.end());
@@ -173,6 +196,7 @@ impl PageRange {
 }
 
 impl fmt::Debug for PageRange {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}..{:#x}", self.start.0, self.end().0)
     }
