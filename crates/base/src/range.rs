@@ -66,12 +66,14 @@ impl VirtAddr {
 }
 
 impl fmt::Debug for VirtAddr {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
     }
 }
 
 impl fmt::Display for VirtAddr {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
@@ -198,6 +200,7 @@ impl PageRange {
 }
 
 impl fmt::Debug for PageRange {
+    #[inline]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}..{:#x}", self.start.0, self.end().0)
     }

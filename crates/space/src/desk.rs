@@ -122,11 +122,13 @@ impl fmt::Debug for Member<'_> {
 
 impl<'m> Member<'m> {
     /// The member's number.
+    #[inline]
     pub const fn id(&self) -> MemberId {
         self.handle.id()
     }
 
     /// Which life of that number.
+    #[inline]
     pub const fn generation(&self) -> Generation {
         self.handle.generation()
     }
@@ -226,11 +228,13 @@ impl<'m> Member<'m> {
         desk.claim.store(claim & !1, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn desk(&self) -> &'m Desk {
         &self.spaces.desks[self.id().index()]
     }
 
     /// Says that the member is at work on the structures, unless a recovery holds everybody.
+    #[inline]
     pub(crate) fn try_enter(&self) -> bool {
         // SeqCst here and in `hold_everybody`: either this member sees the recovery, or the recovery sees it busy.
         self.desk().busy.swap(1, Ordering::SeqCst);
@@ -241,6 +245,7 @@ impl<'m> Member<'m> {
         false
     }
 
+    #[inline]
     pub(crate) fn exit(&self) {
         self.desk().busy.store(0, Ordering::Release);
     }

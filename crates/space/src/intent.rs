@@ -41,6 +41,7 @@ pub(crate) enum Doing {
 
 impl Doing {
     /// The record that `old` becomes.
+    #[inline]
     pub(crate) const fn apply(self, old: Value) -> Value {
         match self {
             Self::Set(new) => new,
@@ -49,6 +50,7 @@ impl Doing {
         }
     }
 
+    #[inline]
     const fn encode(self) -> (u32, u64) {
         match self {
             Self::Set(value) => (0, value.0),
@@ -133,6 +135,7 @@ impl Intent {
     }
 
     /// By the member itself.
+    #[inline]
     pub(crate) fn begin(&self, operation: u32, doing: Doing, space: SpaceId, pages: &Range<u64>) {
         let (kind, value) = doing.encode();
         // Release: a lookup that finds the last operation over finds its locks gone.
@@ -148,16 +151,19 @@ impl Intent {
     }
 
     /// The moment at which the operation takes effect.
+    #[inline]
     pub(crate) fn commit(&self, operation: u32) {
         self.state.store(state(operation, Phase::Committed), Ordering::Release);
     }
 
     /// Of a committed operation: every record that was there is gone, and told so; from here on new ones are written.
+    #[inline]
     pub(crate) fn plant(&self, operation: u32) {
         self.state.store(state(operation, Phase::Planting), Ordering::Release);
     }
 
     /// After the last lock was released.
+    #[inline]
     pub(crate) fn finish(&self, operation: u32) {
         self.state.store(state(operation, Phase::Idle), Ordering::Release);
     }

@@ -22,12 +22,14 @@ impl MemberId {
     ///
     /// # Panics
     /// If `number` is not below [`MAX_MEMBERS`].
+    #[inline]
     pub const fn new(number: usize) -> Self {
         assert!(number < MAX_MEMBERS, "member numbers are below MAX_MEMBERS");
         Self(number as u16)
     }
 
     /// The number.
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -55,11 +57,13 @@ impl Generation {
     pub const BITS: u32 = 12;
 
     /// The generation with these low bits.
+    #[inline]
     pub const fn new(bits: u16) -> Self {
         Self(bits & ((1 << Self::BITS) - 1))
     }
 
     /// The bits.
+    #[inline]
     pub const fn get(self) -> u16 {
         self.0
     }
@@ -89,6 +93,7 @@ impl MemberSet {
     pub const EMPTY: Self = Self([0; WORDS]);
 
     /// `member` alone.
+    #[inline]
     pub const fn only(member: MemberId) -> Self {
         let mut set = Self::EMPTY;
         set.insert(member);
@@ -96,6 +101,7 @@ impl MemberSet {
     }
 
     /// Adds `member`.
+    #[inline]
     pub const fn insert(&mut self, member: MemberId) {
         self.0[member.index() / 64] |= 1 << (member.index() % 64);
     }
@@ -106,11 +112,13 @@ impl MemberSet {
     }
 
     /// Whether `member` is in the set.
+    #[inline]
     pub const fn contains(&self, member: MemberId) -> bool {
         self.0[member.index() / 64] & (1 << (member.index() % 64)) != 0
     }
 
     /// Adds all members of `other`.
+    #[inline]
     pub const fn union_with(&mut self, other: &Self) {
         let mut i = 0;
         while i < WORDS {
@@ -138,6 +146,7 @@ impl MemberSet {
     }
 
     /// The set as words, member 0 in the lowest bit of the first.
+    #[inline]
     pub const fn words(&self) -> &[u64; WORDS] {
         &self.0
     }
@@ -153,6 +162,7 @@ impl MemberSet {
     }
 
     /// Whether there is none.
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         let (mut i, mut any) = (0, 0);
         while i < WORDS {
@@ -201,16 +211,19 @@ pub struct SharedSet([AtomicU64; WORDS]);
 impl SharedSet {
     /// The empty set.
     #[expect(clippy::new_without_default, reason = "made in place, in shared memory")]
+    #[inline]
     pub fn new() -> Self {
         Self(core::array::from_fn(|_| AtomicU64::new(0)))
     }
 
     /// The set now.
+    #[inline]
     pub fn load(&self) -> MemberSet {
         MemberSet(core::array::from_fn(|i| self.0[i].load(Ordering::Relaxed)))
     }
 
     /// Replaces the set, under its slot's lock. Words that are right already are not written.
+    #[inline]
     pub fn store(&self, set: &MemberSet) {
         for (word, bits) in self.0.iter().zip(set.0) {
             if word.load(Ordering::Relaxed) != bits {

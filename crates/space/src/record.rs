@@ -119,6 +119,7 @@ impl Value {
     pub(crate) const UNMAPPED: Self = Self(0);
 
     /// A record without a frame. `region` is the index of a region, if the backing has an object.
+    #[inline]
     pub(crate) fn new(kind: Kind, shared: bool, rights: Protection, region: Option<u32>) -> Self {
         let shared = if shared { SHARED } else { 0 };
         let region = region.map_or(0, |r| u64::from(r) + 1);
@@ -133,14 +134,17 @@ impl Value {
     }
 
     /// A home record that carries its object's name itself.
+    #[inline]
     pub(crate) fn home(rights: Protection, name: u32) -> Self {
         Self(Self::new(Kind::Home, true, rights, None).0 | u64::from(name) << 32)
     }
 
+    #[inline]
     pub(crate) const fn is_mapped(self) -> bool {
         self.0 != 0
     }
 
+    #[inline]
     pub(crate) const fn rights(self) -> Protection {
         match self.0 >> RIGHTS_SHIFT & 3 {
             0 => Protection::None,
@@ -150,11 +154,13 @@ impl Value {
     }
 
     /// What a view may be given: a page that is copied when written is shown read-only.
+    #[inline]
     pub(crate) fn view_rights(self) -> Protection {
         if self.is_cow() { self.rights().min(Protection::Read) } else { self.rights() }
     }
 
     #[must_use]
+    #[inline]
     pub(crate) const fn with_rights(self, rights: Protection) -> Self {
         if !self.is_mapped() {
             return self;
@@ -162,6 +168,7 @@ impl Value {
         Self(self.0 & !(3 << RIGHTS_SHIFT) | (rights as u64) << RIGHTS_SHIFT)
     }
 
+    #[inline]
     pub(crate) const fn kind(self) -> Kind {
         match self.0 >> KIND_SHIFT & 3 {
             0 => Kind::Anonymous,
@@ -170,10 +177,12 @@ impl Value {
         }
     }
 
+    #[inline]
     pub(crate) const fn is_shared(self) -> bool {
         self.0 & SHARED != 0
     }
 
+    #[inline]
     pub(crate) const fn is_cow(self) -> bool {
         self.0 & COW != 0
     }
@@ -183,6 +192,7 @@ impl Value {
         Self(if yes { self.0 | COW } else { self.0 & !COW })
     }
 
+    #[inline]
     pub(crate) const fn region(self) -> Option<u32> {
         match (self.0 >> REGION_SHIFT & REGION_MASK) as u32 {
             0 => None,
@@ -195,6 +205,7 @@ impl Value {
         Self(self.0 & !(REGION_MASK << REGION_SHIFT) | (region as u64 + 1) << REGION_SHIFT)
     }
 
+    #[inline]
     pub(crate) const fn frame(self) -> Option<FrameId> {
         if self.0 & FRAMED != 0 { Some(FrameId::new((self.0 >> 32) as u32)) } else { None }
     }

@@ -218,10 +218,12 @@ impl<'m> Spaces<'m> {
             + self.region_pool(|pool| pool.touched()) * size_of::<Descriptor>()
     }
 
+    #[inline]
     pub(crate) const fn refcache(&self) -> Refcache<'m> {
         Refcache::new(&self.head.epoch, self.blocks)
     }
 
+    #[inline]
     pub(crate) fn intent(&self, member: MemberId) -> &'m Intent {
         &self.desks[member.index()].intent
     }

@@ -1,9 +1,9 @@
 //! The paper's ablations in shape (item 3). Two processors can't show eighty: times are of what there is, counts of simulated cores.
 
 use super::plain::counters::{Cached, Counter, Sharded, Shared, Snzi};
-use super::plain::scene::{ANONYMOUS, addr, arena, open, range};
+use super::plain::scene::{ANONYMOUS, addr, arena, arena_of, nodes_for, open, range, sizes};
 use super::plain::space::model::{Delivery, ModelMmu, Tables};
-use super::plain::space::{Member, PageCount, Place};
+use super::plain::space::{Member, PageCount, Place, Sizes};
 use crate::measure::{Options, Rng, Samples};
 use crate::report::Report;
 use peregrine_base::sync::{AtomicBool, AtomicI64, Ordering};
@@ -96,7 +96,10 @@ fn lookups(report: &mut Report, options: &Options) {
     report.section("Ablation: lookups among 1000 regions beside writers (million a second of the reader's processor time)");
     let page_of = |region: usize| (region + 1) << 10;
     for writers in [0, 1, 10, 40] {
-        let (ours, frames) = arena(writers + 1, 64);
+        // A node for each region, one above for every fourth, and as many for what is inserted between them: a writer's nodes
+        // come back two epochs after it left them, and threads that share a processor are slow to go through epochs.
+        let nodes = nodes_for(writers + 1) + 4 * REGIONS + writers * 1024;
+        let (ours, frames) = arena_of(&Sizes { nodes, ..sizes(writers + 1, 64) });
         let mmu = ModelMmu::new(&frames, writers + 1, Tables::Views, Delivery::Interrupt);
         let (space, mut members) = open(&ours, &mmu, &frames, writers + 1);
         for region in 0..REGIONS {

@@ -18,7 +18,12 @@ pub const fn range(page: usize, count: usize) -> PageRange {
 }
 
 pub const fn sizes(cores: usize, frames: usize) -> Sizes {
-    Sizes { members: cores, spaces: 1, nodes: cores * 40 + 1024, regions: 8, frames }
+    Sizes { members: cores, spaces: 1, nodes: nodes_for(cores), regions: 8, frames }
+}
+
+/// Nodes for a few pages of each core, wherever they are, and those of their earlier nodes that are under review.
+pub const fn nodes_for(cores: usize) -> usize {
+    cores * 40 + 1024
 }
 
 /// The operations of one page's life.
@@ -36,9 +41,13 @@ pub const CYCLE: &[(&str, Step)] = &[
     ("unmap", |s, m, page| s.unmap(m, range(page, 1)).expect("a range")),
 ];
 
-/// An arena, frames and members for `cores` cores.
+/// An arena, and frames, for `cores` cores.
 pub fn arena(cores: usize, frames: usize) -> (HeapArena, ModelFrames) {
-    (HeapArena::new(&sizes(cores, frames)), ModelFrames::new(cores, frames))
+    arena_of(&sizes(cores, frames))
+}
+
+pub fn arena_of(sizes: &Sizes) -> (HeapArena, ModelFrames) {
+    (HeapArena::new(sizes), ModelFrames::new(sizes.members, sizes.frames))
 }
 
 /// Members for all cores, and the space.

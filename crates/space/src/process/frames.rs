@@ -92,6 +92,7 @@ impl Frames {
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 
+    #[inline]
     fn alias_of(&self, index: usize) -> *mut u8 {
         VirtAddr::new(self.alias.start().as_usize() + index * PAGE_SIZE).as_ptr()
     }
@@ -153,6 +154,7 @@ impl Frames {
     }
 
     /// The owner of `range` is gone and no view that answered shows it. Under the range's lock.
+    #[inline]
     pub(crate) fn vacated(&self, range: PageRange) {
         if range.pages().get() >= PUNCH_PAGES && self.punch(range).is_ok() {
             return;

@@ -107,6 +107,7 @@ impl Seat {
     }
 
     /// Lowers `range` in the views of `targets` and returns when none of them can reach beyond that, but those in the outcome.
+    #[inline]
     pub(crate) fn shoot_down(&self, targets: u64, range: PageRange, lowering: Lowering) -> Outcome {
         let me = self.record();
         let mut waiting = 0;

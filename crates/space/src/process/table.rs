@@ -22,11 +22,13 @@ pub struct MemberIndex(pub(crate) u8);
 
 impl MemberIndex {
     /// The place as a number below [`MEMBERS`].
+    #[inline]
     pub const fn get(self) -> usize {
         self.0 as usize
     }
 
     /// The one bit that stands for this member.
+    #[inline]
     pub const fn bit(self) -> u64 {
         1 << self.0
     }
@@ -238,6 +240,7 @@ impl Table {
         Self { shape }
     }
 
+    #[inline]
     pub(crate) const fn region(&self) -> PageRange {
         self.shape.region
     }
@@ -247,6 +250,7 @@ impl Table {
         self.shape.table
     }
 
+    #[inline]
     pub(crate) fn member(&self, index: MemberIndex) -> &MemberRecord {
         let members: *const MemberRecord = self.shape.table.start().as_ptr();
         // SAFETY: promised in `new`; an index is below MEMBERS; all fields are atomics (S1).
@@ -254,6 +258,7 @@ impl Table {
     }
 
     /// Page states, in page order.
+    #[inline]
     pub(crate) fn states(&self) -> &[AtomicU8] {
         let at = self.shape.table.start().as_usize() + size_of::<MemberRecord>() * MEMBERS + self.pages() * 8;
         // SAFETY: as in `member`: `overhead_bytes` counts them.
@@ -261,6 +266,7 @@ impl Table {
     }
 
     /// Members that may still reach each page's frame, in page order.
+    #[inline]
     pub(crate) fn unacked(&self) -> &[AtomicU64] {
         let at = self.shape.table.start().as_usize() + size_of::<MemberRecord>() * MEMBERS;
         // SAFETY: as in `member`; records are aligned to more than a word.
@@ -280,6 +286,7 @@ impl Table {
     }
 
     /// Indices of the pages of `range` in the region; it lies inside.
+    #[inline]
     pub(crate) fn indices(&self, range: PageRange) -> core::ops::Range<usize> {
         let first = (range.start().as_usize() - self.shape.region.start().as_usize()) >> 12;
         first..first + range.pages().get()

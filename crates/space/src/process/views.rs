@@ -11,6 +11,7 @@ use peregrine_sys::io;
 pub(super) struct Views(pub(super) *const Seat);
 
 impl Views {
+    #[inline]
     fn seat(&self) -> &Seat {
         // SAFETY: the seat lives in a box of the member that holds the address space, and longer than it (field order in `Inner`).
         unsafe { &*self.0 }
@@ -25,6 +26,7 @@ impl Mmu for Views {
         self.seat().block_pages()
     }
 
+    #[inline]
     fn fill(
         &self,
         _: SpaceId,
@@ -39,6 +41,7 @@ impl Mmu for Views {
         }
     }
 
+    #[inline]
     fn shootdown(&self, _: SpaceId, _: MemberId, range: PageRange, targets: &MemberSet, change: Change) {
         let what = match change {
             Change::Restrict(Protection::ReadWrite) => return,
@@ -78,6 +81,7 @@ impl Mmu for Views {
 }
 
 impl crate::Frames for Views {
+    #[inline]
     fn vacated(&self, _: SpaceId, _: MemberId, range: PageRange) {
         self.seat().vacated(range);
     }
@@ -89,6 +93,7 @@ pub(super) struct NoViews;
 
 impl Mmu for NoViews {
     type Error = core::convert::Infallible;
+    #[inline]
     fn fill(
         &self,
         _: SpaceId,
@@ -99,6 +104,7 @@ impl Mmu for NoViews {
     ) -> Result<(), Self::Error> {
         Ok(())
     }
+    #[inline]
     fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
     fn wait(&self, _: MemberId, _: MemberId) {}
 }

@@ -42,6 +42,7 @@ pub(crate) struct Attempt<'a> {
 
 impl<'m> Tree<'_, 'm> {
     /// Locks the slots that meet `pages`, and tells the lowest node that spans them: it stays as long as the locks.
+    #[inline]
     pub(crate) fn lock(&self, attempt: &Attempt<'_>, pages: &Range<u64>) -> Result<At, Interrupted> {
         let at = self.revisit(attempt.me, pages);
         let at = at.unwrap_or_else(|| self.descend(attempt.me, pages));
@@ -194,6 +195,7 @@ impl<'m> Tree<'_, 'm> {
         }
     }
 
+    #[inline]
     pub(crate) fn count(&self, me: &Handle, node: u32, delta: i32) {
         self.spaces.refcache().add(me, self.spaces, ObjectId(node), delta);
     }

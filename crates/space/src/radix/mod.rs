@@ -144,6 +144,7 @@ impl At {
         start..start + span(self.level)
     }
 
+    #[inline]
     pub(crate) const fn child(self, slot: usize, node: u32) -> Self {
         Self { node, level: self.level - 1, base: self.pages_of(slot).start }
     }
@@ -158,6 +159,7 @@ pub(crate) struct Spot<'m> {
 }
 
 impl Spot<'_> {
+    #[inline]
     pub(crate) const fn pages(&self) -> Range<u64> {
         self.at.pages_of(self.index)
     }
@@ -172,6 +174,7 @@ pub(crate) struct Tree<'a, 'm> {
 
 impl<'m> Tree<'_, 'm> {
     /// The root: where a walk begins that holds no lock.
+    #[inline]
     pub(crate) const fn top(&self) -> At {
         At { node: self.root, level: LEVELS - 1, base: 0 }
     }

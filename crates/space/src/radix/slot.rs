@@ -86,24 +86,29 @@ const INHERITED: u64 = MAX_MEMBERS as u64 + 1;
 impl SlotWord {
     pub(crate) const FREE: Self = Self(0);
 
+    #[inline]
     const fn lock_bits(by: Owner) -> u64 {
         (by.member.index() as u64 + 1) << 1 | (by.generation.get() as u64) << 10 | (by.operation as u64) << 32
     }
 
     /// The same terminal slot, locked.
+    #[inline]
     pub(crate) const fn locked(self, by: Owner) -> Self {
         Self(self.0 & VIEW_MASK | Self::lock_bits(by))
     }
 
     /// The same terminal slot, unlocked.
+    #[inline]
     pub(crate) const fn unlocked(self) -> Self {
         Self(self.0 & !LOCK_MASK)
     }
 
+    #[inline]
     pub(crate) const fn child(node: u32, dying: bool) -> Self {
         Self((node as u64) << 32 | if dying { DYING } else { 0 } | CHILD)
     }
 
+    #[inline]
     const fn moved(line: u32) -> Self {
         Self((line as u64) << 32 | MOVED)
     }
@@ -114,10 +119,12 @@ impl SlotWord {
         if self.0 & MOVED != 0 { Some((self.0 >> 32) as u32) } else { None }
     }
 
+    #[inline]
     const fn view(self) -> u64 {
         (self.0 & VIEW_MASK) >> VIEW_SHIFT
     }
 
+    #[inline]
     const fn with_view(self, view: u64) -> Self {
         Self(self.0 & !VIEW_MASK | view << VIEW_SHIFT)
     }
@@ -140,21 +147,25 @@ impl SlotWord {
 
 impl Cell {
     #[cfg_attr(not(peregrine_loom), allow(dead_code, reason = "elsewhere cells lie in zeroed memory"))]
+    #[inline]
     pub(crate) fn new() -> Self {
         Self { word: AtomicU64::new(0), value: AtomicU64::new(0) }
     }
 
     /// Acquire pairs with the release of whoever linked the child, moved the slot or unlocked it.
+    #[inline]
     fn word(&self) -> SlotWord {
         SlotWord(self.word.load(Ordering::Acquire))
     }
 
     /// The line to which the slot has moved, if it has.
+    #[inline]
     pub(crate) fn line(&self) -> Option<u32> {
         self.word().line()
     }
 
     /// By the maker of the node, before it is linked.
+    #[inline]
     pub(crate) fn make(&self, word: SlotWord, value: Value) {
         self.value.store(value.0, Ordering::Release);
         self.word.store(word.0, Ordering::Release);
@@ -163,6 +174,7 @@ impl Cell {
 
 impl Line {
     #[cfg_attr(not(peregrine_loom), allow(dead_code, reason = "elsewhere lines lie in zeroed memory"))]
+    #[inline]
     pub(crate) fn new() -> Self {
         Self {
             cell: Cell::new(),
@@ -188,6 +200,7 @@ impl<'m> Slot<'m> {
     }
 
     /// Moves the slot, which the member has locked, to the fresh line number `line`.
+    #[inline]
     pub(crate) fn move_to(self, number: u32, lines: &'m [Line]) -> Self {
         debug_assert!(!self.has_line, "a slot moves once");
         let line = &lines[number as usize];
@@ -199,20 +212,24 @@ impl<'m> Slot<'m> {
         Self { cell: &line.cell, set: &line.members, has_line: true }
     }
 
+    #[inline]
     pub(crate) const fn has_line(self) -> bool {
         self.has_line
     }
 
     /// Not of a cell whose slot may have moved since it was [found](Self::find).
+    #[inline]
     pub(crate) fn word(self) -> SlotWord {
         self.cell.word()
     }
 
+    #[inline]
     pub(crate) fn exchange(self, old: SlotWord, new: SlotWord) -> bool {
         self.cell.word.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// By the holder of the lock, or of the whole node.
+    #[inline]
     pub(crate) fn set_word(self, word: SlotWord) {
         self.cell.word.store(word.0, Ordering::Release);
     }
@@ -224,21 +241,25 @@ impl<'m> Slot<'m> {
         self.set_word(word.unlocked());
     }
 
+    #[inline]
     pub(crate) fn value(self) -> Value {
         Value(self.cell.value.load(Ordering::Acquire))
     }
 
     /// By the holder of the lock. Release: a reader that finds a region's or frame's number here finds what it names.
+    #[inline]
     pub(crate) fn set_value(self, value: Value) {
         self.cell.value.store(value.0, Ordering::Release);
     }
 
     /// Who may have the pages in view. By the holder of the lock.
+    #[inline]
     pub(crate) fn members(self) -> MemberSet {
         self.members_in(self.word())
     }
 
     /// The same, by anybody, with the word that the slot was found with.
+    #[inline]
     pub(crate) fn members_in(self, word: SlotWord) -> MemberSet {
         if self.has_line {
             return self.set.load();
@@ -250,6 +271,7 @@ impl<'m> Slot<'m> {
         }
     }
 
+    #[inline]
     fn set_view(self, view: u64) {
         let word = self.word();
         if word.view() != view {
@@ -260,6 +282,7 @@ impl<'m> Slot<'m> {
     /// Adds `member` to those that may have the pages in view; `false` if that takes a line. By the holder of the lock, here
     /// and below.
     #[must_use]
+    #[inline]
     pub(crate) fn admit(self, member: MemberId) -> bool {
         if self.has_line {
             let mut members = self.set.load();
@@ -297,11 +320,13 @@ impl<'m> Slot<'m> {
     }
 
     /// Nobody else than `member`, if anybody.
+    #[inline]
     pub(crate) fn keep_only(self, member: MemberId) {
         if self.members().contains(member) { self.only(member) } else { self.clear_members() }
     }
 
     /// None of `gone`; what cells inherited is the node's, which a recovery mends by itself.
+    #[inline]
     pub(crate) fn remove_all(self, gone: &MemberSet) {
         let mut members = self.members();
         members.remove_all(gone);
@@ -313,6 +338,7 @@ impl<'m> Slot<'m> {
     }
 
     /// What is left in a slot whose child is about to be cut off: nothing.
+    #[inline]
     pub(crate) fn empty_behind_child(self) {
         self.set_value(Value::UNMAPPED);
         if self.has_line {

@@ -29,6 +29,7 @@ const LARGE: i32 = 1 << 14;
 pub(super) struct Ways([AtomicU64; WAYS]);
 
 impl Ways {
+    #[inline]
     pub(super) fn new() -> Self {
         Self(core::array::from_fn(|_| AtomicU64::new(0)))
     }
@@ -40,6 +41,7 @@ impl Ways {
     }
 
     #[cfg_attr(peregrine_loom, allow(clippy::modulo_one, reason = "one way is what the model has"))]
+    #[inline]
     fn of(&self, id: ObjectId) -> [&AtomicU64; 2] {
         // Fibonacci hashing: neighbouring objects go to ways far apart.
         let hash = id.0.wrapping_mul(0x9e37_79b9) as usize;
@@ -57,22 +59,27 @@ impl fmt::Debug for Ways {
 struct Way(u64);
 
 impl Way {
+    #[inline]
     const fn new(id: ObjectId, delta: i32, version: u16) -> Self {
         Self((id.0 as u64 + 1) << 32 | (delta as i16 as u16 as u64) << 16 | version as u64)
     }
+    #[inline]
     const fn empty(version: u16) -> Self {
         Self(version as u64)
     }
+    #[inline]
     const fn id(self) -> Option<ObjectId> {
         match (self.0 >> 32) as u32 {
             0 => None,
             n => Some(ObjectId(n - 1)),
         }
     }
+    #[inline]
     const fn delta(self) -> i32 {
         (self.0 >> 16) as u16 as i16 as i32
     }
     /// What the way's next value carries.
+    #[inline]
     const fn next_version(self) -> u16 {
         (self.0 as u16).wrapping_add(1)
     }

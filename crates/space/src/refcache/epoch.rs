@@ -59,6 +59,7 @@ impl State {
     const fn new(epoch: u64, turn: u16, status: Status) -> Self {
         Self(epoch << 18 | (turn as u64) << 2 | status as u64)
     }
+    #[inline]
     const fn status(self) -> Status {
         match self.0 & 3 {
             0 => Status::Out,
@@ -67,9 +68,11 @@ impl State {
             _ => Status::Stray,
         }
     }
+    #[inline]
     const fn turn(self) -> u16 {
         (self.0 >> 2) as u16
     }
+    #[inline]
     const fn epoch(self) -> u64 {
         self.0 >> 18
     }
@@ -90,6 +93,7 @@ pub enum ExpelError {
 }
 
 impl Block {
+    #[inline]
     pub(super) fn state(&self) -> State {
         // Acquire pairs with the expeller's and the owner's changes, all of which are AcqRel.
         State(self.state.load(Ordering::Acquire))
@@ -258,6 +262,7 @@ impl Refcache<'_> {
                 .any(|b| b.state().status() == Status::Stray && b.moving.load(Ordering::Acquire) == id.0 + 1)
     }
 
+    #[inline]
     pub(crate) fn status(&self, member: MemberId) -> Status {
         self.block(member).state().status()
     }

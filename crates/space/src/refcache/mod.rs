@@ -158,11 +158,13 @@ impl Handle {
     }
 
     /// The member's number.
+    #[inline]
     pub const fn id(&self) -> MemberId {
         self.id
     }
 
     /// Which life of that number.
+    #[inline]
     pub const fn generation(&self) -> Generation {
         self.generation
     }
@@ -173,6 +175,7 @@ impl Handle {
     }
 
     /// A step was done that others can see.
+    #[inline]
     pub(crate) fn step(&self, step: Step) {
         if let Some(hook) = self.hook.get() {
             hook(step);
@@ -193,6 +196,7 @@ impl<'m> Refcache<'m> {
         Self { epoch, blocks }
     }
 
+    #[inline]
     fn block(&self, member: MemberId) -> &'m Block {
         &self.blocks[member.index()]
     }

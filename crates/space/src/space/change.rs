@@ -72,6 +72,7 @@ enum Homes {
 }
 
 impl Homes {
+    #[inline]
     fn add(&mut self, pages: Range<u64>) {
         match self {
             Self::None => *self = Self::Run(pages),
@@ -157,6 +158,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn gather(&self, operation: &Operation, loses: impl Fn(Value) -> bool) -> Gathered {
         let mut found =
             Gathered { first_mapped: None, first_hole: None, losers: MemberSet::EMPTY, home: Homes::None };
@@ -178,6 +180,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         found
     }
 
+    #[inline]
     pub(super) fn shoot(
         &self,
         member: &Member<'m>,
@@ -193,12 +196,14 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         member.handle.step(Step::ShotDown);
     }
 
+    #[inline]
     pub(super) fn commit(&self, member: &Member<'m>, operation: &Operation) {
         self.spaces.intent(operation.by.member).commit(operation.by.operation);
         member.handle.step(Step::Committed);
     }
 
     /// Changes the records of a committed operation, and unlocks them.
+    #[inline]
     pub(super) fn settle(&self, member: &Member<'m>, operation: &Operation, doing: Doing, found: &Gathered) {
         let drops = matches!(doing, Doing::Set(_));
         let mut one_by_one = false;

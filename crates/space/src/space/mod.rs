@@ -76,12 +76,14 @@ pub(crate) struct Operation {
 }
 
 /// The pages of a range, if a space can hold them.
+#[inline]
 pub(crate) fn pages_of(range: PageRange) -> Option<Range<u64>> {
     let start = (range.start().as_usize() >> PAGE_SHIFT) as u64;
     let end = start + range.pages().get() as u64;
     (end <= PAGES).then_some(start..end)
 }
 
+#[inline]
 pub(crate) fn range_of(pages: &Range<u64>) -> PageRange {
     let start = VirtAddr::new((pages.start as usize) << PAGE_SHIFT);
     PageRange::new(start, PageCount::new((pages.end - pages.start) as usize))
@@ -103,12 +105,14 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         &self.frames
     }
 
+    #[inline]
     pub(crate) fn tree(&self) -> Tree<'_, 'm> {
         let root = self.spaces.roots[self.id.index()].node.load(Ordering::Relaxed);
         Tree { spaces: &self.spaces, root }
     }
 
     /// At work on the structures: returns once no recovery is on.
+    #[inline]
     pub(crate) fn enter(&self, member: &Member<'m>) {
         while !member.try_enter() {
             self.mmu.wait(member.id(), member.id());
@@ -118,6 +122,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
 
     /// Intends, and locks the slots that meet `pages`. Ends with [`finish`](Self::finish). Fails with the holder of a lock for which the
     /// MMU does not want to wait any longer.
+    #[inline]
     pub(crate) fn begin(
         &self,
         member: &mut Member<'m>,
@@ -178,6 +183,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         })
     }
 
+    #[inline]
     fn intend(&self, member: &mut Member<'m>, doing: Doing, pages: &Range<u64>) -> Owner {
         member.operation = member.operation.wrapping_add(1);
         let by = Owner { member: member.id(), generation: member.generation(), operation: member.operation };
@@ -205,12 +211,14 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     }
 
     /// Unlocks, and the operation is over.
+    #[inline]
     pub(crate) fn finish(&self, member: &Member<'m>, operation: &Operation) {
         self.tree().unlock(&member.handle, operation.by, operation.at, &operation.pages, false);
         self.over(member, operation.by);
     }
 
     /// The operation is over, and everything is unlocked.
+    #[inline]
     pub(crate) fn over(&self, member: &Member<'m>, by: Owner) {
         self.spaces.intent(by.member).finish(by.operation);
         member.exit();
