@@ -145,6 +145,7 @@ impl PageRange {
     }
 
     /// Number of bytes.
+    #[inline]
     pub const fn len_bytes(self) -> usize {
         self.pages.bytes()
     }
