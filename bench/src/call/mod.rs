@@ -7,6 +7,7 @@
 mod carried;
 mod clients;
 mod goals;
+mod idle;
 mod memory;
 mod ours;
 #[cfg(target_arch = "x86_64")]
@@ -65,6 +66,9 @@ pub fn run(report: &mut Report, options: &Options) {
     if options.wants("attributes") {
         goals::attributes(report, options);
     }
+    if options.wants("idle") {
+        idle::run(report, options);
+    }
     if options.wants("clients") {
         clients::run(report, options);
     }
@@ -92,7 +96,7 @@ fn again(arguments: &[&str]) -> Vec<f64> {
 
 /// Whether a way can be measured so.
 fn fits(way: &Way, cores: Cores) -> bool {
-    cores == Cores::Two || !way.spins
+    way.only.is_none_or(|only| only == cores)
 }
 
 fn measure(rows: &mut Rows, cores: Cores, bytes: usize, calls: usize, options: &Options) {
@@ -104,7 +108,7 @@ fn measure(rows: &mut Rows, cores: Cores, bytes: usize, calls: usize, options: &
         for way in order {
             let row = rows.entry((cores.name(), bytes, way.name)).or_default();
             // What sleeps on one core and wakes on another takes ten times as long.
-            let calls = if cores == Cores::Two && !way.spins { (calls / 4).max(20) } else { calls };
+            let calls = if cores == Cores::Two && way.only.is_none() { (calls / 4).max(20) } else { calls };
             let [min, median, p99] = case(way.name, bytes, cores, calls);
             row.min.push(min);
             row.median.push(median);
@@ -143,6 +147,7 @@ pub fn run_case(arguments: &[String]) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.split_first() {
         Some((&"attributes", rest)) => return goals::case(rest),
+        Some((&"idle", rest)) => return idle::case(rest),
         Some((&"clients", rest)) => return clients::case(rest),
         Some((&"memory", rest)) => return memory::case(rest),
         #[cfg(target_arch = "x86_64")]

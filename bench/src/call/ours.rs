@@ -108,7 +108,7 @@ pub struct Ours {
     own: Vec<u8>,
     lent: Option<Buffer>,
     answer: Vec<u8>,
-    _server: Server,
+    server: Server,
 }
 
 impl Caller for Ours {
@@ -158,10 +158,15 @@ pub fn start(bytes: usize, cores: Cores, form: Form, place: Place) -> Ours {
     let lent = (form == Form::Lend && bytes != 0).then(|| client.buffer(bytes).expect("a buffer"));
     let own = if lent.is_some() { Vec::new() } else { vec![0; bytes] };
     let attributes = Attributes { affinity, ..Attributes::default() };
-    Ours { client, portal, attributes, own, lent, answer: Vec::new(), _server: server }
+    Ours { client, portal, attributes, own, lent, answer: Vec::new(), server }
 }
 
 impl Ours {
+    /// The process of the domain.
+    pub const fn domain_pid(&self) -> i32 {
+        self.server.pid()
+    }
+
     /// The same with other attributes.
     pub fn with(mut self, attributes: Attributes) -> Self {
         self.attributes = attributes;

@@ -10,6 +10,7 @@
 
 use super::subject::{Bytes, Caller, Server, digest, digest_at, server};
 use peregrine_base::sync::{AtomicU64, AtomicUsize, Ordering, spin_loop};
+use peregrine_sys::io::yield_now;
 use peregrine_sys::rustix::event::{EventfdFlags, eventfd};
 use peregrine_sys::rustix::io::{read, write};
 use peregrine_sys::rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -81,17 +82,29 @@ impl Shared {
 }
 
 /// How the sides wait.
-enum Bell {
-    /// Each has an eventfd.
-    Events { ring: OwnedFd, wait: OwnedFd },
-    /// Each looks at a word all the time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Asleep on an eventfd.
+    Events,
+    /// Looking at a word all the time.
     Spin,
+    /// Looking at a word, and giving the core away after each look (`sched_yield`): two sides on one core take turns, and neither ever sleeps.
+    Yield,
+}
+
+/// What a side needs for it.
+enum Bell {
+    Events { ring: OwnedFd, wait: OwnedFd },
+    Spin,
+    Yield,
 }
 
 /// The bells of the client and of the server.
-fn bells(spin: bool) -> (Bell, Bell) {
-    if spin {
-        return (Bell::Spin, Bell::Spin);
+fn bells(wait: Wait) -> (Bell, Bell) {
+    match wait {
+        Wait::Spin => return (Bell::Spin, Bell::Spin),
+        Wait::Yield => return (Bell::Yield, Bell::Yield),
+        Wait::Events => {}
     }
     let new = || eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
     let (to, from) = (new(), new());
@@ -117,6 +130,11 @@ impl Bell {
             Self::Spin => {
                 while word.load(Ordering::Acquire) != value {
                     spin_loop();
+                }
+            }
+            Self::Yield => {
+                while word.load(Ordering::Acquire) != value {
+                    yield_now();
                 }
             }
         }
@@ -169,10 +187,10 @@ pub enum Form {
     Pool,
 }
 
-/// A server that waits as `spin` says and works in `form`.
-pub fn start(len: usize, cpu: usize, form: Form, spin: bool) -> Box<dyn Caller> {
+/// A server that waits as `wait` says and works in `form`.
+pub fn start(len: usize, cpu: usize, form: Form, wait: Wait) -> Box<dyn Caller> {
     let shared = Shared::new(len);
-    let (ours, theirs) = bells(spin);
+    let (ours, theirs) = bells(wait);
     let copied = form != Form::InPlace;
     let server = server(cpu, move || serve(shared, &theirs, form));
     Box::new(SharedCaller {

@@ -1,6 +1,6 @@
 //! All ways to call, by name.
 
-use super::shared::{Form, start};
+use super::shared::{Form, Wait, start};
 use super::subject::{Caller, Timed, time};
 use super::{carried, ours, peers, remote, stream};
 use peregrine_sys::process::pin_to_cpu;
@@ -52,8 +52,8 @@ pub struct Way {
     pub name: &'static str,
     /// In the table.
     pub title: &'static str,
-    /// Spins: means nothing on one processor.
-    pub spins: bool,
+    /// It means something on so many processors alone: who spins on two, who gives its core away on one.
+    pub only: Option<Cores>,
     how: How,
 }
 
@@ -84,51 +84,64 @@ pub const OURS_LEND: &str = "call-lend";
 /// On two cores, both awake.
 pub const OURS_HOT: &str = "call-hot";
 
+const BOTH: Option<Cores> = None;
+const ONE: Option<Cores> = Some(Cores::One);
+const TWO: Option<Cores> = Some(Cores::Two);
+
 const fn fresh(
     name: &'static str,
     title: &'static str,
-    spins: bool,
+    only: Option<Cores>,
     form: ours::Form,
     place: ours::Place,
 ) -> Way {
-    Way { name, title, spins, how: How::Fresh(form, place) }
+    Way { name, title, only, how: How::Fresh(form, place) }
 }
 
-const fn way(name: &'static str, title: &'static str, spins: bool, start: Start) -> Way {
-    Way { name, title, spins, how: How::Forked(start) }
+const fn way(name: &'static str, title: &'static str, only: Option<Cores>, start: Start) -> Way {
+    Way { name, title, only, how: How::Forked(start) }
 }
 
 /// Ours, and what it is compared with.
 pub const WAYS: &[Way] = &[
-    fresh(OURS, "our call", false, ours::Form::In, ours::Place::Default),
-    fresh(OURS_LEND, "our call, argument lent in place", false, ours::Form::Lend, ours::Place::Default),
-    fresh(OURS_HOT, "our call, hot on another core", true, ours::Form::In, ours::Place::Apart),
-    fresh("call-hot-lend", "our call, hot on another core, lent", true, ours::Form::Lend, ours::Place::Apart),
+    fresh(OURS, "our call", BOTH, ours::Form::In, ours::Place::Default),
+    fresh(OURS_LEND, "our call, argument lent in place", BOTH, ours::Form::Lend, ours::Place::Default),
+    fresh(OURS_HOT, "our call, hot on another core", TWO, ours::Form::In, ours::Place::Apart),
+    fresh("call-hot-lend", "our call, hot on another core, lent", TWO, ours::Form::Lend, ours::Place::Apart),
     fresh(
         "static-thread",
         "static thread over our transport",
-        false,
+        BOTH,
         ours::Form::StaticThread,
         ours::Place::Default,
     ),
-    Way { name: "carried", title: "our carried call", spins: false, how: How::World },
-    way(FLOOR, "eventfd + shared memory, in place", false, |n, cpu| start(n, cpu, Form::InPlace, false)),
-    way("eventfd-copied", "eventfd + shared memory, copied", false, |n, cpu| {
-        start(n, cpu, Form::Copied, false)
+    Way { name: "carried", title: "our carried call", only: BOTH, how: How::World },
+    way(FLOOR, "eventfd + shared memory, in place", BOTH, |n, cpu| {
+        start(n, cpu, Form::InPlace, Wait::Events)
     }),
-    way(SPINNING_FLOOR, "spinning shared memory, in place", true, |n, cpu| {
-        start(n, cpu, Form::InPlace, true)
+    way("eventfd-copied", "eventfd + shared memory, copied", BOTH, |n, cpu| {
+        start(n, cpu, Form::Copied, Wait::Events)
     }),
-    way("spin-copied", "spinning shared memory, copied", true, |n, cpu| start(n, cpu, Form::Copied, true)),
-    way("pipe", "pipe pair", false, stream::pipes),
-    way("unix", "Unix stream", false, stream::unix),
-    way("pool", "dispatcher and pool, eventfd + shared memory", false, |n, cpu| {
-        start(n, cpu, Form::Pool, false)
+    way(SPINNING_FLOOR, "spinning shared memory, in place", TWO, |n, cpu| {
+        start(n, cpu, Form::InPlace, Wait::Spin)
     }),
-    way("fresh-thread", "fresh OS thread a call", false, |n, cpu| start(n, cpu, Form::FreshThread, false)),
-    way("iceoryx2", "iceoryx2, events", false, |n, cpu| peers::iceoryx(n, cpu, peers::Notice::Event)),
-    way("iceoryx2-poll", "iceoryx2, busy poll", true, |n, cpu| peers::iceoryx(n, cpu, peers::Notice::Poll)),
-    way("ipc-channel", "ipc-channel", false, peers::ipc_channel),
-    way("tarpc", "tarpc over a Unix socket", false, remote::tarpc),
-    way("tonic", "tonic over a Unix socket", false, remote::tonic),
+    way("spin-copied", "spinning shared memory, copied", TWO, |n, cpu| {
+        start(n, cpu, Form::Copied, Wait::Spin)
+    }),
+    way("yield", "sched_yield + shared memory, in place", ONE, |n, cpu| {
+        start(n, cpu, Form::InPlace, Wait::Yield)
+    }),
+    way("pipe", "pipe pair", BOTH, stream::pipes),
+    way("unix", "Unix stream", BOTH, stream::unix),
+    way("pool", "dispatcher and pool, eventfd + shared memory", BOTH, |n, cpu| {
+        start(n, cpu, Form::Pool, Wait::Events)
+    }),
+    way("fresh-thread", "fresh OS thread a call", BOTH, |n, cpu| {
+        start(n, cpu, Form::FreshThread, Wait::Events)
+    }),
+    way("iceoryx2", "iceoryx2, events", BOTH, |n, cpu| peers::iceoryx(n, cpu, peers::Notice::Event)),
+    way("iceoryx2-poll", "iceoryx2, busy poll", TWO, |n, cpu| peers::iceoryx(n, cpu, peers::Notice::Poll)),
+    way("ipc-channel", "ipc-channel", BOTH, peers::ipc_channel),
+    way("tarpc", "tarpc over a Unix socket", BOTH, remote::tarpc),
+    way("tonic", "tonic over a Unix socket", BOTH, remote::tonic),
 ];

@@ -63,6 +63,7 @@ impl Deadline {
     }
 
     /// As it travels: nanoseconds, 0 for never.
+    #[inline]
     pub(crate) fn to_wire(this: Option<Self>) -> u64 {
         this.map_or(0, |d| d.0)
     }
@@ -80,28 +81,21 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 thread_local! {
-    /// The link that this OS thread runs, if it is an activation in a call.
+    /// The link that this OS thread runs: an activation's in a call, or its own as the home of a chain, made when it is first needed.
     static CURRENT: Cell<Option<ChainLink>> = const { Cell::new(None) };
-    /// The identity of this thread as the home of a chain, made when it is first needed.
-    static HOME: Cell<Option<ChainId>> = const { Cell::new(None) };
 }
 
 /// The link that the calling thread runs: its activation's, or its own as the home of a chain.
 #[inline]
 pub fn current() -> ChainLink {
-    CURRENT.get().unwrap_or_else(|| ChainLink { chain: home(), depth: 0, deadline: None })
-}
-
-#[inline]
-fn home() -> ChainId {
-    HOME.get().unwrap_or_else(new_home)
+    CURRENT.get().unwrap_or_else(new_home)
 }
 
 #[cold]
-fn new_home() -> ChainId {
-    let id = ChainId(random_words());
-    HOME.set(Some(id));
-    id
+fn new_home() -> ChainLink {
+    let home = ChainLink { chain: ChainId(random_words()), depth: 0, deadline: None };
+    CURRENT.set(Some(home));
+    home
 }
 
 /// Sixteen bytes of the kernel's (`getrandom(2)`): an identity that strangers can't guess.
@@ -140,13 +134,15 @@ pub(crate) struct Entered(Option<ChainLink>);
 impl Entered {
     #[inline]
     pub fn new(link: ChainLink) -> Self {
-        Self(CURRENT.replace(Some(link)))
+        // `with`: the shorthands of a key for cells handle an initial value besides, at each call.
+        Self(CURRENT.with(|current| current.replace(Some(link))))
     }
 }
 
 impl Drop for Entered {
+    #[inline]
     fn drop(&mut self) {
-        CURRENT.set(self.0);
+        CURRENT.with(|current| current.set(self.0));
     }
 }
 

@@ -67,6 +67,7 @@ impl<'a> Words<'a> {
     pub fn core(self) -> &'a AtomicU32 {
         self.0.word(CORE)
     }
+    #[inline(always)]
     fn word64(self, at: usize) -> &'a AtomicU64 {
         self.0.word64(at)
     }
@@ -284,24 +285,34 @@ impl ReplyHead {
         let status = self.status.map_or(0, |s| s as u32);
         // Relaxed: published by the store to `reply` that follows.
         words.word64(STATUS).store(u64::from(status) | u64::from(self.code) << 32, Ordering::Relaxed);
-        for (i, &len) in self.lengths.iter().enumerate().take(results) {
+        for (i, &len) in self.lengths[..results].iter().enumerate() {
             words.0.word(LENGTHS + 4 * i).store(len, Ordering::Relaxed);
         }
         words.0.word(CHARGE_ROWS).store(self.charge_rows, Ordering::Relaxed);
+    }
+
+    /// Whether it says that the call was done: for one that has no results there is nothing else to read.
+    #[inline]
+    pub fn is_done(words: Words<'_>) -> bool {
+        // Relaxed: as in `read`.
+        words.word64(STATUS).load(Ordering::Relaxed) as u32 == Status::Done as u32
     }
 
     /// A private copy, each word read once.
     #[inline]
     pub fn read(words: Words<'_>, results: usize) -> Self {
         // Relaxed: ordered by the load of `reply` that preceded.
-        let status = words.word64(STATUS).load(Ordering::Relaxed);
+        let head = words.word64(STATUS).load(Ordering::Relaxed);
+        let status = Status::from_wire(head as u32);
+        // What went wrong may be told by two numbers, whatever the results were to be.
+        let results = if status == Some(Status::Done) { results } else { results.max(2) };
         let mut lengths = [0; MAX_ARGS];
-        for (i, len) in lengths.iter_mut().enumerate().take(results) {
+        for (i, len) in lengths[..results].iter_mut().enumerate() {
             *len = words.0.word(LENGTHS + 4 * i).load(Ordering::Relaxed);
         }
         Self {
-            status: Status::from_wire(status as u32),
-            code: (status >> 32) as u32,
+            status,
+            code: (head >> 32) as u32,
             lengths,
             charge_rows: words.0.word(CHARGE_ROWS).load(Ordering::Relaxed),
         }

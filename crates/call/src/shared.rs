@@ -42,6 +42,7 @@ impl Shared {
     }
 
     /// Bytes of the mapping, a whole number of pages.
+    #[inline]
     pub const fn len_bytes(&self) -> usize {
         self.range.len_bytes()
     }

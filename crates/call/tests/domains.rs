@@ -192,6 +192,8 @@ fn a_more_urgent_caller_lends_its_priority_for_the_call() -> testkit::Outcome {
     if !process::is_root() {
         testkit::skip!("a nice value below 0 needs root or RLIMIT_NICE");
     }
+    // Whatever the tests were started with.
+    process::set_nice(0, 0).unwrap();
     let portals = |d: peregrine_call::DomainBuilder| {
         d.activations(1)
             .portal("nice", 1, |call: &mut Invocation<'_>| {

@@ -83,23 +83,27 @@ impl<'a> Guard<'a> {
     }
 
     /// Puts the line back.
+    #[inline]
     pub fn release(self) {}
 }
 
 impl Deref for Guard<'_> {
     type Target = Line;
+    #[inline]
     fn deref(&self) -> &Line {
         self.line.as_deref().expect("a guard has its line until it is dropped")
     }
 }
 
 impl DerefMut for Guard<'_> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut Line {
         self.line.as_deref_mut().expect("a guard has its line until it is dropped")
     }
 }
 
 impl Drop for Guard<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             if !line.is_over() {

@@ -28,8 +28,23 @@ impl Line {
         charge: impl FnMut(u64, u64),
     ) -> Result<(), CallError> {
         let words = self.words();
-        let head = ReplyHead::read(words, sent.count.max(2));
-        let status = head.status.ok_or(CallError::BadReply("a status that stands for nothing"))?;
+        if sent.count == 0 && !sent.charge && ReplyHead::is_done(words) {
+            return Ok(());
+        }
+        self.take_all_results(connection, sent, call)
+    }
+
+    fn take_all_results(
+        &mut self,
+        connection: &Connection,
+        sent: &Sent,
+        call: &mut Call<'_>,
+    ) -> Result<(), CallError> {
+        let words = self.words();
+        let head = ReplyHead::read(words, sent.count);
+        let Some(status) = head.status else {
+            return Err(CallError::BadReply("a status that stands for nothing"));
+        };
         if sent.charge {
             take_charges(words, connection.id, &head, charge);
         }
@@ -117,9 +132,9 @@ fn copy_out(
         at = align_argument(at);
         if let Arg::Out(into, _) | Arg::InOut(into, _) = arg {
             into.clear();
-            memory
-                .append_to(at, len as usize, into)
-                .ok_or(CallError::BadReply("results outside their memory"))?;
+            if memory.append_to(at, len as usize, into).is_none() {
+                return Err(CallError::BadReply("results outside their memory"));
+            }
         }
         at += len as usize;
     }

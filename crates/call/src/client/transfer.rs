@@ -173,7 +173,7 @@ impl Line {
         payload_at: usize,
         spilled: bool,
     ) -> Result<(), CallError> {
-        let short = CallError::BadReply("memory shorter than was agreed");
+        let short = || CallError::BadReply("memory shorter than was agreed");
         let memory =
             if spilled { self.spill.as_ref().map_or(&*self.shared, |s| &s.shared) } else { &*self.shared };
         let mut at = payload_at;
@@ -187,7 +187,7 @@ impl Line {
             let mut put = |bytes: &[u8]| {
                 let begin = align_argument(at);
                 at = begin + bytes.len();
-                memory.write(begin, bytes).ok_or(short.clone())
+                memory.write(begin, bytes).ok_or_else(short)
             };
             let descriptor = match arg {
                 Arg::None => continue,

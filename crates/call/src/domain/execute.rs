@@ -328,7 +328,7 @@ impl<'a> Executor<'a> {
         }
         let count = self.arguments.count;
         let mut total = 0usize;
-        for (slot, length) in self.arguments.slots[..count].iter_mut().zip(&mut head.lengths) {
+        for (index, slot) in self.arguments.slots[..count].iter_mut().enumerate() {
             let len = slot.result.get_mut().len();
             if len as u64 > slot.bound || len > u32::MAX as usize {
                 return if matches!(slot.kind, Some(Kind::Out | Kind::InOut)) {
@@ -337,7 +337,7 @@ impl<'a> Executor<'a> {
                     Err(malformed(about::RESULT))
                 };
             }
-            *length = len as u32;
+            head.lengths[index] = len as u32;
             total = align_argument(total) + len;
         }
         if total > 0 {
