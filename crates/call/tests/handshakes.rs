@@ -132,7 +132,7 @@ fn who_accepts_and_is_silent_or_talks_nonsense_is_unreachable() -> Outcome {
     let talks = dir.path().join("talks");
     let full = dir.path().join("full");
     let pids = [
-        other(&silent, 16, |socket| std::mem::forget(socket)),
+        other(&silent, 16, std::mem::forget),
         other(&talks, 16, |socket| {
             // A byte at a time, of what could be a welcome.
             while socket.send_bytes(&[0], None) {

@@ -108,11 +108,11 @@ pub fn complain(text: &[u8]) {
 }
 
 /// Waits until one of `fds` can be read or has hung up, a signal that `mask` lets through is handled, or the time is over. Descriptors
-/// beyond the first 64 are not looked at.
+/// beyond the first 256 are not looked at.
 ///
 /// The mask is in force for the length of the call: a signal that was held off until then and came in between ends it at once.
 pub fn wait_for_any(fds: impl Iterator<Item = RawFd>, timeout_ns: u64, mask: u64) {
-    let mut polls = [const { g::pollfd { fd: -1, events: g::POLLIN as i16, revents: 0 } }; 64];
+    let mut polls = [const { g::pollfd { fd: -1, events: g::POLLIN as i16, revents: 0 } }; 256];
     let mut count = 0;
     for (place, fd) in polls.iter_mut().zip(fds) {
         place.fd = fd;

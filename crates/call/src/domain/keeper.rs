@@ -7,6 +7,7 @@
 //! what a client may have made slow to close: see `strays.rs`.
 
 use super::Inner;
+use super::ended::Ended;
 use super::execute::terminate;
 use super::peer::{Buffers, Line, Peer};
 use super::pool::{BOUND, QUEUED};
@@ -18,7 +19,7 @@ use crate::socket::{self, FromClient, FromDomain, PROTOCOL, RecvError, Why};
 use crate::step::reach;
 use crate::strays::{self, Strays};
 use peregrine_base::Protection;
-use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::epoll::{self, EventData, EventFlags};
@@ -188,7 +189,7 @@ impl Keeper {
             credentials,
             socket,
             may_call,
-            gone: AtomicBool::new(false),
+            gone: Ended::default(),
             aside: AtomicUsize::new(0),
             lines: Mutex::default(),
             buffers: Mutex::default(),

@@ -1,6 +1,7 @@
 //! A domain: a process, or a part of one, that exports portals.
 
 mod activation;
+mod ended;
 pub(crate) mod execute;
 mod invocation;
 mod keeper;

@@ -1,10 +1,11 @@
 //! What a domain knows of one client: who it is, its lines, its buffers, and what it has used.
 
+use super::ended::Ended;
 use crate::credentials::Credentials;
 use crate::line::Words;
 use crate::memory::Lendable;
 use crate::shared::Shared;
-use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ pub(crate) struct Peer {
     /// For each portal, whether this client may call it: the rules are asked once, for credentials don't change.
     pub may_call: Vec<bool>,
     /// It hung up, died, or broke the protocol.
-    pub gone: AtomicBool,
+    pub gone: Ended,
     /// Lines with a call that wait because the client works with as many activations as it may.
     pub aside: AtomicUsize,
     pub lines: Mutex<Vec<Arc<Line>>>,
@@ -53,8 +54,7 @@ impl Buffers {
 
 impl Peer {
     pub fn is_gone(&self) -> bool {
-        // Acquire pairs with the Release in `leave`: who sees it set sees the lines taken away, if it looks.
-        self.gone.load(Ordering::Acquire)
+        self.gone.has()
     }
 
     pub fn lock_buffers(&self) -> std::sync::MutexGuard<'_, Buffers> {
@@ -72,7 +72,7 @@ impl Peer {
 
     /// Marks it gone and lets go of all it had here, but for lines that an activation still serves: those go with it.
     pub fn leave(&self) -> Vec<Arc<Line>> {
-        self.gone.store(true, Ordering::Release);
+        self.gone.end();
         *self.lock_buffers() = Buffers::default();
         std::mem::take(&mut *self.lock_lines())
     }

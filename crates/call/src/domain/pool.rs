@@ -20,9 +20,10 @@
 //! leaves. The keeper repeats a recall every millisecond until it is obeyed. A hostile client can move a sleeper to another futex, where no wake-up finds it (`FUTEX_CMP_REQUEUE`): an activation that does not obey for a while is
 //! interrupted by a signal.
 
+use super::ended::Ended;
 use super::peer::{Line, Peer};
 use super::rest::Rest;
-use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use peregrine_base::sync::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -103,7 +104,7 @@ pub(crate) struct Pool {
     /// Calls being executed, if the domain wants to be told of the last activation.
     pub running: AtomicUsize,
     pub total: AtomicUsize,
-    closing: AtomicBool,
+    closing: Ended,
     /// Activations that the domain asked for and the keeper has yet to start.
     pub asked: AtomicUsize,
     per_peer: usize,
@@ -116,7 +117,7 @@ impl Pool {
             wanted: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             total: AtomicUsize::new(0),
-            closing: AtomicBool::new(false),
+            closing: Ended::default(),
             asked: AtomicUsize::new(0),
             per_peer: per_peer.max(1),
         }
@@ -324,14 +325,14 @@ impl Pool {
     }
 
     pub fn is_closing(&self) -> bool {
-        // Acquire pairs with the Release in `close`. Not under the lock: `next` asks while it holds its own.
-        self.closing.load(Ordering::Acquire)
+        // Not under the lock: `next` asks while it holds its own.
+        self.closing.has()
     }
 
     /// Lets every activation end after the call it executes, and forgets the lines that wait for one.
     pub fn close(&self) {
         let mut state = self.lock();
-        self.closing.store(true, Ordering::Release);
+        self.closing.end();
         state.queue.clear();
         self.wanted.store(0, Ordering::Relaxed);
         for share in state.peers.values_mut() {

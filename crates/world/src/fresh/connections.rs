@@ -195,3 +195,22 @@ impl Connections {
         self.places.iter().flatten().flat_map(Connection::descriptors)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_opened_than_can_be_closed() {
+        let mut connections = Connections::default();
+        let path = Path::new("/nowhere/at/all");
+        let full = connections.to(path, MOST_CALL_FDS - FOR_A_CALL + 1);
+        assert!(matches!(full, Err(FreshCallError::TooMany { most: MOST_CALL_FDS, .. })), "{full:?}");
+        assert_eq!(connections.to(path, MOST_CALL_FDS - FOR_A_CALL), Ok(0));
+        // It is in nobody's use yet, so it makes way for another.
+        let other = Path::new("/nowhere/else");
+        assert_eq!(connections.to(other, MOST_CALL_FDS - FOR_A_CALL + 1), Ok(0));
+        connections.get(0).unwrap().flights = 1;
+        assert!(connections.to(path, MOST_CALL_FDS - FOR_A_CALL + 1).is_err());
+    }
+}
