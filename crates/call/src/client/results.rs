@@ -31,7 +31,7 @@ impl Line {
         if sent.count == 0 && !sent.charge && ReplyHead::is_done(words) {
             return Ok(());
         }
-        self.take_all_results(connection, sent, call)
+        self.take_all_results(connection, sent, call, charge)
     }
 
     fn take_all_results(
@@ -39,6 +39,7 @@ impl Line {
         connection: &Connection,
         sent: &Sent,
         call: &mut Call<'_>,
+        charge: impl FnMut(u64, u64),
     ) -> Result<(), CallError> {
         let words = self.words();
         let head = ReplyHead::read(words, sent.count);
