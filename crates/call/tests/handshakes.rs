@@ -1,6 +1,6 @@
 //! Domains that are stopped, or do not answer, or answer other things: nobody waits for them longer than he said, in any phase of a call.
 
-use peregrine_call::{Call, CallError, Client, Deadline, Invocation};
+use peregrine_call::{Call, CallError, Client, Deadline, Invocation, Limits};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::rustix;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -123,6 +123,32 @@ fn a_large_call_to_a_stopped_domain_ends_with_its_deadline() -> Outcome {
         client.call(nothing, Call::new().give(peregrine_call::Gift::new(4096).unwrap())).unwrap();
         drop(client.buffer(4096).unwrap());
     }
+    Outcome::Passed
+}
+
+fn gifts_of_calls_that_come_too_late_are_not_kept() -> Outcome {
+    let limits = Limits { buffers: 4, ..Limits::default() };
+    let served = serve(|d| {
+        d.activations(1).limits(limits).portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())).portal(
+            "slow",
+            1,
+            |_: &mut Invocation<'_>| {
+                std::thread::sleep(Duration::from_millis(60));
+                Ok(())
+            },
+        )
+    });
+    let client = served.connect();
+    let (nothing, slow) = (client.portal("nothing", 1).unwrap(), client.portal("slow", 1).unwrap());
+    for _ in 0..12 {
+        let first = client.start(slow, Call::new()).unwrap();
+        let gift = peregrine_call::Gift::new(4096).unwrap();
+        let late = client.call(nothing, Call::new().give(gift).deadline(within(20)));
+        // On a machine that is busy with other things it may come in time.
+        assert!(matches!(late, Err(CallError::Deadline) | Ok(())), "{late:?}");
+        first.wait().unwrap();
+    }
+    client.call(nothing, Call::new().give(&[1, 2, 3][..])).unwrap();
     Outcome::Passed
 }
 
@@ -261,6 +287,7 @@ fn main() -> std::process::ExitCode {
         who_is_stopped_is_unreachable_and_serves_on_afterwards,
         one_caller_that_gives_up_takes_nothing_from_the_others,
         a_large_call_to_a_stopped_domain_ends_with_its_deadline,
+        gifts_of_calls_that_come_too_late_are_not_kept,
         who_accepts_and_is_silent_or_talks_nonsense_is_unreachable,
         results_without_end_are_neither_kept_nor_waited_for,
         a_pipe_that_would_block_does_not_block_its_caller,

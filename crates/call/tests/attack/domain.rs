@@ -273,7 +273,7 @@ pub fn use_it(path: &Path, rng: &mut Rng) -> [usize; 3] {
         };
         let took = begun.elapsed();
         // The rest is for a machine that is busy with other things.
-        assert!(took < limit + Duration::from_millis(500), "{took:?}: {outcome:?}");
+        assert!(took < limit + Duration::from_secs(10), "{took:?}: {outcome:?}");
         assert!(out.len() <= bound && inout.len() <= 50, "results beyond what was declared");
         match outcome {
             Ok(()) => ended[0] += 1,
@@ -293,7 +293,10 @@ fn back_to(before: (usize, usize), what: &str) {
         if now.1 == before.1 && (before.0..=before.0 + 1).contains(&now.0) {
             return;
         }
-        assert!(begun.elapsed() < Duration::from_secs(5), "{what} left something: {before:?} became {now:?}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{what} left something: {before:?} became {now:?}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -124,6 +124,27 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// Connected, and made welcome.
+    pub fn greeted(path: &Path) -> Option<Self> {
+        let socket = Self::connect(path)?;
+        match socket.ask(&FromClient::Hello { protocol: 1 }, None)? {
+            (FromDomain::Welcome { .. }, _) => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// A line, all of it, and its descriptor.
+    pub fn open_line(&self) -> Option<(Memory, OwnedFd)> {
+        match self.ask(&FromClient::OpenLine, None)? {
+            (FromDomain::Line { len_bytes, .. }, Some(fd)) => {
+                Some((Memory::map(&fd, len_bytes as usize)?, fd))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// A mapping to do anything to.
 pub struct Memory(pub PageRange);
 

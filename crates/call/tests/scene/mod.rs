@@ -165,3 +165,10 @@ pub fn reap(pid: i32) -> Option<i32> {
     let status = waitpid(Some(Pid::from_raw(pid).unwrap()), WaitOptions::empty()).unwrap().unwrap().1;
     status.exit_status()
 }
+
+/// Waits until there is a file at `path`.
+pub fn wait_for(path: &Path) {
+    while !path.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

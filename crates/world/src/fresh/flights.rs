@@ -11,220 +11,19 @@
 //! again later, in growing intervals, while the node runs what it has. A call that can be sent at once lends the thread's own memory to
 //! it; what is set up outlasts the moment that this memory is in place, so it has a copy.
 
-use super::connections::{Connection, Connections, MOST_FLIGHTS, PATIENCE, Waiter};
-use super::{AGAIN, DONE, FAILED, FreshCallError, MOST_ARGUMENTS, NO_ROOM, Piece, Portal, Request};
+use super::connections::{Connections, MOST_FLIGHTS, Waiter};
+use super::flight::Flight;
+use super::{AGAIN, DONE, FAILED, FreshCallError, NO_ROOM, Request};
 use crate::arena;
 use crate::control::{NONE, node, record, state, wait};
 use crate::local::{Action, Local};
 use crate::sched;
 use peregrine_base::sync::Ordering;
-use peregrine_call::chain::Caller;
-use peregrine_call::{Call, CallError, Deadline, Finding, Gift, Pending};
+use peregrine_call::{CallError, Deadline, Pending};
 use peregrine_sys::signal;
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::preempt::SIG_RESET;
 use std::os::fd::{AsFd, AsRawFd};
-
-/// How often a call without news is looked at for its deadline or its domain's death, in ns.
-const LOOK_NS: u64 = 10_000_000;
-/// How soon a call that is being set up is looked at again, at first.
-const SOON_NS: u64 = 50_000;
-
-/// What a call borrows beyond the memory of its thread. The box is leaked while the call is under way and taken back when it ends.
-#[derive(Default)]
-struct Home {
-    /// Copies of what goes in, if the call could not be sent at once.
-    inputs: [Vec<u8>; MOST_ARGUMENTS],
-    /// One for each argument that is a result, in their order.
-    results: [Vec<u8>; MOST_ARGUMENTS],
-}
-
-/// A call under way.
-struct Flight {
-    slot: u32,
-    connection: usize,
-    home: *mut Home,
-    stage: Stage,
-    deadline: Option<Deadline>,
-    begun: u64,
-    look_at: u64,
-}
-
-enum Stage {
-    /// There is no connection yet, or nobody knows the portal's number.
-    Finding {
-        name: String,
-        version: u64,
-        finding: Option<Finding>,
-        caller: Caller,
-        call: Call<'static>,
-    },
-    Under(Pending<'static>),
-    /// It could not even be begun.
-    Failed(CallError),
-    Over,
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        // The call, which borrows the rest, first.
-        self.stage = Stage::Over;
-        // SAFETY: made by `Box::into_raw` for this flight alone.
-        drop(unsafe { Box::from_raw(self.home) });
-    }
-}
-
-impl Flight {
-    /// The call, if it has been sent or is about to be.
-    const fn pending(&self) -> Option<&Pending<'static>> {
-        match &self.stage {
-            Stage::Under(pending) => Some(pending),
-            _ => None,
-        }
-    }
-
-    fn is_sent(&self) -> bool {
-        self.pending().is_some_and(Pending::is_sent)
-    }
-
-    /// Goes on with it; the outcome, if there is one. Never waits.
-    fn advance(&mut self, connections: &mut Connections, now: u64) -> Option<Result<(), CallError>> {
-        let outcome = self.step(connections).transpose();
-        let since = now.saturating_sub(self.begun);
-        if outcome.is_some() || self.is_sent() {
-            self.look_at = now + LOOK_NS;
-            return outcome;
-        }
-        if self.deadline.is_some_and(|d| d.left().is_none()) {
-            return Some(Err(CallError::Deadline));
-        }
-        // A call that waits for another's line is waiting for no answer of the domain's.
-        if self.pending().is_none_or(Pending::awaits_answer) {
-            if since > PATIENCE.as_nanos() as u64 {
-                let at = connections.get(self.connection).map(|c| c.path().to_owned()).unwrap_or_default();
-                let reason = format!("it has not answered for {PATIENCE:?}; the call was not sent");
-                return Some(Err(CallError::Unreachable { at, reason }));
-            }
-        } else {
-            self.begun = now;
-        }
-        self.look_at = now + (since / 4).clamp(SOON_NS, LOOK_NS);
-        None
-    }
-
-    fn step(&mut self, connections: &mut Connections) -> Result<Option<()>, CallError> {
-        if let Stage::Finding { name, version, finding, .. } = &mut self.stage {
-            let Some(connection) = connections.get(self.connection) else {
-                return Err(CallError::DomainDied);
-            };
-            if let Some(found) = finding.as_mut().and_then(Finding::try_finish) {
-                connection.learn(name, *version, found?);
-                *finding = None;
-            }
-            let portal = connection.portal(name, *version);
-            let Some(client) = connection.client()? else { return Ok(None) };
-            let Some(portal) = portal else {
-                if finding.is_none() {
-                    // It is asked for at the next look.
-                    *finding = Some(client.look_for(name, *version)?);
-                }
-                return match finding.as_mut().and_then(Finding::try_finish) {
-                    Some(Err(e)) => Err(e),
-                    Some(Ok(id)) => {
-                        connection.learn(name, *version, id);
-                        *finding = None;
-                        Ok(None)
-                    }
-                    None => Ok(None),
-                };
-            };
-            let client = client.clone();
-            if let Stage::Finding { caller, call, .. } = std::mem::replace(&mut self.stage, Stage::Over) {
-                self.stage = Stage::Under(client.start_for(caller, portal, call)?);
-            }
-        }
-        match &mut self.stage {
-            Stage::Under(pending) => pending.try_finish().transpose(),
-            Stage::Failed(e) => Err(e.clone()),
-            Stage::Finding { .. } | Stage::Over => Ok(None),
-        }
-    }
-
-    /// Sends the call that `request` asks for, if nothing is missing; otherwise copies what it needs.
-    ///
-    /// # Safety
-    /// The memory that `request` names is in place.
-    unsafe fn prepare(
-        &mut self,
-        connection: &mut Connection,
-        request: &Request,
-        portal: &Portal,
-    ) -> Result<(), CallError> {
-        let known = connection.portal(&portal.name, portal.version);
-        if let (Some(client), Some(id)) = (connection.client()?, known)
-            && !request.gives()
-        {
-            // SAFETY: as promised. What is sent does not look at the arguments again.
-            let call = unsafe { self.call(request, false) }?;
-            if let Ok(pending) = client.start_at_once(request.caller, id, call)? {
-                self.stage = Stage::Under(pending);
-                self.look_at = self.begun + LOOK_NS;
-                return Ok(());
-            }
-        }
-        // SAFETY: as promised, for the moment in which it is copied.
-        let call = unsafe { self.call(request, true) }?;
-        let (name, version) = (portal.name.clone(), portal.version);
-        self.stage = Stage::Finding { name, version, finding: None, caller: request.caller, call };
-        Ok(())
-    }
-
-    /// The call that `request` asks for, of the thread's memory or of copies of it.
-    ///
-    /// # Safety
-    /// That memory is in place; and without `copied` the call is not looked at when it is not any more. The last one that this returned is
-    /// gone.
-    unsafe fn call(&mut self, request: &Request, copied: bool) -> Result<Call<'static>, CallError> {
-        // SAFETY: taken back by the flight's drop, after the call that borrows it.
-        let Home { inputs, results } = unsafe { &mut *self.home };
-        let (mut inputs, mut results) = (inputs.iter_mut(), results.iter_mut());
-        let mut call = Call::new().attributes(request.attributes);
-        for piece in &request.pieces[..request.count] {
-            let mut result = || {
-                let result = results.next().expect("one an argument");
-                result.clear();
-                result
-            };
-            // SAFETY: the thread's memory, in place as promised.
-            let bytes = |(at, len): (*const u8, usize)| unsafe { core::slice::from_raw_parts(at, len) };
-            let mut input = |piece| -> &'static [u8] {
-                if !copied {
-                    return bytes(piece);
-                }
-                let copy = inputs.next().expect("one an argument");
-                copy.clear();
-                copy.extend_from_slice(bytes(piece));
-                copy
-            };
-            call = match *piece {
-                Piece::Input(at) => call.input(input(at)),
-                Piece::Lent(at) => call.lend(input(at)),
-                Piece::Output(most) => call.output(result(), most),
-                Piece::InOut(at, most) => {
-                    let home = result();
-                    home.extend_from_slice(bytes(at));
-                    call.inout(home, most)
-                }
-                Piece::Given(at) => {
-                    let mut gift = Gift::new(at.1)?;
-                    gift.copy_from_slice(bytes(at));
-                    call.give(gift)
-                }
-            };
-        }
-        Ok(call)
-    }
-}
 
 /// The connections and flights of a node; in the process's heap.
 #[derive(Default)]
@@ -289,14 +88,8 @@ impl Flights {
             return Ok(());
         }
         connection.flights += 1;
-        let home = Box::into_raw(Box::<Home>::default());
-        let (begun, stage) = (monotonic_ns(), Stage::Over);
-        // Looked at once more at once, unless it was sent.
-        let mut flight = Flight { slot, connection: at, home, stage, deadline, begun, look_at: 0 };
         // SAFETY: as promised.
-        if let Err(e) = unsafe { flight.prepare(connection, request, portal) } {
-            flight.stage = Stage::Failed(e);
-        }
+        let flight = unsafe { Flight::begin(slot, at, connection, request, portal, deadline) };
         self.flights.push(flight);
         Ok(())
     }
@@ -384,9 +177,7 @@ pub fn finish(l: &mut Local, index: u32) {
         let charges = flight.pending().map_or(&[][..], Pending::charges);
         match outcome {
             Ok(()) => {
-                // SAFETY: the call has ended: nobody else has the results.
-                let results = unsafe { &(*flight.home).results };
-                answer(l, index, flight.slot, DONE, &done(charges, results));
+                answer(l, index, flight.slot, DONE, &done(charges, flight.results()));
             }
             Err(e) => fail(l, index, flight.slot, e.into()),
         }

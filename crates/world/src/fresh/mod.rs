@@ -25,6 +25,7 @@
 
 mod connections;
 mod error;
+mod flight;
 mod flights;
 
 pub use error::FreshCallError;
