@@ -20,7 +20,6 @@ use std::os::fd::AsFd;
 
 impl Line {
     /// Reads what came of a call whose reply is there.
-    #[inline]
     pub fn take_results(
         &mut self,
         connection: &Connection,
@@ -31,16 +30,6 @@ impl Line {
         if sent.count == 0 && !sent.charge && ReplyHead::is_done(words) {
             return Ok(());
         }
-        self.take_all_results(connection, sent, call)
-    }
-
-    fn take_all_results(
-        &mut self,
-        connection: &Connection,
-        sent: &Sent,
-        call: &mut Call<'_>,
-    ) -> Result<(), CallError> {
-        let words = self.words();
         let head = ReplyHead::read(words, sent.count);
         let Some(status) = head.status else {
             return Err(CallError::BadReply("a status that stands for nothing"));
