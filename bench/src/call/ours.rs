@@ -11,7 +11,7 @@
 use super::subject::{Bytes, Caller, Server, digest, server};
 use super::ways::Cores;
 use peregrine_call::{
-    Affinity, Attributes, Buffer, Call, Client, Domain, DomainBuilder, Failure, Invocation, PortalId,
+    Affinity, Attributes, Buffer, Call, Client, Domain, DomainBuilder, Failure, Invocation, Limits, PortalId,
     socket_pair,
 };
 use peregrine_sys::process::{CpuSet, pin_to_cpu};
@@ -88,8 +88,8 @@ fn with_static_thread(builder: DomainBuilder) -> DomainBuilder {
 }
 
 /// Serves the portal `digest` on a socket of a pair, for ever.
-pub fn serve(socket: std::os::fd::OwnedFd, form: Form) {
-    let builder = Domain::builder().name("bench").activations(2);
+pub fn serve(socket: std::os::fd::OwnedFd, form: Form, limits: Limits) {
+    let builder = Domain::builder().name("bench").activations(2).limits(limits);
     let builder = match form {
         Form::StaticThread => with_static_thread(builder),
         _ => builder.portal("digest", 1, work),
@@ -137,6 +137,11 @@ impl Caller for Ours {
 
 /// Starts a domain and connects to it.
 pub fn start(bytes: usize, cores: Cores, form: Form, place: Place) -> Ours {
+    start_with(bytes, cores, form, place, Limits::default())
+}
+
+/// As [`start`], with limits of the domain.
+pub fn start_with(bytes: usize, cores: Cores, form: Form, place: Place, limits: Limits) -> Ours {
     assert!(bytes <= ROOM);
     let (ours, theirs) = cores.processors();
     let all = CpuSet::current().expect("a set of processors");
@@ -149,7 +154,7 @@ pub fn start(bytes: usize, cores: Cores, form: Form, place: Place) -> Ours {
             // It may go where it will: that is for its calls to say.
             all.bind().expect("all processors");
         }
-        serve(socket_of_domain, form);
+        serve(socket_of_domain, form, limits);
     });
     pin_to_cpu(ours).expect("a processor");
     let client = Client::over(socket).expect("a connection");

@@ -69,8 +69,11 @@ impl Patience {
         is_there: impl Fn() -> bool,
         must_go: impl Fn() -> bool,
     ) -> bool {
+        if most_ns == 0 {
+            return false;
+        }
         let begun = clock();
-        if !self.allows(begun) || most_ns == 0 {
+        if !self.allows(begun) {
             return false;
         }
         let mut before = begun;

@@ -6,6 +6,7 @@ use crate::line::Words;
 use crate::look::Patience;
 use crate::shared::Shared;
 use peregrine_base::sync::Ordering;
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub(crate) struct Line {
     /// The number of the last call made on it; the shared words are not asked what we did ourselves.
     pub call: u32,
     /// What this side knows of looking for a reply on a shared core.
-    pub patience: Patience,
+    pub patience: Cell<Patience>,
     /// Where arguments and results go that are too large for the line.
     pub spill: Option<Spill>,
     /// Bytes of the largest results that came in memory of their own.
@@ -47,7 +48,7 @@ impl Line {
             spill: None,
             grown: 0,
             pipe: None,
-            patience: Patience::default(),
+            patience: Cell::default(),
             due: None,
             owes_ring: false,
         })

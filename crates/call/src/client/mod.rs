@@ -108,7 +108,7 @@ impl Client {
         let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         let mut line = self.0.acquire(deadline)?;
         let sent = line.send(&self.0, portal, &mut call, caller, false)?;
-        wait::for_reply(&self.0, &mut line, &sent)?;
+        wait::for_reply(&self.0, &line, &sent)?;
         let outcome = line.take_results(&self.0, &sent, &mut call, crate::usage::add);
         line.release();
         outcome

@@ -19,7 +19,6 @@ use std::os::fd::AsFd;
 
 impl Line {
     /// Reads what came of a call whose reply is there; `charge` is told what it cost, by domain, if it is charged.
-    #[inline]
     pub fn take_results(
         &mut self,
         connection: &Connection,
@@ -31,17 +30,6 @@ impl Line {
         if sent.count == 0 && !sent.charge && ReplyHead::is_done(words) {
             return Ok(());
         }
-        self.take_all_results(connection, sent, call, charge)
-    }
-
-    fn take_all_results(
-        &mut self,
-        connection: &Connection,
-        sent: &Sent,
-        call: &mut Call<'_>,
-        charge: impl FnMut(u64, u64),
-    ) -> Result<(), CallError> {
-        let words = self.words();
         let head = ReplyHead::read(words, sent.count);
         let Some(status) = head.status else {
             return Err(CallError::BadReply("a status that stands for nothing"));

@@ -36,7 +36,7 @@ const WATCHED_SLICE: Duration = Duration::from_secs(1);
 
 /// Returns when the reply is there. After an error the call may still be under way: the line is not to be reused.
 #[inline]
-pub(crate) fn for_reply(connection: &Arc<Connection>, line: &mut Line, sent: &Sent) -> Result<(), CallError> {
+pub(crate) fn for_reply(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), CallError> {
     reach("client: waits");
     let apart = sent.attributes.affinity == Affinity::Apart;
     if shares_its_core(line, sent) {
@@ -96,11 +96,11 @@ fn shares_its_core(line: &Line, sent: &Sent) -> bool {
 }
 
 /// Gives the core to the activation until the reply is there, for a moment; whether it came.
-fn share(line: &mut Line) -> bool {
-    let mut patience = line.patience;
+fn share(line: &Line) -> bool {
+    let mut patience = line.patience.get();
     let give_way = peregrine_sys::io::yield_now;
     let there = patience.look(SPIN.as_nanos() as u64, now_ns, give_way, || line.is_over(), || false);
-    line.patience = patience;
+    line.patience.set(patience);
     there
 }
 
