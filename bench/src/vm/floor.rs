@@ -1,11 +1,11 @@
 //! The floor of DIRTY: the same first writes and the same takes by bare system calls, on the same pages.
 
 use super::raw::{self, Bare};
-use super::{Way, dirty};
+use super::{Kind, Way, dirty};
 use crate::measure::time_ns;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
-use peregrine_vm::{DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Tracker};
+use peregrine_vm::{DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Tracker, VirtAddr};
 use std::sync::Arc;
 
 /// `PAGEMAP_SCAN` in a loop.
@@ -42,12 +42,12 @@ impl Scan {
 /// What a tracker comes down to.
 pub enum Floor {
     Scan(Scan),
-    /// A handler that opens the page, and no books: the runs to be protected again are known beforehand. Inline it stands in for
-    /// the tracker's own handler, on the tracker's pages, which are all protected again before that one runs again; a pager has
-    /// an alias and a descriptor of its own.
+    /// A handler that notes the page in a byte of its own and opens it; a take looks for the bytes that are set. Inline it stands
+    /// in for the tracker's own handler, on the tracker's pages, which are all protected again before that one runs again; a
+    /// pager has an alias and a descriptor of its own, and lifts and wakes in two calls, as one that keeps books has to.
     Trapping {
         bare: Bare,
-        runs: Vec<PageRange>,
+        books: Mapping,
     },
     Compare {
         now: Vec<u8>,
@@ -56,8 +56,8 @@ pub enum Floor {
 }
 
 impl Floor {
-    /// For the pages `dirty` of `memory`, which `tracker` tracks.
-    pub fn new(mechanism: DirtyMechanism, memory: &Arc<Mapping>, tracker: &Tracker, dirty: &[usize]) -> Self {
+    /// For `memory`, which `tracker` tracks.
+    pub fn new(mechanism: DirtyMechanism, memory: &Arc<Mapping>, tracker: &Tracker) -> Self {
         let unit = PageCount::new(1);
         let way = match mechanism {
             DirtyMechanism::AsyncWriteProtect => return Self::Scan(Scan::of(memory)),
@@ -77,29 +77,23 @@ impl Floor {
         } else {
             Bare::beside(way, tracker.userfaultfd(), memory, unit)
         };
-        let mut sorted = dirty.to_vec();
-        sorted.sort_unstable();
-        let mut runs: Vec<PageRange> = Vec::new();
-        for page in sorted {
-            let page = bare.memory.pages(page, 1).expect("in bounds");
-            match runs.last_mut() {
-                Some(last) if last.end() == page.start() => {
-                    *last = PageRange::new(last.start(), PageCount::new(last.pages().get() + 1));
-                }
-                _ => runs.push(page),
-            }
-        }
-        Self::Trapping { bare, runs }
+        let books = Kind::Anonymous.make(PageCount::for_bytes(memory.range().pages().get()));
+        Self::Trapping { bare, books }
     }
 
     /// Writes the pages, which are clean; ns a page.
     pub fn write(&mut self, memory: &Mapping, pages: &[usize]) -> f64 {
         let ns = match self {
             Self::Scan(_) => time_ns(|| dirty::write_pages(memory, pages, 1)),
-            Self::Trapping { bare, .. } => {
+            Self::Trapping { bare, books } => {
                 bare.aim();
+                raw::BOOKS.store(books.range().start().as_usize(), Ordering::Relaxed);
                 raw::IDLE.store(0, Ordering::Relaxed);
-                raw::with_handler(|| time_ns(|| dirty::write_pages(&bare.memory, pages, 1)))
+                raw::LIFT_QUIETLY.store(true, Ordering::Relaxed);
+                let ns = raw::with_handler(|| time_ns(|| dirty::write_pages(&bare.memory, pages, 1)));
+                raw::LIFT_QUIETLY.store(false, Ordering::Relaxed);
+                raw::BOOKS.store(0, Ordering::Relaxed);
+                ns
             }
             Self::Compare { now, .. } => time_ns(|| pages.iter().for_each(|page| now[page * PAGE_SIZE] = 1)),
         };
@@ -112,12 +106,35 @@ impl Floor {
             Self::Scan(scan) => time_ns(|| {
                 std::hint::black_box(scan.take());
             }),
-            Self::Trapping { bare, runs } => time_ns(|| runs.iter().for_each(|run| bare.close(*run))),
+            Self::Trapping { bare, books } => time_ns(|| take_noted(bare, books)),
             Self::Compare { now, shadow } => time_ns(|| {
                 let same =
                     now.chunks_exact(PAGE_SIZE).zip(shadow.chunks_exact(PAGE_SIZE)).filter(|(a, b)| a == b);
                 std::hint::black_box(same.count());
             }),
         }
+    }
+}
+
+/// Clears each run of bytes that are set, and protects its pages.
+fn take_noted(bare: &Bare, books: &Mapping) {
+    let pages = bare.memory.range().pages().get();
+    let byte = |page: usize| books.range().start().as_ptr::<u8>().wrapping_add(page);
+    // SAFETY: `page` is below `pages`, so in the books, which are behind no reference.
+    let is_set = |page: usize| unsafe { byte(page).read_volatile() } != 0;
+    let mut at = 0;
+    while at < pages {
+        if !is_set(at) {
+            at += 1;
+            continue;
+        }
+        let start = at;
+        while at < pages && is_set(at) {
+            // SAFETY: as above.
+            unsafe { byte(at).write_volatile(0) };
+            at += 1;
+        }
+        let first = VirtAddr::new(bare.memory.range().start().as_usize() + start * PAGE_SIZE);
+        bare.close(PageRange::new(first, PageCount::new(at - start)));
     }
 }

@@ -1,6 +1,6 @@
 //! The floor: the same work by bare system calls and a bare signal handler, as a careful C program would do it.
 
-use peregrine_base::sync::{AtomicI32, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, Frame, SIGBUS, SIGSEGV};
 use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd, UffdRef};
 use peregrine_sys::{guard, mem};
@@ -20,7 +20,11 @@ static START: AtomicUsize = AtomicUsize::new(0);
 pub static IDLE: AtomicUsize = AtomicUsize::new(0);
 /// Appel1: the unit to protect next, or 0 for none.
 pub static LAST: AtomicUsize = AtomicUsize::new(0);
+/// A pager's: lift first, wake after it, as whoever has books to close between the two must.
+pub static LIFT_QUIETLY: AtomicBool = AtomicBool::new(false);
 pub static REPROTECT: AtomicUsize = AtomicUsize::new(0);
+/// Where a byte for each unit is set when it is opened, or 0: what a program that wants to know what was written keeps.
+pub static BOOKS: AtomicUsize = AtomicUsize::new(0);
 static SOURCE: AtomicUsize = AtomicUsize::new(0);
 
 /// In the handler there is nobody to tell.
@@ -40,6 +44,15 @@ unsafe fn set(way: usize, fd: i32, range: PageRange, access: Protection) {
             GUARD => ignore(guard::install(range)),
             _ => ignore(mem::protect(range, access)),
         }
+    }
+}
+
+/// Notes that a unit was opened, if books are kept.
+fn note(unit: usize) {
+    let books = BOOKS.load(Ordering::Relaxed);
+    if books != 0 {
+        // SAFETY: a byte for every unit of what is aimed at lies there (`Floor::write`).
+        unsafe { VirtAddr::new(books + unit).as_ptr::<u8>().write_volatile(1) };
     }
 }
 
@@ -88,6 +101,7 @@ unsafe extern "C" fn on_signal(_: i32, info: *mut c_void, context: *mut c_void) 
                         set(way, fd, other, closed(way));
                     }
                 }
+                note((unit - start) / unit_bytes);
                 set(way, fd, range, Protection::ReadWrite);
             }
         }
@@ -196,7 +210,14 @@ impl Bare {
                                 ignore(uffd.write_protect(PageRange::new(VirtAddr::new(last), unit), true));
                             }
                         }
-                        ignore(uffd.write_protect(PageRange::new(VirtAddr::new(at), unit), false));
+                        note((at - start) / unit.bytes());
+                        let opened = PageRange::new(VirtAddr::new(at), unit);
+                        if LIFT_QUIETLY.load(Ordering::Relaxed) {
+                            ignore(uffd.lift_without_waking(opened));
+                            ignore(uffd.wake(opened));
+                        } else {
+                            ignore(uffd.write_protect(opened, false));
+                        }
                     }
                 }
             }

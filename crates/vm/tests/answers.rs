@@ -144,10 +144,46 @@ fn a_poisoned_page_is_a_bus_error_that_the_inline_handler_sees() -> Outcome {
     Outcome::Passed
 }
 
+fn a_pager_that_panics_denies_one_access_and_serves_those_that_came_with_it() -> Outcome {
+    let caps = Capabilities::probe();
+    need!(caps, UserfaultfdKernelFaults, MissingShared, Poison);
+    const BAD: usize = 3;
+    let memory = Arc::new(Mapping::memfd(PageCount::new(8)).unwrap());
+    let panics = Arc::new(AtomicUsize::new(0));
+    let seen = panics.clone();
+    let handler = move |trap: &Trap<'_>| {
+        // Meanwhile the others come, so that the next read brings several.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        if trap.page_index() == BAD {
+            seen.fetch_add(1, Ordering::SeqCst);
+            panic!("on purpose");
+        }
+        trap.decide(trap.region().fill_zero(trap.page(), Protection::ReadWrite))
+    };
+    let builder = Region::builder(memory.clone()).traps_absent(true).traps_writes(false);
+    let region = builder.pager(handler).build(&caps).unwrap();
+    for round in 1..=3 {
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let memory = &memory;
+                scope.spawn(move || match n {
+                    // A system call is told by its result, and no signal comes.
+                    BAD => assert!(common::read_into(memory, BAD * PAGE_SIZE).is_err()),
+                    _ => assert_eq!(memory.bytes().load_u8(n * PAGE_SIZE).unwrap(), 0),
+                });
+            }
+        });
+        assert_eq!(panics.load(Ordering::SeqCst), round);
+        region.evict(memory.range()).unwrap();
+    }
+    Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         a_denied_pager_trap_is_a_bus_error_in_the_toucher,
         helper_denied_by_a_pager_without_poison,
+        a_pager_that_panics_denies_one_access_and_serves_those_that_came_with_it,
         a_denied_write_to_a_protected_page_is_a_bus_error_too,
         frames_move_without_a_copy_and_pages_come_from_their_object,
         a_poisoned_page_is_a_bus_error_that_the_inline_handler_sees,

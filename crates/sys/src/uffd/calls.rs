@@ -253,7 +253,7 @@ impl<'a> UffdRef<'a> {
     /// Reads the next messages without blocking; returns how many of `into` were written.
     ///
     /// # Errors
-    /// EAGAIN: none waits; with [`Features::SIGBUS`] always so.
+    /// EAGAIN: none waits; with [`Features::SIGBUS`](super::Features::SIGBUS) always so.
     #[inline]
     pub fn read(self, into: &mut [MaybeUninit<Message>]) -> Result<usize, Errno> {
         const { assert!(size_of::<Message>() == size_of::<g::uffd_msg>()) };

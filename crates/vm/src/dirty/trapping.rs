@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// The handler. Trap code: allocates nothing, locks nothing, panics never (S3).
+#[inline(always)]
 fn on_write(words: &Words, trap: &Trap<'_>) -> Decision {
     if trap.access() != Access::Write {
         // Tracking stops writes only: a read that fails is somebody else's trouble (a short file, a hole).

@@ -51,7 +51,7 @@ impl Words {
     }
 
     /// The handler: `page` was written. The calls say whether they succeeded.
-    #[inline]
+    #[inline(always)]
     pub fn on_write(
         &self,
         page: usize,
@@ -133,6 +133,7 @@ impl Words {
     }
 }
 
+#[inline]
 fn enter(word: &AtomicU16) {
     // SeqCst on all of these: the taker's "clear, then protect" and this "mark, then lift" order two kernel calls by these
     // words; each call is a full barrier on x86-64, but nothing promises that for others.
@@ -140,6 +141,7 @@ fn enter(word: &AtomicU16) {
     word.fetch_or(DIRTY, Ordering::SeqCst);
 }
 
+#[inline]
 fn leave(word: &AtomicU16) {
     word.fetch_sub(1, Ordering::SeqCst);
 }

@@ -141,6 +141,7 @@ pub trait PagerHandler: Send + 'static {
 }
 
 impl<F: FnMut(&Trap<'_>) -> Decision + Send + 'static> PagerHandler for F {
+    #[inline]
     fn on_trap(&mut self, trap: &Trap<'_>) -> Decision {
         self(trap)
     }

@@ -153,7 +153,9 @@ impl Operations {
     ///
     /// # Errors
     /// [`RegionError`]; ranges before the one that failed are done.
-    #[inline]
+    // Into the handler itself, as all that it calls: where the kernel returns by way of "safe RET", it leaves nothing in the
+    // processor's return stack that a caller from before a system call could be predicted by, and half a microsecond goes by.
+    #[inline(always)]
     pub fn protect(&self, ranges: &[PageRange], access: Protection) -> Result<(), RegionError> {
         let mut rest = ranges;
         while let [first, after @ ..] = rest {
@@ -172,6 +174,7 @@ impl Operations {
     }
 
     /// As [`Operations::unprotect`], leaving the pager's touchers asleep, so that its books can be closed first.
+    #[inline(always)]
     pub(crate) fn unprotect_quietly(&self, page: VirtAddr) -> Result<(), RegionError> {
         if self.mechanism != Mechanism::Pager {
             return self.unprotect(page);
@@ -184,23 +187,20 @@ impl Operations {
     ///
     /// # Errors
     /// [`RegionError`].
-    #[inline]
+    #[inline(always)]
     pub fn unprotect(&self, page: VirtAddr) -> Result<(), RegionError> {
         self.protect_one(self.mapping.grain_of(page), Protection::ReadWrite)
     }
 
-    /// Into the handler itself: a return to a caller from before a system call may be mispredicted, and where the call let
-    /// another thread run it always is.
     #[inline(always)]
     fn protect_one(&self, range: PageRange, access: Protection) -> Result<(), RegionError> {
         self.check(range)?;
         if range.is_empty() {
             return Ok(());
         }
-        let failed = self.failed("protect", range);
-        match (self.mechanism, access) {
+        let done = match (self.mechanism, access) {
             (Mechanism::Sigbus | Mechanism::Pager, Protection::None) => {
-                Err(self.not_offered("protect to None", "use Mechanism::Mprotect, or Guard"))
+                return Err(self.not_offered("protect to None", "use Mechanism::Mprotect, or Guard"));
             }
             (Mechanism::Sigbus | Mechanism::Pager, _) => {
                 let uffd = self.uffd("protect")?;
@@ -210,28 +210,33 @@ impl Operations {
                     unsafe { mem::advise(range, Advice::PopulateRead) }
                         .map_err(self.failed("populate before protect", range))?;
                 }
-                retry(|| uffd.write_protect(range, protect)).map_err(failed)
+                retry(|| uffd.write_protect(range, protect))
             }
             (Mechanism::Guard, Protection::Read) => {
-                Err(self.not_offered("protect to Read", "use Mechanism::Sigbus or Mprotect"))
+                return Err(self.not_offered("protect to Read", "use Mechanism::Sigbus or Mprotect"));
             }
             (Mechanism::Guard, Protection::None) => retry(|| {
                 // SAFETY: the range is the region's, which `self.mapping` keeps; that contents may be lost was said when it
                 // was built; no userfaultfd write-protects it, for the region's claim is exclusive.
                 unsafe { guard::install(range) }
-            })
-            .map_err(failed),
+            }),
             (Mechanism::Guard, Protection::ReadWrite) => retry(|| {
                 // SAFETY: the range is the region's, which `self.mapping` keeps.
                 unsafe { guard::remove(range) }
-            })
-            .map_err(failed),
+            }),
             (Mechanism::Mprotect, _) if self.states.is_empty() => {
                 // SAFETY: the range is the region's, which `self.mapping` keeps, and whose traps are expected.
-                unsafe { mem::protect(range, access) }.map_err(failed)
+                unsafe { mem::protect(range, access) }
             }
-            (Mechanism::Mprotect, _) => self.protect_present(range, access),
-        }
+            (Mechanism::Mprotect, _) => return self.protect_present(range, access),
+        };
+        done.map_err(|errno| self.refused("protect", range, errno))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refused(&self, operation: &'static str, range: PageRange, errno: Errno) -> RegionError {
+        self.failed(operation, range)(errno)
     }
 }
 

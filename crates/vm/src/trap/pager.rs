@@ -3,12 +3,13 @@
 //! Between two messages it allocates nothing, so that memory of the program's allocator may be paged by it, as far as the
 //! handler itself keeps to that.
 
-use super::remote::{RemoteFault, read_faults};
+use super::remote::{Faults, RemoteFault};
 use super::{Cause, Decision, Fault};
 use crate::region::{Operations, PagerHandler, Trap};
-use peregrine_base::{PageRange, VirtAddr};
+use peregrine_base::VirtAddr;
 use peregrine_sys::raw::Errno;
 use peregrine_sys::{fault as signal, io};
+use std::cell::Cell;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,48 +56,66 @@ impl fmt::Debug for PagerThread {
     }
 }
 
+/// The fault that the handler is at work on, and the thread that sleeps in it.
+type AtWork = Cell<Option<(Fault, u32)>>;
+
 fn serve(operations: &Operations, mut handler: impl PagerHandler, stop: &std::io::PipeReader) {
     let Some(uffd) = operations.uffd_for_pager() else { return };
-    loop {
-        match io::wait_readable(&[uffd.as_fd(), stop.as_fd()], None) {
-            Ok(ready) if ready & 2 != 0 => return,
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return,
+    let mut faults = Faults::new();
+    let at_work = AtWork::new(None);
+    // A pager that dies would leave its touchers asleep for ever: a panic (whose message is printed) denies one access. It is
+    // caught around the loop and not around each call, for each frame between the loop and a system call costs a trap (see
+    // `Operations::protect`).
+    while catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            while let Some((RemoteFault { address, access, cause }, thread_id)) = faults.next() {
+                let fault = Fault { address, access, cause, instruction: VirtAddr::new(0) };
+                at_work.set(Some((fault, thread_id)));
+                let trap = Trap::new(fault, operations);
+                let decision = handler.on_trap(&trap);
+                at_work.set(None);
+                answer(operations, &trap, decision, thread_id);
+            }
+            match io::wait_readable(&[uffd.as_fd(), stop.as_fd()], None) {
+                Ok(ready) if ready & 2 != 0 => return,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+            // EAGAIN: somebody else answered, or the toucher was killed.
+            let _ = faults.read(uffd);
         }
-        // EAGAIN: somebody else answered, or the toucher was killed.
-        let _ = read_faults(uffd, |RemoteFault { address, access, cause }, thread_id| {
-            let fault = Fault { address, access, cause, instruction: VirtAddr::new(0) };
-            answer(operations, &mut handler, fault, thread_id);
-        });
+    }))
+    .is_err()
+    {
+        if let Some((fault, thread_id)) = at_work.take() {
+            answer(operations, &Trap::new(fault, operations), Decision::Deny, thread_id);
+        }
     }
 }
 
-/// Into the loop, too: see [`read_faults`].
+/// Lets the toucher go on as was decided.
 #[inline(always)]
-fn answer(operations: &Operations, handler: &mut impl PagerHandler, fault: Fault, thread_id: u32) {
-    let trap = Trap::new(fault, operations);
-    // A pager that dies would leave its touchers asleep for ever: a panic (whose message is printed) denies one access.
-    let decision = catch_unwind(AssertUnwindSafe(|| handler.on_trap(&trap))).unwrap_or(Decision::Deny);
-    let page = trap.page();
+fn answer(operations: &Operations, trap: &Trap<'_>, decision: Decision, thread_id: u32) {
     match decision {
         Decision::Filled if trap.was_woken() => {}
         Decision::Filled | Decision::Retry => {
-            let _ = operations.wake(page);
+            let _ = operations.wake(trap.page());
         }
         // The region is being undone, so the handler could do nothing; unregistering wakes everybody.
         Decision::Deny if !operations.is_live() => {
-            let _ = operations.wake(page);
+            let _ = operations.wake(trap.page());
         }
-        Decision::Deny => refuse(operations, page, &fault, thread_id),
+        Decision::Deny => refuse(operations, trap, thread_id),
     }
 }
 
 #[cold]
-fn refuse(operations: &Operations, page: PageRange, fault: &Fault, thread_id: u32) {
-    let absent = matches!(fault.cause, Cause::Missing | Cause::Minor);
+fn refuse(operations: &Operations, trap: &Trap<'_>, thread_id: u32) {
+    let page = trap.page();
+    let absent = matches!(trap.cause(), Cause::Missing | Cause::Minor);
     if !(absent && operations.poison(page).is_ok()) {
         // No poison on this kernel or for this page: the thread gets the signal that it would have got from it.
-        let _ = signal::queue_to_thread(thread_id, signal::SIGBUS, -1, fault.address);
+        let _ = signal::queue_to_thread(thread_id, signal::SIGBUS, -1, trap.address());
     }
     let _ = operations.wake(page);
 }

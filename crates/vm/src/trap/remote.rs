@@ -47,22 +47,41 @@ impl RemoteFault {
     }
 }
 
-/// Calls `each` with every fault that waits to be read, and the thread that sleeps in it (0 if the descriptor does not say).
-/// Returns how many messages there were.
-///
-/// Compiled into the pager's loop: a return to a caller from before the thread slept is mispredicted, and that takes half a
-/// microsecond here.
-#[inline(always)]
-pub(crate) fn read_faults(uffd: UffdRef<'_>, mut each: impl FnMut(RemoteFault, u32)) -> Result<usize, Errno> {
-    let mut messages = [const { MaybeUninit::<Message>::uninit() }; 16];
-    let count = uffd.read(&mut messages)?;
-    for message in &messages[..count] {
-        // SAFETY: `read` said that so many messages were written.
-        if let Some((fault, thread)) = RemoteFault::of(unsafe { message.assume_init_ref() }.event()) {
-            each(fault, thread);
-        }
+/// Messages that were read and not looked at yet. Compiled into the pager's loop, for the reason given at
+/// [`Operations::protect`](crate::region::Operations::protect).
+pub(crate) struct Faults {
+    messages: [MaybeUninit<Message>; 16],
+    /// Which of them to look at next, and how many there are.
+    next: usize,
+    count: usize,
+}
+
+impl Faults {
+    pub(crate) const fn new() -> Self {
+        Self { messages: [const { MaybeUninit::uninit() }; 16], next: 0, count: 0 }
     }
-    Ok(count)
+
+    /// Reads as many as fit; what was not looked at is gone. Returns how many.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, uffd: UffdRef<'_>) -> Result<usize, Errno> {
+        (self.next, self.count) = (0, 0);
+        self.count = uffd.read(&mut self.messages)?;
+        Ok(self.count)
+    }
+
+    /// The next fault, and the thread that sleeps in it (0 if the descriptor does not say).
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<(RemoteFault, u32)> {
+        while self.next < self.count {
+            let message = self.messages.get(self.next)?;
+            self.next += 1;
+            // SAFETY: `read` has written the first `count`, and this is one of them.
+            if let Some(fault) = RemoteFault::of(unsafe { message.assume_init_ref() }.event()) {
+                return Some(fault);
+            }
+        }
+        None
+    }
 }
 
 /// Whoever answers the traps of a [`RawRegion`](crate::region::RawRegion), in this process or in another one.
@@ -134,7 +153,12 @@ impl RemotePager {
     /// EAGAIN: none waits (as always where the traps are answered [`Inline`](crate::region::Answered)).
     #[inline]
     pub fn read(&self, mut answer: impl FnMut(RemoteFault)) -> Result<usize, Errno> {
-        read_faults(UffdRef::new(self.0.as_fd()), |fault, _| answer(fault))
+        let mut faults = Faults::new();
+        let count = faults.read(UffdRef::new(self.0.as_fd()))?;
+        while let Some((fault, _)) = faults.next() {
+            answer(fault);
+        }
+        Ok(count)
     }
 
     /// The calls that answer.

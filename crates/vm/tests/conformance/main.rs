@@ -11,12 +11,10 @@ mod tracking;
 
 use common::unprotect;
 use peregrine_sys::io;
-use peregrine_vm::{
-    Capabilities, Capability, DirtyMechanism, Inline, Mapping, Mechanism, PageCount, Protection, Region,
-    Tracker,
-};
+use peregrine_vm::{DirtyMechanism, Inline, Mapping, Mechanism, PageCount, Protection, Region, Tracker};
 use regions::*;
-use settings::{Memory, PAGES, Setting};
+use settings::{Case, Memory, PAGES, Setting};
+use std::fmt::Display;
 use testkit::{Outcome, Test, skip};
 use tracking::*;
 
@@ -26,7 +24,7 @@ fn the_best_that_there_is_is_chosen_and_the_rest_explained(setting: Setting) -> 
         Err(why) => skip!("{why}"),
     };
     for kind in [Memory::Anonymous, Memory::Memfd, Memory::File] {
-        let memory = kind.make(PAGES, &caps).unwrap();
+        let memory = kind.make(PAGES);
         // SAFETY: one system call.
         let region =
             Region::builder(memory.clone()).inline(unsafe { Inline::new(unprotect) }).build(&caps).unwrap();
@@ -54,12 +52,17 @@ fn the_best_that_there_is_is_chosen_and_the_rest_explained(setting: Setting) -> 
     Outcome::Passed
 }
 
-type RegionCheck = fn(Mechanism, Memory, &Capabilities) -> Outcome;
+type Check<M> = fn(&Case<M>) -> Outcome;
 
-type TrackerCheck = fn(DirtyMechanism, Memory, &Capabilities) -> Outcome;
+/// Each check with its name.
+macro_rules! checks {
+    ($($check:ident),* $(,)?) => {
+        &[$((stringify!($check), $check)),*]
+    };
+}
 
 /// Whether the check is about something that the mechanism does at all, on any kernel. (What it does not do is in the
-/// table of `Mechanism`, and refused with what to use instead: `errors.rs`.)
+/// table of `Mechanism`, and refused with what to use instead: `tests/errors.rs`.)
 fn region_applies(name: &str, m: Mechanism, k: Memory) -> bool {
     let userfaultfd = matches!(m, Mechanism::Sigbus | Mechanism::Pager);
     let huge = k == Memory::Huge || k.is_pool();
@@ -82,50 +85,29 @@ fn region_applies(name: &str, m: Mechanism, k: Memory) -> bool {
 
 fn main() -> std::process::ExitCode {
     let mut tests = Vec::new();
-    let region_checks: &[(&'static str, RegionCheck)] = &[
-        (
-            "a_write_to_a_protected_page_traps_once_and_a_read_never",
-            a_write_to_a_protected_page_traps_once_and_a_read_never,
-        ),
-        (
-            "every_access_to_a_page_without_access_traps_and_contents_stay",
-            every_access_to_a_page_without_access_traps_and_contents_stay,
-        ),
-        ("a_batch_protects_exactly_its_ranges", a_batch_protects_exactly_its_ranges),
-        ("absent_pages_trap_and_are_filled_in_blocks", absent_pages_trap_and_are_filled_in_blocks),
-        ("a_page_can_arrive_protected", a_page_can_arrive_protected),
-        (
-            "threads_that_touch_the_same_pages_at_once_all_go_on",
-            threads_that_touch_the_same_pages_at_once_all_go_on,
-        ),
-        (
-            "a_system_call_on_a_protected_page_is_served_or_fails_with_efault",
-            a_system_call_on_a_protected_page_is_served_or_fails_with_efault,
-        ),
-        ("a_huge_page_is_protected_and_opened_as_one", a_huge_page_is_protected_and_opened_as_one),
-        ("dropping_the_region_makes_the_memory_plain", dropping_the_region_makes_the_memory_plain),
+    let region_checks: &[(&'static str, Check<Mechanism>)] = checks![
+        a_write_to_a_protected_page_traps_once_and_a_read_never,
+        every_access_to_a_page_without_access_traps_and_contents_stay,
+        a_batch_protects_exactly_its_ranges,
+        absent_pages_trap_and_are_filled_in_blocks,
+        a_page_can_arrive_protected,
+        threads_that_touch_the_same_pages_at_once_all_go_on,
+        a_system_call_on_a_protected_page_is_served_or_fails_with_efault,
+        a_huge_page_is_protected_and_opened_as_one,
+        dropping_the_region_makes_the_memory_plain,
     ];
-    let tracker_checks: &[(&'static str, TrackerCheck)] = &[
-        (
-            "exactly_the_written_pages_are_dirty_and_then_clean",
-            exactly_the_written_pages_are_dirty_and_then_clean,
-        ),
-        (
-            "a_part_is_taken_alone_and_a_set_can_be_given_back",
-            a_part_is_taken_alone_and_a_set_can_be_given_back,
-        ),
-        (
-            "a_system_call_that_writes_is_tracked_or_fails_with_efault_and_writes_nothing",
-            a_system_call_that_writes_is_tracked_or_fails_with_efault_and_writes_nothing,
-        ),
-        ("a_tracked_range_never_misses_a_write", a_tracked_range_never_misses_a_write),
-        ("a_union_over_aliases_never_misses_a_write", a_union_over_aliases_never_misses_a_write),
+    let tracker_checks: &[(&'static str, Check<DirtyMechanism>)] = checks![
+        exactly_the_written_pages_are_dirty_and_then_clean,
+        a_part_is_taken_alone_and_a_set_can_be_given_back,
+        a_system_call_that_writes_is_tracked_or_fails_with_efault_and_writes_nothing,
+        a_tracked_range_never_misses_a_write,
+        a_union_over_aliases_never_misses_a_write,
     ];
     for setting in Setting::ALL {
         for kind in Memory::ALL {
             for m in Mechanism::ALL {
                 for &(name, check) in region_checks.iter().filter(|(n, _)| region_applies(n, m, kind)) {
-                    tests.push(case(name, &m.to_string(), kind, setting, move |caps| check(m, kind, caps)));
+                    tests.push(test(name, check, m, kind, setting));
                 }
             }
             for m in DirtyMechanism::ALL {
@@ -145,7 +127,7 @@ fn main() -> std::process::ExitCode {
                     if kind.is_pool() && !by_the_huge_page {
                         continue;
                     }
-                    tests.push(case(name, &m.to_string(), kind, setting, move |caps| check(m, kind, caps)));
+                    tests.push(test(name, check, m, kind, setting));
                 }
             }
         }
@@ -157,13 +139,10 @@ fn main() -> std::process::ExitCode {
     testkit::main(tests)
 }
 
-fn case(
-    name: &str,
-    mechanism: &str,
-    kind: Memory,
-    setting: Setting,
-    check: impl Fn(&Capabilities) -> Outcome + Send + Sync + 'static,
-) -> Test {
+fn test<M>(name: &str, check: Check<M>, mechanism: M, kind: Memory, setting: Setting) -> Test
+where
+    M: Copy + Display + Send + Sync + 'static,
+{
     Test {
         name: format!("{name}[{mechanism}, {kind:?}, {}]", setting.name()),
         body: Box::new(move || {
@@ -171,14 +150,10 @@ fn case(
                 Ok(caps) => caps,
                 Err(why) => skip!("{why}"),
             };
-            for (needs, which) in
-                [(kind.is_pool(), Capability::HugePool), (kind == Memory::Huge, Capability::TransparentHuge)]
-            {
-                if let (true, Some(lack)) = (needs, caps.lack(which)) {
-                    skip!("{lack}");
-                }
+            if let Some(lack) = kind.needs().and_then(|which| caps.lack(which)) {
+                skip!("{lack}");
             }
-            check(&caps)
+            check(&Case { mechanism, kind, caps })
         }),
     }
 }

@@ -2,46 +2,51 @@
 
 use crate::common::{Seen, noting, unprotect};
 use crate::or_skip;
-use crate::settings::{Memory, PAGES, skip_for};
+use crate::settings::{Case, PAGES, skip_for};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::io;
+use peregrine_vm::region::Builder;
 use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::{
-    Access, BuildError, Capabilities, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount, Protection, Region,
+    Access, BuildError, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange, Protection, Region,
     Trap,
 };
 use std::sync::Arc;
 use testkit::{Outcome, Rng};
 
-/// [`noting`], or a skip that names the missing capability.
-fn region(
-    memory: &Arc<Mapping>,
-    mechanism: Mechanism,
-    caps: &Capabilities,
-    shape: impl FnOnce(peregrine_vm::region::Builder) -> peregrine_vm::region::Builder,
-    answer: fn(&Trap<'_>) -> Decision,
-) -> Result<(Region, Arc<Seen>), Outcome> {
-    match noting(memory, mechanism, caps, shape, answer) {
-        Ok(made) => Ok(made),
-        Err(BuildError::NoMechanism { tried: why, .. }) => Err(skip_for(why)),
-        Err(other) => panic!("{other}"),
+impl Case<Mechanism> {
+    /// Memory that says of each page which it is.
+    fn memory(&self) -> Arc<Mapping> {
+        let memory = self.kind.make(PAGES);
+        for page in 0..PAGES.get() {
+            memory.bytes().store_u64(page * PAGE_SIZE + 8, page as u64 + 1).unwrap();
+        }
+        memory
+    }
+
+    /// [`noting`], or a skip that names the missing capability.
+    fn shaped(
+        &self,
+        memory: &Arc<Mapping>,
+        shape: impl FnOnce(Builder) -> Builder,
+        answer: fn(&Trap<'_>) -> Decision,
+    ) -> Result<(Region, Arc<Seen>), Outcome> {
+        match noting(memory, self.mechanism, &self.caps, shape, answer) {
+            Ok(made) => Ok(made),
+            Err(BuildError::NoMechanism { tried: why, .. }) => Err(skip_for(why)),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// A region that opens each page that traps.
+    fn region(&self, memory: &Arc<Mapping>) -> Result<(Region, Arc<Seen>), Outcome> {
+        self.shaped(memory, |builder| builder, unprotect)
     }
 }
 
-fn fill_memory(memory: &Mapping) {
-    for page in 0..PAGES.get() {
-        memory.bytes().store_u64(page * PAGE_SIZE + 8, page as u64 + 1).unwrap();
-    }
-}
-
-pub fn a_write_to_a_protected_page_traps_once_and_a_read_never(
-    m: Mechanism,
-    k: Memory,
-    c: &Capabilities,
-) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
-    fill_memory(&memory);
-    let (region, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+pub fn a_write_to_a_protected_page_traps_once_and_a_read_never(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.memory();
+    let (region, seen) = or_skip!(case.region(&memory));
     region.protect(&[region.range()], Protection::Read).unwrap();
     for page in 0..PAGES.get() {
         assert_eq!(memory.bytes().load_u64(page * PAGE_SIZE + 8).unwrap(), page as u64 + 1);
@@ -60,17 +65,11 @@ pub fn a_write_to_a_protected_page_traps_once_and_a_read_never(
     Outcome::Passed
 }
 
-pub fn every_access_to_a_page_without_access_traps_and_contents_stay(
-    m: Mechanism,
-    k: Memory,
-    c: &Capabilities,
-) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
-    fill_memory(&memory);
-    let keeps = m != Mechanism::Guard || k.is_shared();
-    let shape =
-        |b: peregrine_vm::region::Builder| b.traps_writes(false).traps_reads(true).may_lose_contents(!keeps);
-    let (region, seen) = or_skip!(region(&memory, m, c, shape, unprotect));
+pub fn every_access_to_a_page_without_access_traps_and_contents_stay(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.memory();
+    let keeps = case.mechanism != Mechanism::Guard || case.kind.is_shared();
+    let shape = |b: Builder| b.traps_writes(false).traps_reads(true).may_lose_contents(!keeps);
+    let (region, seen) = or_skip!(case.shaped(&memory, shape, unprotect));
     region.protect(&[region.range()], Protection::None).unwrap();
     for page in 0..PAGES.get() {
         let value = memory.bytes().load_u64(page * PAGE_SIZE + 8).unwrap();
@@ -83,13 +82,11 @@ pub fn every_access_to_a_page_without_access_traps_and_contents_stay(
     Outcome::Passed
 }
 
-pub fn a_batch_protects_exactly_its_ranges(m: Mechanism, k: Memory, c: &Capabilities) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
-    fill_memory(&memory);
-    let guard = m == Mechanism::Guard;
-    let shape =
-        |b: peregrine_vm::region::Builder| b.traps_writes(!guard).traps_reads(guard).may_lose_contents(guard);
-    let (region, seen) = or_skip!(region(&memory, m, c, shape, unprotect));
+pub fn a_batch_protects_exactly_its_ranges(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.memory();
+    let guard = case.mechanism == Mechanism::Guard;
+    let shape = |b: Builder| b.traps_writes(!guard).traps_reads(guard).may_lose_contents(guard);
+    let (region, seen) = or_skip!(case.shaped(&memory, shape, unprotect));
     let access = if guard { Protection::None } else { Protection::Read };
     let parts = [memory.pages(1, 2).unwrap(), memory.pages(3, 1).unwrap(), memory.pages(9, 4).unwrap()];
     region.protect(&parts, access).unwrap();
@@ -99,10 +96,7 @@ pub fn a_batch_protects_exactly_its_ranges(m: Mechanism, k: Memory, c: &Capabili
         let trapped = seen.traps() > before;
         assert_eq!(trapped, (1..4).contains(&page) || (9..13).contains(&page), "page {page}");
     }
-    let beyond = peregrine_vm::PageRange::new(
-        memory.range().start(),
-        PageCount::new(memory.range().pages().get() + 1),
-    );
+    let beyond = PageRange::new(memory.range().start(), PageCount::new(memory.range().pages().get() + 1));
     let error = region.protect(&[beyond], access).unwrap_err().to_string();
     assert!(error.contains("does not lie in the region"), "{error}");
     Outcome::Passed
@@ -116,10 +110,10 @@ fn fill_block(trap: &Trap<'_>) -> Decision {
     trap.decide(trap.region().fill_copy(block, &bytes, Protection::ReadWrite))
 }
 
-pub fn absent_pages_trap_and_are_filled_in_blocks(m: Mechanism, k: Memory, c: &Capabilities) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
+pub fn absent_pages_trap_and_are_filled_in_blocks(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.kind.make(PAGES);
     let _stack = peregrine_vm::AltStack::install(256 << 10).unwrap();
-    let (region, seen) = or_skip!(region(&memory, m, c, |b| b.traps_absent(true), fill_block));
+    let (region, seen) = or_skip!(case.shaped(&memory, |b| b.traps_absent(true), fill_block));
     for page in 0..PAGES.get() {
         let value = memory.bytes().load_u8(page * PAGE_SIZE + 77).unwrap();
         assert_eq!(value as usize, page / 8 + 1);
@@ -134,7 +128,7 @@ pub fn absent_pages_trap_and_are_filled_in_blocks(m: Mechanism, k: Memory, c: &C
     memory.bytes().store_u8(9 * PAGE_SIZE, 44).unwrap();
     region.evict(memory.pages(8, 8).unwrap()).unwrap();
     let traps = seen.traps();
-    let kept = if k.is_shared() { 44 } else { 2 };
+    let kept = if case.kind.is_shared() { 44 } else { 2 };
     assert_eq!(memory.bytes().load_u8(9 * PAGE_SIZE).unwrap(), kept);
     assert_eq!(seen.traps(), traps + 1);
     Outcome::Passed
@@ -151,10 +145,10 @@ fn fill_protected(trap: &Trap<'_>) -> Decision {
     }
 }
 
-pub fn a_page_can_arrive_protected(m: Mechanism, k: Memory, c: &Capabilities) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
+pub fn a_page_can_arrive_protected(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.kind.make(PAGES);
     let _stack = peregrine_vm::AltStack::install(64 << 10).unwrap();
-    let (_region, seen) = or_skip!(region(&memory, m, c, |b| b.traps_absent(true), fill_protected));
+    let (_region, seen) = or_skip!(case.shaped(&memory, |b| b.traps_absent(true), fill_protected));
     assert_eq!(memory.bytes().load_u8(3).unwrap(), 5);
     assert_eq!(seen.traps(), 1);
     memory.bytes().store_u8(3, 6).unwrap();
@@ -164,14 +158,9 @@ pub fn a_page_can_arrive_protected(m: Mechanism, k: Memory, c: &Capabilities) ->
     Outcome::Passed
 }
 
-pub fn threads_that_touch_the_same_pages_at_once_all_go_on(
-    m: Mechanism,
-    k: Memory,
-    c: &Capabilities,
-) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
-    fill_memory(&memory);
-    let (region, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+pub fn threads_that_touch_the_same_pages_at_once_all_go_on(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.memory();
+    let (region, seen) = or_skip!(case.region(&memory));
     for round in 0..20 {
         region.protect(&[region.range()], Protection::Read).unwrap();
         std::thread::scope(|scope| {
@@ -192,14 +181,9 @@ pub fn threads_that_touch_the_same_pages_at_once_all_go_on(
     Outcome::Passed
 }
 
-pub fn a_system_call_on_a_protected_page_is_served_or_fails_with_efault(
-    m: Mechanism,
-    k: Memory,
-    c: &Capabilities,
-) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
-    fill_memory(&memory);
-    let (region, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+pub fn a_system_call_on_a_protected_page_is_served_or_fails_with_efault(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.memory();
+    let (region, seen) = or_skip!(case.region(&memory));
     region.protect(&[region.range()], Protection::Read).unwrap();
     let source = Mapping::memfd(PageCount::new(1)).unwrap();
     source.bytes().write(0, b"eight by").unwrap();
@@ -222,26 +206,25 @@ pub fn a_system_call_on_a_protected_page_is_served_or_fails_with_efault(
     Outcome::Passed
 }
 
-pub fn dropping_the_region_makes_the_memory_plain(m: Mechanism, k: Memory, c: &Capabilities) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
-    fill_memory(&memory);
-    let (first, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+pub fn dropping_the_region_makes_the_memory_plain(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.memory();
+    let (first, seen) = or_skip!(case.region(&memory));
     first.protect(&[first.range()], Protection::Read).unwrap();
     drop(first);
     memory.bytes().store_u64(0, 3).unwrap();
     assert_eq!(seen.traps(), 0);
     // And the range can be had again.
-    let (again, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+    let (again, seen) = or_skip!(case.region(&memory));
     again.protect(&[again.range()], Protection::Read).unwrap();
     memory.bytes().store_u64(0, 3).unwrap();
     assert_eq!(seen.traps(), 1);
     Outcome::Passed
 }
 
-pub fn a_huge_page_is_protected_and_opened_as_one(m: Mechanism, k: Memory, c: &Capabilities) -> Outcome {
-    let memory = k.make(PAGES, c).unwrap_or_else(|e| panic!("{e}"));
+pub fn a_huge_page_is_protected_and_opened_as_one(case: &Case<Mechanism>) -> Outcome {
+    let memory = case.kind.make(PAGES);
     memory.populate(memory.range(), true).unwrap();
-    let (region, seen) = or_skip!(region(&memory, m, c, |b| b, unprotect));
+    let (region, seen) = or_skip!(case.region(&memory));
     region.protect(&[region.range()], Protection::Read).unwrap();
     for page in [300, 0, 511] {
         memory.bytes().store_u64(page * PAGE_SIZE, 3).unwrap();

@@ -80,25 +80,26 @@ impl Memory {
     pub const ALL: [Self; 6] =
         [Self::Anonymous, Self::Huge, Self::Pool, Self::PoolMemfd, Self::Memfd, Self::File];
 
-    pub fn make(self, pages: PageCount, caps: &Capabilities) -> Result<Arc<Mapping>, String> {
-        let lack = |c: Capability| caps.lack(c).map_or(Ok(()), |l| Err(l.to_string()));
+    /// What the kernel must offer for it.
+    pub const fn needs(self) -> Option<Capability> {
+        match self {
+            Self::Anonymous | Self::Memfd | Self::File => None,
+            Self::Huge => Some(Capability::TransparentHuge),
+            Self::Pool | Self::PoolMemfd => Some(Capability::HugePool),
+        }
+    }
+
+    pub fn make(self, pages: PageCount) -> Arc<Mapping> {
         let made = match self {
             Self::Anonymous => Mapping::anonymous(pages),
             Self::Huge => {
-                lack(Capability::TransparentHuge)?;
                 let size = PageCount::new(pages.get().next_multiple_of(512));
                 let mapping = Mapping::anonymous_of(size, PageKind::TransparentHuge).expect("room");
                 mapping.populate(mapping.range(), true).expect("populate");
                 Ok(mapping)
             }
-            Self::Pool => {
-                lack(Capability::HugePool)?;
-                Mapping::anonymous_of(PageCount::new(512), PageKind::Huge2M)
-            }
-            Self::PoolMemfd => {
-                lack(Capability::HugePool)?;
-                Mapping::memfd_of(PageCount::new(512), PageKind::Huge2M)
-            }
+            Self::Pool => Mapping::anonymous_of(PageCount::new(512), PageKind::Huge2M),
+            Self::PoolMemfd => Mapping::memfd_of(PageCount::new(512), PageKind::Huge2M),
             Self::Memfd => Mapping::memfd(pages),
             Self::File => {
                 let file = tempfile::tempfile().expect("a file");
@@ -106,7 +107,7 @@ impl Memory {
                 Mapping::file(&file, PageCount::new(0), pages, Protection::ReadWrite)
             }
         };
-        Ok(Arc::new(made.expect("memory")))
+        Arc::new(made.expect("memory"))
     }
 
     pub fn is_shared(self) -> bool {
@@ -125,6 +126,13 @@ pub fn skip_for<M: Display>(reasons: Vec<(M, String)>) -> Outcome {
     let why = reasons.into_iter().map(|(m, why)| format!("{m}: {why}")).collect::<Vec<_>>().join("; ");
     assert!(why.contains("is missing"), "a skip names the missing capability: {why}");
     Outcome::Skipped(why)
+}
+
+/// What a check is run over: a mechanism, forced, on a kind of memory, under a set of capabilities.
+pub struct Case<M> {
+    pub mechanism: M,
+    pub kind: Memory,
+    pub caps: Capabilities,
 }
 
 /// The value, or the skip.
