@@ -63,6 +63,19 @@ impl<'m> Tree<'_, 'm> {
         leaves: &impl Fn(&Spot<'m>),
     ) {
         let mut uses = 0;
+        if at.level == 0 && pages.start >= at.base && pages.end <= at.base + FANOUT as u64 {
+            let key = SlotWord::FREE.locked(by);
+            for index in at.pages_among(pages) {
+                let (slot, word) = self.slot(at, index);
+                if word.is_locked_with(key) {
+                    uses += self.settle_slot(me, Spot { at, index, slot }, doing, true, leaves);
+                }
+            }
+            if uses != 0 {
+                self.count(me, at.node, uses);
+            }
+            return;
+        }
         for index in at.slots(pages) {
             let (slot, word) = self.slot(at, index);
             match word.shape() {
@@ -70,18 +83,11 @@ impl<'m> Tree<'_, 'm> {
                     self.settle_below(me, by, at.child(index, node), pages, doing, leaves);
                 }
                 Shape::Terminal(Some(owner)) if owner == by => {
-                    let mut spot = Spot { at, index, slot };
+                    let spot = Spot { at, index, slot };
                     let own = spot.pages();
                     // Else: rounded out over pages that are not mapped, and stay so.
-                    if own.start >= pages.start && own.end <= pages.end {
-                        let new = doing.apply(slot.value());
-                        spot.slot = self.keep_apart(me, at, slot, new.is_mapped());
-                        leaves(&spot);
-                        uses += self.replace(me, spot.slot, new, |_| ());
-                    }
-                    spot.slot.unlock();
-                    uses -= 1;
-                    me.step(Step::Unlocked);
+                    let within = own.start >= pages.start && own.end <= pages.end;
+                    uses += self.settle_slot(me, spot, doing, within, leaves);
                 }
                 Shape::Terminal(_) => {}
             }
@@ -89,6 +95,28 @@ impl<'m> Tree<'_, 'm> {
         if uses != 0 {
             self.count(me, at.node, uses);
         }
+    }
+
+    /// Settles one slot, and tells how many more uses of its node that makes.
+    #[inline]
+    fn settle_slot(
+        &self,
+        me: &Handle,
+        mut spot: Spot<'m>,
+        doing: Doing,
+        changes: bool,
+        leaves: &impl Fn(&Spot<'m>),
+    ) -> i32 {
+        let mut uses = -1;
+        if changes {
+            let new = doing.apply(spot.slot.value());
+            spot.slot = self.keep_apart(me, spot.at, spot.slot, new.is_mapped());
+            leaves(&spot);
+            uses += self.replace(me, spot.slot, new, |_| ());
+        }
+        spot.slot.unlock();
+        me.step(Step::Unlocked);
+        uses
     }
 
     fn settle_below(

@@ -19,7 +19,7 @@
 //! Waiting ends when the holder unlocks, when a recovery asks everybody to stand back, or when the waiter itself fell
 //! out of the epoch; in the latter two cases what was locked so far is released by the caller.
 
-use super::slot::{Owner, Shape, SlotWord};
+use super::slot::{Owner, Shape, Slot, SlotWord};
 use super::{At, BITS, FANOUT, Spot, Tree};
 use crate::refcache::{Handle, Last, ObjectId};
 use crate::step::Step;
@@ -40,13 +40,59 @@ pub(crate) struct Attempt<'a> {
     pub(crate) wait: &'a dyn Fn(Owner) -> bool,
 }
 
+/// What came of taking a free slot's lock.
+#[derive(PartialEq, Eq)]
+enum Won {
+    Yes,
+    /// Somebody was faster.
+    No,
+    /// The member has fallen out of the epoch.
+    Outside,
+}
+
 impl<'m> Tree<'_, 'm> {
     /// Locks the slots that meet `pages`, and tells the lowest node that spans them: it stays as long as the locks.
     #[inline]
     pub(crate) fn lock(&self, attempt: &Attempt<'_>, pages: &Range<u64>) -> Result<At, Interrupted> {
-        let at = self.revisit(attempt.me, pages);
-        let at = at.unwrap_or_else(|| self.descend(attempt.me, pages));
+        let Some(at) = self.revisit(attempt.me, pages) else {
+            let at = self.descend(attempt.me, pages);
+            return self.lock_node(attempt, at, pages).map(|()| at);
+        };
+        if pages.end - pages.start == 1 && self.lock_page(attempt, at, pages) {
+            return Ok(at);
+        }
         self.lock_node(attempt, at, pages).map(|()| at)
+    }
+
+    /// Locks one page's slot if nobody has it, which is what most locks are.
+    #[inline]
+    fn lock_page(&self, attempt: &Attempt<'_>, at: At, pages: &Range<u64>) -> bool {
+        let (slot, word) = self.slot(at, at.pages_among(pages).start);
+        if word.shape() != Shape::Terminal(None) {
+            return false;
+        }
+        self.count(attempt.me, at.node, 1);
+        let won = self.win(attempt, at, slot, word) == Won::Yes;
+        if !won {
+            self.count(attempt.me, at.node, -1);
+        }
+        won
+    }
+
+    /// Takes the lock of a free slot, a use of whose node is counted.
+    #[inline]
+    fn win(&self, attempt: &Attempt<'_>, at: At, slot: Slot<'m>, word: SlotWord) -> Won {
+        if !slot.exchange(word, word.locked(attempt.by)) {
+            return Won::No;
+        }
+        if !self.spaces.refcache().is_still_in(attempt.me, attempt.turn) {
+            // The slot may not be what it was: if it still shows this lock, it is ours to remove.
+            slot.exchange(word.locked(attempt.by), word);
+            return Won::Outside;
+        }
+        attempt.me.step(Step::Locked);
+        self.keep_apart(attempt.me, at, slot, slot.value().is_mapped());
+        Won::Yes
     }
 
     /// The node of single pages to which the member's last walk came, if that still holds and spans `pages`.
@@ -125,18 +171,14 @@ impl<'m> Tree<'_, 'm> {
                             self.count(attempt.me, at.node, more);
                             pinned += more;
                         }
-                        if !slot.exchange(word, word.locked(attempt.by)) {
-                            continue;
+                        match self.win(attempt, at, slot, word) {
+                            Won::No => continue,
+                            Won::Outside => {
+                                result = interrupted;
+                                break 'slots;
+                            }
+                            Won::Yes => locked += 1,
                         }
-                        if !self.spaces.refcache().is_still_in(attempt.me, attempt.turn) {
-                            // The slot may not be what it was: if it still shows this lock, it is ours to remove.
-                            slot.exchange(word.locked(attempt.by), word);
-                            result = interrupted;
-                            break 'slots;
-                        }
-                        locked += 1;
-                        attempt.me.step(Step::Locked);
-                        self.keep_apart(attempt.me, at, slot, slot.value().is_mapped());
                         break;
                     }
                 }
@@ -174,6 +216,16 @@ impl<'m> Tree<'_, 'm> {
     /// Calls `f` for each slot that meets `pages` and that `by` holds, from left to right, from `at` on.
     #[inline]
     pub(crate) fn each_locked(&self, by: Owner, at: At, pages: &Range<u64>, f: &mut impl FnMut(Spot<'m>)) {
+        if at.level == 0 {
+            let key = SlotWord::FREE.locked(by);
+            for index in at.pages_among(pages) {
+                let (slot, word) = self.slot(at, index);
+                if word.is_locked_with(key) {
+                    f(Spot { at, index, slot });
+                }
+            }
+            return;
+        }
         for index in at.slots(pages) {
             let (slot, word) = self.slot(at, index);
             match word.shape() {

@@ -137,6 +137,12 @@ impl At {
         (first as usize).min(FANOUT)..(last as usize).min(FANOUT)
     }
 
+    /// The slots of `pages` in a node of single pages that spans them.
+    #[inline]
+    pub(crate) const fn pages_among(self, pages: &Range<u64>) -> Range<usize> {
+        (pages.start - self.base) as usize..(pages.end - self.base) as usize
+    }
+
     /// The pages of a slot.
     #[inline]
     pub(crate) const fn pages_of(self, slot: usize) -> Range<u64> {

@@ -108,6 +108,13 @@ impl SlotWord {
         Self((node as u64) << 32 | if dying { DYING } else { 0 } | CHILD)
     }
 
+    /// Whether the slot is terminal and locked by the operation whose lock is `key` ([`locked`](Self::locked) from
+    /// [`FREE`](Self::FREE)).
+    #[inline]
+    pub(crate) const fn is_locked_with(self, key: Self) -> bool {
+        self.0 & !VIEW_MASK == key.0
+    }
+
     #[inline]
     const fn moved(line: u32) -> Self {
         Self((line as u64) << 32 | MOVED)
