@@ -85,7 +85,7 @@ impl Pair {
     }
 }
 
-/// Measures both `rounds` times, in alternating order, after one round each that does not count.
+/// Measures both `rounds` times, in alternating order, after one round each that does not count (none if two rounds are all).
 pub fn versus(rounds: usize, ours: impl FnMut() -> f64, baseline: impl FnMut() -> f64) -> Pair {
     versus_until(rounds, ours, baseline, |_| true)
 }
@@ -109,8 +109,10 @@ fn versus_until(
     mut baseline: impl FnMut() -> f64,
     mut enough: impl FnMut(&Pair) -> bool,
 ) -> Pair {
-    ours();
-    baseline();
+    if rounds > 2 {
+        ours();
+        baseline();
+    }
     let mut pair =
         Pair { ours: Samples::default(), baseline: Samples::default(), ratios: Samples::default() };
     for round in 0.. {

@@ -1,6 +1,6 @@
 //! CG class A in one thread on one node, beside the same solver as a plain function in a plain process.
 
-use super::{columns, in_world, quiet_world};
+use super::{columns, in_world, quiet_world, rounds};
 use crate::measure::{Options, Samples, versus};
 use crate::report::Report;
 use cg::{Class, solve_serial};
@@ -22,7 +22,7 @@ pub fn run(report: &mut Report, options: &Options) {
             keep[1].push(c[2].median());
             c[0].median()
         };
-        let pair = versus(options.rounds(7), || subject(world, ours), || subject("plain", theirs));
+        let pair = versus(rounds(options, 7), || subject(world, ours), || subject("plain", theirs));
         report.pair(&case, "timed part", "s", "plain function", 1, &pair);
         for (of, metric) in ["making the matrix", "processor time of all"].into_iter().enumerate() {
             let (a, b) = (rest[0][of].median(), rest[1][of].median());

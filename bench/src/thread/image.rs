@@ -18,7 +18,7 @@ pub fn run(report: &mut Report, options: &Options) {
         if !options.wants(&case) {
             continue;
         }
-        let rounds = options.rounds(5);
+        let rounds = super::rounds(options, 5);
         let copy = || middle(&format!("copy-once {mib}"));
         let mut part = Samples::default();
         let pause = versus(

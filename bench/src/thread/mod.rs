@@ -34,6 +34,12 @@ pub fn run(report: &mut Report, options: &Options) {
     image::run(report, options);
 }
 
+/// Rounds of a row, `full` or, in a quick run, so few that the whole suite takes less than two minutes: each subject starts a
+/// World, and some wait for kills.
+const fn rounds(options: &Options, full: usize) -> usize {
+    if options.quick { 2 } else { full }
+}
+
 /// One subject, in this process; prints its samples.
 pub fn run_case(arguments: &[String]) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();

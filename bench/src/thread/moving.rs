@@ -44,7 +44,7 @@ pub fn run(report: &mut Report, options: &Options) {
         if !options.wants(&case) {
             continue;
         }
-        let rounds = options.rounds(7);
+        let rounds = super::rounds(options, 7);
         let mut parts: [Samples; 4] = Default::default();
         let mut keep = |of: usize, sample: f64| {
             parts[of].push(sample);

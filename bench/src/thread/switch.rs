@@ -4,7 +4,7 @@
 //! those rounds divided by rounds and threads. The clock is the processor time of the process: everything here runs on
 //! one processor and never waits, and whoever else wants that processor is not counted.
 
-use super::{CPU, columns, in_world, middle, numbers, plain, quiet_world};
+use super::{CPU, columns, in_world, middle, numbers, plain, quiet_world, rounds};
 use crate::measure::{Options, versus};
 use crate::report::Report;
 use peregrine_base::sync::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ pub fn run(report: &mut Report, options: &Options) {
                 continue;
             }
             let pair = versus(
-                options.rounds(11),
+                rounds(options, 11),
                 || middle(&format!("world-switch {threads} {way}")),
                 || middle(&format!("coroutines {threads}")),
             );
@@ -59,7 +59,7 @@ pub fn run(report: &mut Report, options: &Options) {
         let case = format!("OS threads and floor, {threads} threads");
         if options.wants(&case) {
             let pair = versus(
-                options.rounds(5),
+                rounds(options, 5),
                 || middle(&format!("raw-switch {threads}")),
                 || middle(&format!("os-yield {threads}")),
             );
@@ -72,7 +72,7 @@ pub fn run(report: &mut Report, options: &Options) {
                 &pair,
             );
             let pair = versus(
-                options.rounds(5),
+                rounds(options, 5),
                 || columns(&format!("raw-switch {threads}"))[1].median(),
                 || middle(&format!("coroutines {threads}")),
             );
@@ -94,7 +94,7 @@ pub fn run(report: &mut Report, options: &Options) {
         report.note(&format!("    quoted, not measured here: Charm++ {charm} ns at {threads} threads"));
     }
     if options.wants("futex hand-off, 2 threads") {
-        let pair = versus(options.rounds(5), || middle("world-switch 2 none"), || middle("os-futex"));
+        let pair = versus(rounds(options, 5), || middle("world-switch 2 none"), || middle("os-futex"));
         report.pair(
             "nothing private written, 2 threads",
             "switch",

@@ -1,6 +1,6 @@
 //! Starting a thread and waiting for it; a message there and back.
 
-use super::{CPU, in_world, middle, quiet_world};
+use super::{CPU, in_world, middle, quiet_world, rounds};
 use crate::measure::{Options, versus};
 use crate::report::Report;
 use peregrine_sys::process::pin_to_cpu;
@@ -17,7 +17,7 @@ pub fn run(report: &mut Report, options: &Options) {
     report.section("Spawn and join, messages, us");
     let row = |case: &str, ours: &str, baseline: &str, of: &str| {
         if options.wants(case) {
-            let pair = versus(options.rounds(7), || middle(ours), || middle(of));
+            let pair = versus(rounds(options, 7), || middle(ours), || middle(of));
             report.pair(case, "round", "us", baseline, SAMPLES, &pair);
         }
     };

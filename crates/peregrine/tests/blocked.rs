@@ -111,5 +111,5 @@ fn a_stopped_node_is_named_and_ended_with_the_program() {
     let outcome = beside_one_that_stops_its_node().run_with(&[("PEREGRINE_END_PATIENCE", "700")]);
     assert!(outcome.success(), "{outcome}");
     assert_eq!(outcome.stdout, "main is done\n");
-    assert!(outcome.stderr.contains("it is stopped; `kill -CONT` it"), "{outcome}");
+    assert!(outcome.stderr.contains("it is stopped, by a signal (kill -CONT "), "{outcome}");
 }

@@ -129,6 +129,11 @@ fn output_in_a_file_is_exactly_that_of_an_undisturbed_run_after_many_kills_of_ev
 }
 
 #[test]
+fn every_kind_of_value_is_held_through_kills_of_everything() {
+    survives(&example("keeps"), &["150"], Duration::from_millis(400), 3);
+}
+
+#[test]
 fn a_thread_on_a_carried_call_goes_on_in_its_domain_with_any_number_of_nodes() {
     survives_on(&["2", "3", "1"], &[], &example("carried"), &["150"], Duration::from_millis(150), 3);
 }

@@ -40,6 +40,24 @@ fn nodes_have_one_thread_and_the_worlds_memory_is_its_users_alone() {
     }
 }
 
+/// A thread that goes on from disk has the numbers of files that it had open in another life, and closes them in this one.
+#[peregrine::test(nodes = 4)]
+fn what_the_runtime_has_open_is_out_of_the_way_of_programs() {
+    let mut of_nodes = 0;
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let path = entry.unwrap().path();
+        let number: u32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let Ok(what) = std::fs::read_link(&path) else { continue };
+        let what = what.display().to_string();
+        if what.contains("userfaultfd") || what.ends_with("/pagemap") {
+            assert!(number >= 500, "{number} is {what}");
+            of_nodes += 1;
+        }
+    }
+    // None where the kernel tracks no writes: then all memory is compared.
+    assert!(of_nodes == 0 || of_nodes >= node_count(), "{of_nodes}");
+}
+
 #[peregrine::test(nodes = 2)]
 fn nodes_share_one_table_of_descriptors() {
     let file = std::fs::File::open("/proc/self/maps").unwrap();

@@ -9,6 +9,7 @@ use crate::control::{DIRTY_CAPACITY, PauseKind, dirty_list, node, record, state,
 use crate::killpoint::{Point, at};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
+use peregrine_sys::other::out_of_the_way;
 use peregrine_sys::signal;
 use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOT_COUNT, SLOTS};
 use peregrine_thread::preempt::SIG_RESET;
@@ -35,8 +36,9 @@ pub fn start(index: u32) -> bool {
     }
     // Kept open for the life of the process: the zygote closes them when the node is gone.
     let (u, p) = tracker.into_fds();
-    node(index).fds[0].store(u.into_raw_fd() as u32 + 1, Ordering::Relaxed);
-    node(index).fds[1].store(p.into_raw_fd() as u32 + 1, Ordering::Relaxed);
+    for (word, fd) in node(index).fds.iter().zip([u, p]) {
+        word.store(out_of_the_way(fd).into_raw_fd() as u32 + 1, Ordering::Relaxed);
+    }
     true
 }
 

@@ -4,15 +4,14 @@
 //! that node is killed. They are children of the supervisor (`CLONE_PARENT`), which learns of their death by itself.
 
 use crate::node;
-use crate::supervisor::process_state;
-use peregrine_sys::other::Pidfd;
+use peregrine_sys::other::{self, Condition, Pidfd, out_of_the_way};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 const FORK: u32 = 1;
@@ -43,13 +42,11 @@ pub enum ZygoteError {
     Gone(std::io::Error),
     /// Somebody keeps the zygote from running.
     #[error(
-        "the zygote (process {pid}) has been {held} for {seconds} s, so nodes can't be replaced: let it go on (kill -CONT {pid}, or leave the debugger) the next time; with a store, resume"
+        "the zygote (process {pid}), which makes nodes, has been held by a debugger, or stopped again and again, for {seconds} s, so none can be replaced: keep it running the next time (kill -CONT); with a store, resume"
     )]
     Held {
         /// Its process id.
         pid: i32,
-        /// How, in words.
-        held: &'static str,
         /// For how long it was waited for.
         seconds: u64,
     },
@@ -71,13 +68,8 @@ impl Zygote {
                 Ok(Self { socket: ours, process, pid })
             }
             Forked::Child => {
-                // High numbers stay out of the way of programs that count on low ones.
-                let fd = rustix::io::fcntl_dupfd_cloexec(&theirs, 500).map_or(theirs.as_raw_fd(), |fd| {
-                    let raw = fd.as_raw_fd();
-                    core::mem::forget(fd);
-                    raw
-                });
-                drop((ours, theirs));
+                let fd = out_of_the_way(theirs).into_raw_fd();
+                drop(ours);
                 serve(fd)
             }
         }
@@ -120,16 +112,14 @@ impl Zygote {
     /// Lets it go on if it was stopped; an error if that does not help.
     fn see_what_holds_it(&self, waited: Duration) -> Result<(), ZygoteError> {
         let pid = self.pid;
-        let held = match process_state(pid) {
-            Some('T') => "stopped",
-            Some('t') => "held by a debugger",
-            _ => return Ok(()),
-        };
+        if other::stat(pid as u32).is_none_or(|s| s.condition != Condition::Stopped) {
+            return Ok(());
+        }
         if waited >= HELD_FOR {
-            return Err(ZygoteError::Held { pid, held, seconds: waited.as_secs() });
+            return Err(ZygoteError::Held { pid, seconds: waited.as_secs() });
         }
         eprintln!(
-            "peregrine: a node is to be replaced, but the zygote (process {pid}), which makes them, is {held}; it is told to go on"
+            "peregrine: a node is to be replaced, but the zygote (process {pid}), which makes them, is stopped; it is told to go on"
         );
         let _ = signal::kill(pid, number::CONT);
         Ok(())

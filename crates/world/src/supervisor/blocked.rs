@@ -21,6 +21,7 @@ use crate::control::{NONE, PauseKind, ending, node, record, state, world};
 use crate::{arena, ends, output, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::linux_raw_sys::general as k;
+use peregrine_sys::other::{self, Condition};
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::carrier::Carrier;
@@ -151,10 +152,8 @@ impl Supervisor {
 
 /// Where a process is, as the kernel tells.
 fn place_of(pid: i32) -> String {
-    match process_state(pid) {
-        Some('T') => return "it is stopped; `kill -CONT` it".to_owned(),
-        Some('t') => return "it is held by a debugger".to_owned(),
-        _ => {}
+    if other::stat(pid as u32).is_some_and(|s| s.condition == Condition::Stopped) {
+        return format!("it is stopped, by a signal (kill -CONT {pid}) or a debugger");
     }
     let said = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
     let mut words = said.split_whitespace();
@@ -204,10 +203,4 @@ fn system_call(nr: i64) -> (&'static str, bool) {
         k::__NR_rt_sigtimedwait => ("rt_sigtimedwait", false),
         _ => ("", false),
     }
-}
-
-/// The letter that `ps` shows: T for a stopped process, t for one that a debugger holds.
-pub(crate) fn process_state(pid: i32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(')').next()?.trim_start().chars().next()
 }

@@ -38,7 +38,6 @@ use crate::packed;
 use crate::shadow::{Changes, Shadow};
 use crate::thread::{self, Start};
 use crate::zygote::Zygote;
-pub(crate) use blocked::process_state;
 pub use durable::{DurableError, Resumed};
 pub use ending::Ended;
 use ending::reap;
