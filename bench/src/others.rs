@@ -26,7 +26,10 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         ("processes", [count]) => processes(*count),
         ("events", [count]) => events(*count),
         ("memcpy", [buffers, len]) => memcpy(*buffers, *len),
-        ("remap", [threads, live, window, stack]) => remap(*threads, *live, *window, *stack),
+        ("remap", [threads, live, window, stack, touched]) => {
+            remap(*threads, *live, *window, *stack, *touched);
+        }
+        ("null-call", []) => null_call(),
         _ => return false,
     }
     true
@@ -169,11 +172,12 @@ fn memcpy(buffers: usize, len: usize) {
     black_box((&window, &all));
 }
 
-/// Maps one part of a file after the other over the same addresses and writes two pages of it: where header and thread-locals
-/// would be, and the stack pointer, `live` bytes below. The same calls as a conflict of memory aliasing makes, and nothing else:
-/// a mapping before the window keeps its page table here too.
-fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize) {
+/// Maps one part of a file after the other over the same addresses and writes up to two pages of it: where header and
+/// thread-locals would be, and the stack pointer, `live` bytes below. The same calls as a conflict of memory aliasing makes, and
+/// nothing else: mappings before the window and, if it is a large one, behind it keep its first and last page table here too.
+fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize, touched: usize) {
     const GUARD: usize = 64 << 10;
+    let tail = if window_bytes > peregrine_thread::window::PAGE_TABLE_BYTES { 4096 } else { 0 };
     let file = memfd::create(c"bench-remap", PageCount::for_bytes(window_bytes * threads), Pages::Base);
     let file = file.expect("a file");
     let options = MapOptions { no_reserve: true, ..MapOptions::default() };
@@ -186,12 +190,15 @@ fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize) {
     let guard = 0x0c00_0000_0000;
     let window = guard + GUARD;
     map(guard, GUARD, Protection::None, Source::Anonymous, true);
+    if tail != 0 {
+        map(guard + window_bytes - tail, tail, Protection::None, Source::Anonymous, true);
+    }
     let header = window + stack_bytes;
     let turn = |new: bool| {
         for i in 0..threads {
             let part = Source::Shared(file.as_fd(), PageCount::for_bytes(i * window_bytes + GUARD));
-            map(window, window_bytes - GUARD, Protection::ReadWrite, part, new && i == 0);
-            for page in [header, header - live] {
+            map(window, window_bytes - GUARD - tail, Protection::ReadWrite, part, new && i == 0);
+            for page in [header, header - live].into_iter().take(touched) {
                 // SAFETY: inside the window.
                 unsafe { (page as *mut u64).write_volatile(1) };
             }
@@ -205,5 +212,17 @@ fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize) {
             turn(false);
         }
         println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * threads) as f64);
+    }
+}
+
+/// A system call that does nothing: the measure of this machine's kernel.
+fn null_call() {
+    const CALLS: u32 = 20_000;
+    for _ in 0..SAMPLES {
+        let begun = process_cpu_ns();
+        for _ in 0..CALLS {
+            black_box(std::os::unix::process::parent_id());
+        }
+        println!("{}", (process_cpu_ns() - begun) as f64 / f64::from(CALLS));
     }
 }

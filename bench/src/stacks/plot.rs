@@ -5,18 +5,40 @@ use plotters::prelude::*;
 use std::error::Error;
 use std::path::Path;
 
+/// Width of a figure, of the part of it that says which curve is which, and its height.
+const WIDE: u32 = 1000;
+const LEGEND: u32 = 160;
+const HIGH: u32 = 560;
+
+/// Colours that can be told apart on white, in the order of the curves.
+const COLOURS: [(u8, u8, u8); 8] = [
+    (200, 30, 30),
+    (40, 150, 60),
+    (20, 80, 20),
+    (40, 110, 200),
+    (20, 30, 120),
+    (130, 40, 160),
+    (220, 120, 20),
+    (110, 110, 110),
+];
+
 /// Draws both into `dir`.
 pub fn draw(dir: &Path, curves: &Curves) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(dir)?;
+    let in_kib: Vec<Curve> = curves
+        .over_live
+        .iter()
+        .map(|(name, points)| (name.clone(), points.iter().map(|(x, y)| (x / 1024.0, *y)).collect()))
+        .collect();
     figure(
         &dir.join("switch-over-live-stack.svg"),
-        "Switch time, 2 threads",
-        "live stack, bytes",
-        &curves.over_live,
+        "Switch time over live stack, 2 threads",
+        "live stack, KiB",
+        &in_kib,
     )?;
     figure(
         &dir.join("switch-over-flows.svg"),
-        "Switch time, 8 KiB of live stack",
+        "Switch time over the number of flows, 8 KiB of live stack",
         "flows",
         &curves.over_threads,
     )
@@ -31,28 +53,55 @@ fn figure(path: &Path, title: &str, x: &str, curves: &[Curve]) -> Result<(), Box
     let most = |f: fn((f64, f64)) -> f64| points().map(f).fold(0.0, f64::max);
     let (x_range, y_range) =
         (least(|p| p.0) * 0.9..most(|p| p.0) * 1.2, least(|p| p.1) * 0.7..most(|p| p.1) * 1.5);
-    let area = SVGBackend::new(path, (900, 560)).into_drawing_area();
+    let area = SVGBackend::new(path, (WIDE, HIGH)).into_drawing_area();
     area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .caption(title, ("sans-serif", 22))
+    // Beside the curves, for there is no corner that none of them passes.
+    let (plot, legend) = area.split_horizontally(WIDE - LEGEND);
+    let mut chart = ChartBuilder::on(&plot)
+        .caption(title, ("sans-serif", 20))
         .margin(14)
+        .margin_right(28)
         .x_label_area_size(44)
         .y_label_area_size(70)
         .build_cartesian_2d(x_range.log_scale(), y_range.log_scale())?;
-    chart.configure_mesh().x_desc(x).y_desc("ns a switch").draw()?;
-    for (i, (name, points)) in curves.iter().enumerate().filter(|(_, c)| !c.1.is_empty()) {
-        let colour = Palette99::pick(i).to_rgba();
-        chart
-            .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)).point_size(3))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-    }
     chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK)
+        .configure_mesh()
+        .x_desc(x)
+        .y_desc("ns a switch")
+        .x_label_formatter(&|v| format!("{v:.0}"))
+        .y_label_formatter(&|v| format!("{v:.0}"))
         .draw()?;
+    let drawn = curves.iter().zip(COLOURS).filter(|(c, _)| !c.1.is_empty());
+    for (line, ((name, points), (r, g, b))) in drawn.enumerate() {
+        let colour = RGBColor(r, g, b);
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)).point_size(3))?;
+        let y = 60 + 24 * line as i32;
+        legend.draw(&PathElement::new([(0, y), (22, y)], colour.stroke_width(2)))?;
+        legend.draw(&Text::new(name.clone(), (30, y - 7), ("sans-serif", 14)))?;
+    }
     area.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_curve_is_drawn_and_named() {
+        let curve = |name: &str, y: f64| (name.to_owned(), vec![(8192.0, y), (65536.0, y * 2.0)]);
+        let curves = Curves {
+            over_live: vec![curve("alias, conflict", 5000.0), ("empty".to_owned(), Vec::new())],
+            over_threads: (0..COLOURS.len()).map(|i| curve(&format!("way {i}"), 10.0)).collect(),
+        };
+        let dir = std::env::temp_dir().join(format!("peregrine-plot-{}", std::process::id()));
+        draw(&dir, &curves).unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        let (live, flows) = (read("switch-over-live-stack.svg"), read("switch-over-flows.svg"));
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(
+            live.contains("alias, conflict") && live.contains("live stack, KiB") && !live.contains("empty")
+        );
+        assert!((0..COLOURS.len()).all(|i| flows.contains(&format!("way {i}"))));
+    }
 }

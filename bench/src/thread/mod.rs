@@ -57,7 +57,7 @@ pub fn run_case(arguments: &[String]) -> ExitCode {
 }
 
 /// Runs one subject in a process of its own; the samples of each of its columns.
-fn columns(arguments: &str) -> Vec<Samples> {
+pub fn columns(arguments: &str) -> Vec<Samples> {
     let program = std::env::current_exe().expect("this program's path");
     let out = Command::new(program)
         .arg("thread-case")

@@ -29,6 +29,8 @@ pub const REGION_BYTES: usize = 1 << 40;
 pub const MOST_WINDOWS: usize = 1 << 16;
 /// Room for colours: pages by which the headers of neighbouring windows are shifted against each other.
 const COLOURS: usize = 16;
+/// What one page table of the processor maps.
+pub const PAGE_TABLE_BYTES: usize = 2 << 20;
 /// Least room for a heap.
 const MIN_HEAP_BYTES: usize = 64 << 10;
 
@@ -99,8 +101,9 @@ impl Windows {
         if count.checked_mul(window_bytes).is_none_or(|b| b > REGION_BYTES) {
             return Err(WindowsError::Region { count, window_bytes });
         }
+        // A page of it for the tail.
         let besides = GUARD_BYTES
-            + (COLOURS + 2) * 4096
+            + (COLOURS + 3) * 4096
             + size_of::<SlotHeader>()
             + t.tls_area_len()
             + t.tls_align
@@ -139,11 +142,18 @@ impl Windows {
         region + ((self.window_of(number) as usize) << self.shift)
     }
 
-    /// The part of that window that is ever mapped, `(start, end)`.
+    /// The part of that window that threads are mapped to, `(start, end)`.
     #[inline(always)]
     pub const fn mapped_of(&self, number: u32) -> (usize, usize) {
         let base = self.base_of(number);
-        (base + GUARD_BYTES, base + self.bytes())
+        (base + GUARD_BYTES, base + self.bytes() - self.tail_bytes())
+    }
+
+    /// Bytes at the end of a window that nothing is mapped to, so that the last of its page tables can be kept as the first is (by
+    /// what lies in the guard); none if that is the only one.
+    #[inline(always)]
+    pub const fn tail_bytes(&self) -> usize {
+        if self.bytes() > PAGE_TABLE_BYTES { 4096 } else { 0 }
     }
 
     /// Where the frames of alias thread `number` begin in their file: the byte that its window's first address shows.
@@ -264,7 +274,7 @@ mod tests {
             let w = shape(count, bytes, stack).unwrap();
             for number in [FIRST_ALIAS, FIRST_ALIAS + 77, FIRST_COPY, FIRST_COPY + 4097, FIRST_COPY - 1] {
                 let (low, end) = w.mapped_of(number);
-                assert_eq!(end - low, bytes - GUARD_BYTES);
+                assert_eq!(end - low, bytes - GUARD_BYTES - w.tail_bytes());
                 for addr in [low, low + stack, end - 1] {
                     assert_eq!(w.header_around(addr), Some(w.header_of(number)));
                 }
