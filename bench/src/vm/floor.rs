@@ -1,9 +1,9 @@
 //! The floor of DIRTY: the same first writes and the same takes by bare system calls, on the same pages.
 
 use super::raw::{self, Bare};
-use super::{Kind, Way, dirty};
+use super::{Way, dirty};
 use crate::measure::time_ns;
-use peregrine_base::sync::Ordering;
+use peregrine_base::sync::{AtomicU8, Ordering};
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
 use peregrine_vm::{DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Tracker, VirtAddr};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub enum Floor {
     /// pager has an alias and a descriptor of its own, and lifts and wakes in two calls, as one that keeps books has to.
     Trapping {
         bare: Bare,
-        books: Mapping,
+        books: Box<[AtomicU8]>,
     },
     Compare {
         now: Vec<u8>,
@@ -77,7 +77,7 @@ impl Floor {
         } else {
             Bare::beside(way, tracker.userfaultfd(), memory, unit)
         };
-        let books = Kind::Anonymous.make(PageCount::for_bytes(memory.range().pages().get()));
+        let books = (0..memory.range().pages().get()).map(|_| AtomicU8::new(0)).collect();
         Self::Trapping { bare, books }
     }
 
@@ -87,7 +87,7 @@ impl Floor {
             Self::Scan(_) => time_ns(|| dirty::write_pages(memory, pages, 1)),
             Self::Trapping { bare, books } => {
                 bare.aim();
-                raw::BOOKS.store(books.range().start().as_usize(), Ordering::Relaxed);
+                raw::BOOKS.store(books.as_ptr().expose_provenance(), Ordering::Relaxed);
                 raw::IDLE.store(0, Ordering::Relaxed);
                 raw::LIFT_QUIETLY.store(true, Ordering::Relaxed);
                 let ns = raw::with_handler(|| time_ns(|| dirty::write_pages(&bare.memory, pages, 1)));
@@ -117,24 +117,21 @@ impl Floor {
 }
 
 /// Clears each run of bytes that are set, and protects its pages.
-fn take_noted(bare: &Bare, books: &Mapping) {
-    let pages = bare.memory.range().pages().get();
-    let byte = |page: usize| books.range().start().as_ptr::<u8>().wrapping_add(page);
-    // SAFETY: `page` is below `pages`, so in the books, which are behind no reference.
-    let is_set = |page: usize| unsafe { byte(page).read_volatile() } != 0;
+fn take_noted(bare: &Bare, books: &[AtomicU8]) {
+    let first = bare.memory.range().start().as_usize();
     let mut at = 0;
-    while at < pages {
-        if !is_set(at) {
+    while at < books.len() {
+        // As `memchr` would: eight at a time.
+        let clean = |eight: &&[AtomicU8]| eight.iter().fold(0, |all, b| all | b.load(Ordering::Relaxed)) == 0;
+        at += books[at..].chunks(8).take_while(clean).count() * 8;
+        let is_set = |byte: &AtomicU8| byte.load(Ordering::Relaxed) != 0;
+        let Some(skipped) = books.get(at..).and_then(|rest| rest.iter().position(is_set)) else { return };
+        let start = at + skipped;
+        at = start;
+        while books.get(at).is_some_and(is_set) {
+            books[at].store(0, Ordering::Relaxed);
             at += 1;
-            continue;
         }
-        let start = at;
-        while at < pages && is_set(at) {
-            // SAFETY: as above.
-            unsafe { byte(at).write_volatile(0) };
-            at += 1;
-        }
-        let first = VirtAddr::new(bare.memory.range().start().as_usize() + start * PAGE_SIZE);
-        bare.close(PageRange::new(first, PageCount::new(at - start)));
+        bare.close(PageRange::new(VirtAddr::new(first + start * PAGE_SIZE), PageCount::new(at - start)));
     }
 }

@@ -1,6 +1,6 @@
 //! The floor: the same work by bare system calls and a bare signal handler, as a careful C program would do it.
 
-use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU8, AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, Frame, SIGBUS, SIGSEGV};
 use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd, UffdRef};
 use peregrine_sys::{guard, mem};
@@ -51,8 +51,8 @@ unsafe fn set(way: usize, fd: i32, range: PageRange, access: Protection) {
 fn note(unit: usize) {
     let books = BOOKS.load(Ordering::Relaxed);
     if books != 0 {
-        // SAFETY: a byte for every unit of what is aimed at lies there (`Floor::write`).
-        unsafe { VirtAddr::new(books + unit).as_ptr::<u8>().write_volatile(1) };
+        // SAFETY: an atomic for every unit of what is aimed at lies there (`Floor::write`).
+        unsafe { &*VirtAddr::new(books + unit).as_ptr::<AtomicU8>() }.store(1, Ordering::Relaxed);
     }
 }
 
