@@ -17,7 +17,7 @@ use crate::step::Step;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Fresh ones that a member takes at once.
-pub(crate) const BATCH: u32 = if cfg!(peregrine_loom) { 1 } else { 8 };
+pub(crate) const BATCH: u32 = if cfg!(peregrine_loom) { 1 } else { 4 };
 
 /// Descriptor of a pooled thing or a frame, in a line of its own.
 #[derive(Debug)]
