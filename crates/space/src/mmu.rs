@@ -122,7 +122,7 @@ pub trait Mmu {
 
     /// Asked after each [`wait`](Self::wait), the `turns`th for this lock: whether `member` should wait no longer for `owner`, which
     /// lives (it may be stopped in the middle of an operation, which can't be taken over). Then its own operation fails, with
-    /// nothing changed, and the error names the [`Holder`].
+    /// nothing changed, and the error names the holder.
     fn gives_up(&self, member: MemberId, owner: MemberId, turns: u32) -> bool {
         let _ = (member, owner, turns);
         false
