@@ -4,38 +4,18 @@
 //! A futex is a word and a lock under which sleepers look at it, as in the kernel; the thread that watches for a domain's end, and the
 //! keeper's repetitions, are loops. What the order depends on is also left out once, each time: then loom must find what goes wrong.
 
+mod futex;
+
 use call_loom::ended::Ended;
 use call_loom::gate::{AWAKE, Bell, Gate, PARKED, Tell};
 use call_loom::rest::Rest;
+use futex::Futex;
+use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 /// What a terminated call's result is. An executed one's is twice its number.
 const TERMINATED: u32 = 99;
-
-struct Futex {
-    bucket: Mutex<()>,
-    sleepers: Condvar,
-}
-
-impl Futex {
-    fn new() -> Self {
-        Self { bucket: Mutex::new(()), sleepers: Condvar::new() }
-    }
-
-    fn wait(&self, word: &AtomicU32, expected: u32) {
-        let bucket = self.bucket.lock().unwrap();
-        if word.load(Ordering::Relaxed) == expected {
-            drop(self.sleepers.wait(bucket).unwrap());
-        }
-    }
-
-    fn wake(&self) {
-        let _bucket = self.bucket.lock().unwrap();
-        self.sleepers.notify_all();
-    }
-}
 
 /// A line, its activation's rest, and what ends it.
 struct Scene {

@@ -5,36 +5,15 @@
 //! asleep, which loom reports. Each fence of the protocol is also left out once, by a copy of the step without it: then loom must
 //! find the sleeper.
 
+mod futex;
+
 use call_loom::gate::{AWAKE, Bell, Gate, NOTIFY, PARKED, Tell};
 use call_loom::look::Patience;
 use call_loom::rest::Rest;
+use futex::Futex;
 use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
-
-/// What sleepers on one word share.
-struct Futex {
-    bucket: Mutex<()>,
-    sleepers: Condvar,
-}
-
-impl Futex {
-    fn new() -> Self {
-        Self { bucket: Mutex::new(()), sleepers: Condvar::new() }
-    }
-
-    fn wait(&self, word: &AtomicU32, expected: u32) {
-        let bucket = self.bucket.lock().unwrap();
-        if word.load(Ordering::Relaxed) == expected {
-            drop(self.sleepers.wait(bucket).unwrap());
-        }
-    }
-
-    fn wake(&self) {
-        let _bucket = self.bucket.lock().unwrap();
-        self.sleepers.notify_all();
-    }
-}
 
 /// Bytes in a pipe, or messages in a socket.
 struct Bytes {
