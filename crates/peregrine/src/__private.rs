@@ -99,11 +99,7 @@ pub fn enter_test<T: Termination>(name: &str, entry: fn() -> T) {
 
 /// The body of a test's World: what the test needs to have happened depends on how fast the machine is, so a test that ended well
 /// before it had is run once more.
-fn repeated<T: Termination>(
-    function: usize,
-    _: Vec<u8>,
-    _: Vec<u32>,
-) -> Result<(Vec<u8>, Vec<u32>), String> {
+fn repeated<T: Termination>(function: usize, _: Vec<u8>, _: Vec<u32>) -> Result<(Vec<u8>, Vec<u32>), String> {
     // SAFETY: `enter_test` passed the address of a `fn() -> T` together with `repeated::<T>`.
     let entry = unsafe { core::mem::transmute::<usize, fn() -> T>(function) };
     loop {
