@@ -164,6 +164,7 @@ impl Supervisor {
             n.inbox.store(NONE, Ordering::Relaxed);
             n.current.store(NONE, Ordering::Relaxed);
             n.idle.store(0, Ordering::Relaxed);
+            n.expected.store(0, Ordering::Relaxed);
             n.ready.store(0, Ordering::Relaxed);
             n.serves.store(0, Ordering::Relaxed);
             n.paused.store(0, Ordering::Relaxed);
