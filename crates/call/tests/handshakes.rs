@@ -14,7 +14,7 @@ use attack::raw::{FromClient, FromDomain, Memory, Socket};
 use attack::scene::{self, serve};
 
 /// For a machine that is busy with other things. What is shown here waited for ever before.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(15);
 
 const LINE_BYTES: usize = 32 * 1024;
 

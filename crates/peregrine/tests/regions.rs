@@ -138,4 +138,6 @@ fn what_a_message_tells_of_a_region_is_there_when_it_comes() {
         writer.join().unwrap();
         (0..512).for_each(|i| region.cells::<u64>().set(i, 0).unwrap());
     }
+    drop(region);
+    region::remove("letters").unwrap();
 }

@@ -28,7 +28,7 @@ mod switch;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
-pub use post::{nudge, post};
+pub use post::{announce, nudge, post};
 pub use switch::{reschedule, yield_to_next};
 
 use crate::control::{Lack, NONE, is_domain, node, record, state, world};
