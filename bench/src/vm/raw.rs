@@ -1,6 +1,6 @@
 //! The floor: the same work by bare system calls and a bare signal handler, as a careful C program would do it.
 
-use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU8, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, Frame, SIGBUS, SIGSEGV};
 use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd, UffdRef};
 use peregrine_sys::{guard, mem};
@@ -32,6 +32,8 @@ fn ignore<T, E>(_: Result<T, E>) {}
 
 /// # Safety
 /// The range is the benchmark's.
+// Into its callers, as a C program would write the call itself.
+#[inline(always)]
 unsafe fn set(way: usize, fd: i32, range: PageRange, access: Protection) {
     // SAFETY: the caller's promise; the descriptor is a userfaultfd that outlives the sample.
     unsafe {
@@ -48,11 +50,13 @@ unsafe fn set(way: usize, fd: i32, range: PageRange, access: Protection) {
 }
 
 /// Notes that a unit was opened, if books are kept.
+#[inline(always)]
 fn note(unit: usize) {
     let books = BOOKS.load(Ordering::Relaxed);
     if books != 0 {
-        // SAFETY: an atomic for every unit of what is aimed at lies there (`Floor::write`).
-        unsafe { &*VirtAddr::new(books + unit).as_ptr::<AtomicU8>() }.store(1, Ordering::Relaxed);
+        // SAFETY: a byte for every unit of what is aimed at lies there (`Floor::write`), which is read and cleared when no
+        // handler runs.
+        unsafe { VirtAddr::new(books + unit).as_ptr::<u8>().write_volatile(1) };
     }
 }
 
@@ -233,11 +237,13 @@ impl Bare {
         START.store(self.memory.range().start().as_usize(), Ordering::Relaxed);
     }
 
+    #[inline(always)]
     pub fn close(&self, range: PageRange) {
         // SAFETY: a part of this value's memory.
         unsafe { set(self.way, self.fd, range, closed(self.way)) };
     }
 
+    #[inline(always)]
     pub fn open(&self, range: PageRange) {
         // SAFETY: a part of this value's memory.
         unsafe { set(self.way, self.fd, range, Protection::ReadWrite) };
