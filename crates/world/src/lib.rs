@@ -5,6 +5,7 @@
 
 mod address_space;
 mod arena;
+mod blocks;
 mod carried;
 mod channel;
 mod config;
