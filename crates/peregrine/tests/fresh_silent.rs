@@ -139,9 +139,50 @@ fn with_domains(program: Program) {
             }
         });
     }
+    let floods = listener(&dir.path().join("floods"), 16);
+    std::thread::spawn(move || {
+        while let Ok(socket) = rustix::net::accept(&floods) {
+            std::thread::spawn(move || flood(&raw::Socket(socket)));
+        }
+    });
     let outcome = program.run_with(&[(WHERE, dir.path().to_str().unwrap())]);
     assert!(outcome.success(), "{outcome}");
     drop((good, stopped));
+}
+
+/// Takes calls, tells of their outcomes all the time, and has none.
+fn flood(socket: &raw::Socket) {
+    const LINE_BYTES: usize = 64 * 1024;
+    while let Some((question, _)) = socket.receive::<FromClient>(Duration::from_millis(999)) {
+        match question {
+            FromClient::Hello { .. } => {
+                let name = "floods".into();
+                let welcome =
+                    FromDomain::Welcome { id: 1, name, calls_in_flight: 4, argument_bytes: 1 << 20 };
+                socket.send(&welcome, None);
+            }
+            FromClient::OpenLine => {
+                let pages = peregrine_base::PageCount::for_bytes(LINE_BYTES);
+                let fd =
+                    peregrine_sys::memfd::create(c"peregrine-line", pages, peregrine_sys::memfd::Pages::Base)
+                        .unwrap();
+                peregrine_sys::memfd::seal_size(&fd).unwrap();
+                socket.send(&FromDomain::Line { index: 0, len_bytes: LINE_BYTES as u64 }, Some(fd.as_fd()));
+            }
+            FromClient::OpenPipe { .. } => {
+                let (reader, writer) = rustix::pipe::pipe().unwrap();
+                socket.send(&FromDomain::Pipe, Some(reader.as_fd()));
+                drop(reader);
+                // Until the node has closed its end.
+                std::thread::spawn(move || while rustix::io::write(&writer, &[1; 4096]).is_ok() {});
+            }
+            FromClient::Resolve { .. } => {
+                socket.send(&FromDomain::Portal { id: 0, version: 1 }, None);
+            }
+            _ => {}
+        }
+    }
+    sleep_os(100_000);
 }
 
 /// When a domain sends descriptors that take a minute to close.
@@ -282,6 +323,24 @@ fn stopped_in_between() {
 #[test]
 fn a_domain_that_is_stopped_for_a_while_costs_the_late_their_calls_and_nobody_else() {
     with_domains(stopped_in_between());
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 110)]
+fn told_all_the_time() {
+    let used = peregrine_sys::timer::thread_cpu_ns;
+    for _ in 0..2 {
+        let (begun, before) = (Instant::now(), used());
+        let call = portal("floods", "count").within(Duration::from_secs(3)).call(b"", 8);
+        assert_eq!(call, Err(FreshCallError::Deadline));
+        let (took, used) = (begun.elapsed().as_nanos() as u64, used() - before);
+        println!("{used} ns of {took}");
+        assert!(used < took / 2, "the node ran for {used} ns of {took}, for nothing");
+    }
+}
+
+#[test]
+fn a_node_sleeps_though_a_domain_tells_of_outcomes_all_the_time() {
+    with_domains(told_all_the_time());
 }
 
 /// Less than a descriptor that lingers does.
