@@ -21,7 +21,7 @@ pub enum Affinity {
     /// where a null call takes 0.3, as much as the least copying between two spinning processes does. Lent in a
     /// [`Buffer`](crate::Buffer) it costs what the callee reads of it.
     Apart,
-    /// Wherever the kernel puts it. Nobody spins.
+    /// Wherever the kernel puts it, of the cores that the domain was given: what earlier calls asked for is undone. Nobody spins.
     Anywhere,
 }
 

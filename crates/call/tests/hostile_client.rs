@@ -142,7 +142,7 @@ fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     let begun = Instant::now();
     let mut readers = Vec::new();
     for way in 0..6 {
-        let (slow, reader) = lingering();
+        let (slow, reader) = testkit::lingering();
         readers.push(reader);
         let connect = if way < 2 { Socket::greeted } else { Socket::connect };
         let socket = connect(&served.path()).unwrap();
@@ -176,19 +176,6 @@ fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     drop(readers);
     back_to(&served, before);
     testkit::Outcome::Passed
-}
-
-/// A connection with unsent bytes: closing its last descriptor takes a minute, or until the other end goes.
-fn lingering() -> (std::os::fd::OwnedFd, std::net::TcpStream) {
-    use std::io::Write;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (theirs, _) = listener.accept().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    while ours.write(&[0; 65536]).is_ok() {}
-    ours.set_nonblocking(false).unwrap();
-    rustix::net::sockopt::set_socket_linger(&ours, Some(Duration::from_secs(60))).unwrap();
-    (ours.into(), theirs)
 }
 
 fn main() -> std::process::ExitCode {

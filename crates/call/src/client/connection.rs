@@ -3,6 +3,7 @@
 use super::line::Line;
 use super::lines::Lines;
 use super::questions::{Answer, Inquiry, Mail, PATIENCE};
+use super::stopped::Stopped;
 use super::watch::{self, Watched};
 use crate::chain::Deadline;
 use crate::credentials::Credentials;
@@ -29,6 +30,9 @@ pub(crate) struct Connection {
     pub name: String,
     pub domain: Credentials,
     pub argument_bytes: u64,
+    /// The domain's process, if it is known.
+    pub(super) pid: Option<u32>,
+    pub(super) stopped: Stopped,
     pub(super) socket: OwnedFd,
     /// The process that made it.
     of: i32,
@@ -57,7 +61,7 @@ impl Connection {
     /// A domain that has made us welcome, with its number and name, and what it allows.
     pub fn new(
         socket: OwnedFd,
-        process: Option<OwnedFd>,
+        (process, pid): (Option<OwnedFd>, Option<u32>),
         domain: Credentials,
         (id, name): (u64, String),
         calls_in_flight: u32,
@@ -69,6 +73,8 @@ impl Connection {
             name,
             domain,
             argument_bytes,
+            pid,
+            stopped: Stopped::with_patience(PATIENCE),
             process,
             socket,
             of: peregrine_sys::process::pid(),

@@ -92,8 +92,9 @@ impl Connection {
     ) -> Result<MutexGuard<'a, Lines>, CallError> {
         // An abandoned line becomes free without anybody telling us: look now and then.
         let mut slice = Duration::from_millis(if lines.abandoned.is_empty() { 50 } else { 1 });
-        if let Some(deadline) = deadline {
-            slice = slice.min(deadline.left().ok_or(CallError::Deadline)?);
+        match deadline {
+            Some(deadline) => slice = slice.min(deadline.left().ok_or(CallError::Deadline)?),
+            None => self.see_whether_it_works()?,
         }
         // SeqCst, as in `put_back`: it sees the waiter, or the waiter sees its line.
         self.waiters.fetch_add(1, Ordering::SeqCst);

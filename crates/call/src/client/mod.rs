@@ -8,6 +8,7 @@ mod pending;
 mod questions;
 mod results;
 mod setup;
+mod stopped;
 mod transfer;
 mod wait;
 mod watch;
@@ -52,7 +53,7 @@ impl Client {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn connect_within(path: impl AsRef<Path>, time: Duration) -> Result<Self, CallError> {
-        Opening::to(path.as_ref(), time, Strays::Close)?.wait()
+        Opening::to(path.as_ref(), time, Strays::Thread)?.wait()
     }
 
     /// Begins to connect, and waits for nothing: for runtimes whose threads must not. `time` is how long to wait for the greeting.
@@ -62,7 +63,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Unreachable`]: the path is too long, or there are no descriptors left.
     pub fn open(path: impl AsRef<Path>, time: Duration) -> Result<Opening, CallError> {
-        Opening::to(path.as_ref(), time, Strays::Keep)
+        Opening::to(path.as_ref(), time, Strays::Process)
     }
 
     /// Takes a connected socket: one end of a [`socket_pair`](crate::socket_pair), or an inherited descriptor. Waits for the greeting for a
@@ -71,7 +72,7 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn over(socket: OwnedFd) -> Result<Self, CallError> {
-        Opening::over(socket, Path::new("descriptor"), 6 * PATIENCE, Strays::Close).wait()
+        Opening::over(socket, Path::new("descriptor"), 6 * PATIENCE, Strays::Thread).wait()
     }
 
     /// Who serves, by the kernel's word: whoever listens at the path, or made the pair of sockets.
@@ -99,7 +100,8 @@ impl Client {
 
     /// Calls: this thread goes on in the domain, on an activation's stack, and comes back with the results.
     ///
-    /// In terms of the kernel: fills a line, wakes the activation that waits on it, sleeps until the reply.
+    /// In terms of the kernel: fills a line, wakes the activation that waits on it, sleeps until the reply. That is as long as the callee
+    /// works, unless the call, or the chain that it belongs to, has a [deadline](Call::deadline), or the domain is [stopped](Self::set_patience).
     ///
     /// # Errors
     /// See [`CallError`], which says for each kind whether anything was executed. Results are replaced on success only.
@@ -166,6 +168,15 @@ impl Client {
         call: Call<'a>,
     ) -> Result<Result<Pending<'a>, Call<'a>>, CallError> {
         Pending::at_once(&self.0, portal, call, caller)
+    }
+
+    /// For how long a domain may be *stopped* (by SIGSTOP, a terminal or a debugger) before calls that have no deadline end with
+    /// [`CallError::Stopped`]; ten seconds if nothing is said, and never for `Duration::MAX`. It holds for all clones of this client. A domain that
+    /// runs is waited for as long as it works.
+    ///
+    /// Looked at about once a second, and known only of a domain that was found by its path, in a process namespace of ours.
+    pub fn set_patience(&self, patience: Duration) {
+        self.0.stopped.set_patience(patience);
     }
 
     /// Whether the domain is there: its process lives, and has kept to the protocol. Once it is not, it never is again.

@@ -81,6 +81,9 @@ fn sleep(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), C
             // It may have replied and died after we looked.
             return if line.is_over() { Ok(()) } else { Err(CallError::DomainDied) };
         }
+        if sent.deadline.is_none() {
+            connection.see_whether_it_works()?;
+        }
         slice = if watch::watch(connection) { WATCHED_SLICE } else { (slice * 2).min(LONGEST_SLICE) };
     }
 }

@@ -190,7 +190,7 @@ impl Place {
     /// call, else nothing.
     pub fn follow(&mut self, affinity: Affinity, cpu: usize) -> bool {
         let target = match affinity {
-            Affinity::Anywhere => return false,
+            Affinity::Anywhere => return self.set_free(),
             Affinity::Together => cpu,
             Affinity::Apart if self.at.is_some_and(|at| at != cpu) => return false,
             Affinity::Apart => {
@@ -209,6 +209,16 @@ impl Place {
         // A core that went away since: stay where we are, and don't ask again.
         self.bound = process::CpuSet::one(target).and_then(|set| set.bind()).is_ok();
         self.at = Some(target);
+        true
+    }
+
+    /// Undoes what earlier calls asked for; whether there was anything.
+    fn set_free(&mut self) -> bool {
+        if self.at.take().is_none() {
+            return false;
+        }
+        // If that fails it stays where it is, which is somewhere.
+        self.bound &= self.allowed.bind().is_err();
         true
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Flight {
     begun: u64,
     /// When to look at it next.
     pub look_at: u64,
+    /// How often its pipe told of an outcome that was not there.
+    pub in_vain: u8,
 }
 
 enum Stage {
@@ -72,7 +74,7 @@ impl Flight {
         let home = Box::into_raw(Box::<Home>::default());
         let (begun, stage) = (monotonic_ns(), Stage::Over);
         // Looked at once more at once, unless it was sent.
-        let mut flight = Self { slot, connection: at, home, stage, deadline, begun, look_at: 0 };
+        let mut flight = Self { slot, connection: at, home, stage, deadline, begun, look_at: 0, in_vain: 0 };
         // SAFETY: as promised.
         if let Err(e) = unsafe { flight.prepare(connection, request, portal) } {
             flight.stage = Stage::Failed(e);

@@ -25,6 +25,10 @@ use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::preempt::SIG_RESET;
 use std::os::fd::{AsFd, AsRawFd};
 
+/// How often a call's pipe may tell of an outcome that is not there. Honest domains do it once at most; one that does it more often is looked at
+/// every now and then, like one that is silent.
+const MOST_IN_VAIN: u8 = 8;
+
 /// The connections and flights of a node; in the process's heap.
 #[derive(Default)]
 pub struct Flights {
@@ -67,8 +71,26 @@ impl Flights {
         self.flights.iter().map(|f| f.look_at).min()
     }
 
-    /// What becomes readable with an outcome.
-    pub fn descriptors(&self) -> impl Iterator<Item = i32> + '_ {
+    /// What becomes readable with an outcome, of the domains that don't let it be so without one.
+    pub fn tellers(&self) -> impl Iterator<Item = i32> + '_ {
+        let honest = self.flights.iter().filter(|f| f.is_sent() && f.in_vain < MOST_IN_VAIN);
+        honest.filter_map(Flight::pending).map(|p| p.as_fd().as_raw_fd())
+    }
+
+    /// The node was woken, and there is no outcome: a byte that was left of an earlier call, a death, or a domain that wants the node to run for
+    /// nothing. Those it was are looked at now, and are not listened to any more if it was they too often.
+    pub fn told_in_vain(&mut self, now: u64) {
+        for flight in self.flights.iter_mut().filter(|f| f.is_sent() && f.in_vain < MOST_IN_VAIN) {
+            let Some(fd) = flight.pending().map(|p| p.as_fd().as_raw_fd()) else { continue };
+            if peregrine_sys::io::wait_for_any(core::iter::once(fd), 0, u64::MAX) {
+                flight.in_vain += 1;
+                flight.look_at = now;
+            }
+        }
+    }
+
+    /// What calls under way have open.
+    fn descriptors(&self) -> impl Iterator<Item = i32> + '_ {
         let sent = self.flights.iter().filter(|f| f.is_sent()).filter_map(Flight::pending);
         sent.map(|p| p.as_fd().as_raw_fd())
     }
