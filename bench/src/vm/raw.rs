@@ -20,6 +20,8 @@ static START: AtomicUsize = AtomicUsize::new(0);
 pub static IDLE: AtomicUsize = AtomicUsize::new(0);
 /// Appel1: the unit to protect next, or 0 for none.
 pub static LAST: AtomicUsize = AtomicUsize::new(0);
+/// The handler goes back without the kernel.
+pub static LEAVE: AtomicBool = AtomicBool::new(false);
 /// A pager's: lift first, wake after it, as whoever has books to close between the two must.
 pub static LIFT_QUIETLY: AtomicBool = AtomicBool::new(false);
 pub static REPROTECT: AtomicUsize = AtomicUsize::new(0);
@@ -108,6 +110,10 @@ unsafe extern "C" fn on_signal(_: i32, info: *mut c_void, context: *mut c_void) 
                 note((unit - start) / unit_bytes);
                 set(way, fd, range, Protection::ReadWrite);
             }
+        }
+        if LEAVE.load(Ordering::Relaxed) {
+            // Nothing here needs to be dropped.
+            super::leave::leave(context);
         }
     }
 }
@@ -281,4 +287,13 @@ pub fn aim_fill(uffd: BorrowedFd<'_>, memory: PageRange, unit: PageCount, fill: 
     UNIT_BYTES.store(unit.bytes(), Ordering::Relaxed);
     START.store(memory.start().as_usize(), Ordering::Relaxed);
     SOURCE.store(source, Ordering::Relaxed);
+}
+
+/// Points the handler at memory that is write-protected, or absent and in its memfd.
+pub fn aim_at(uffd: &Uffd, memory: PageRange, absent: bool) {
+    aim_fill(uffd.as_fd(), memory, PageCount::new(1), Fill::Continue, 0);
+    if !absent {
+        WAY.store(WP, Ordering::Relaxed);
+    }
+    IDLE.store(0, Ordering::Relaxed);
 }
