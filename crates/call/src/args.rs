@@ -8,10 +8,10 @@
 //! | `lend` | the caller, in place | none, unless the callee makes one; of memory that is not a [`Buffer`], one, to where the callee reads it |
 //! | `give` | the caller, before; gone afterwards | none; of bytes that are no [`Gift`], one |
 
+use crate::arg_list::ArgList;
 use crate::attributes::{Affinity, Attributes};
 use crate::chain::Deadline;
 use crate::error::CallError;
-use crate::line::MAX_ARGS;
 use crate::memory::{Buffer, Gift, Part};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -130,8 +130,7 @@ pub(crate) enum Arg<'a> {
 #[derive(Debug)]
 #[must_use = "a call is made by `Client::call`"]
 pub struct Call<'a> {
-    pub(crate) args: [Arg<'a>; MAX_ARGS],
-    pub(crate) count: usize,
+    pub(crate) args: ArgList<'a>,
     pub(crate) attributes: Attributes,
 }
 
@@ -139,14 +138,12 @@ impl<'a> Call<'a> {
     /// No arguments, default attributes.
     #[inline]
     pub fn new() -> Self {
-        Self { args: Default::default(), count: 0, attributes: Attributes::default() }
+        Self { args: ArgList::new(), attributes: Attributes::NONE }
     }
 
     #[inline]
     fn push(mut self, arg: Arg<'a>) -> Self {
-        assert!(self.count < MAX_ARGS, "a call has {MAX_ARGS} arguments at most: put several in one");
-        self.args[self.count] = arg;
-        self.count += 1;
+        self.args.push(arg);
         self
     }
 
@@ -225,12 +222,12 @@ pub enum Argument<'b> {
 impl Call<'_> {
     /// How many arguments there are.
     pub const fn len(&self) -> usize {
-        self.count
+        self.args.len()
     }
 
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
-        self.count == 0
+        self.len() == 0
     }
 
     /// Argument `index`. What a runtime needs to carry the call by a connection that is not its caller's; everybody else passes the whole call on.
@@ -238,7 +235,7 @@ impl Call<'_> {
     /// # Panics
     /// If there are not so many.
     pub fn argument(&mut self, index: usize) -> Argument<'_> {
-        match &mut self.args[..self.count][index] {
+        match &mut self.args[index] {
             Arg::In(bytes) => Argument::Input(bytes),
             Arg::Lend(Lend::Bytes(bytes)) => Argument::Lent(bytes),
             Arg::Give(Give::Bytes(bytes)) => Argument::Given(bytes),

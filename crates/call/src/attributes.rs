@@ -38,3 +38,15 @@ pub struct Attributes {
     /// [`charges`](crate::usage::charges).
     pub charge: bool,
 }
+
+impl Attributes {
+    /// The default, for where it must be known to the compiler.
+    pub(crate) const NONE: Self =
+        Self { affinity: Affinity::Together, deadline: None, priority: false, charge: false };
+
+    /// Whether there is none that costs something.
+    #[inline]
+    pub(crate) const fn are_free(&self) -> bool {
+        self.deadline.is_none() && !self.priority && !self.charge
+    }
+}

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod arg_list;
 mod args;
 pub mod attributes;
 #[cfg(feature = "async")]

@@ -118,16 +118,27 @@ impl Connection {
     #[inline]
     pub fn put_back(&self, line: Box<Line>) {
         if line.is_over() {
-            let line = Box::into_raw(line);
-            let none = std::ptr::null_mut();
-            // SeqCst: pairs with the waiter's count and look in `wait_for_line`.
-            if self.warm.compare_exchange(none, line, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-                // SAFETY: made above, and nobody else got it.
-                self.lock_lines().free.push(unsafe { Box::from_raw(line) });
-            }
-        } else {
-            self.lock_lines().abandoned.push(line);
+            return self.put_back_over(line);
         }
+        self.lock_lines().abandoned.push(line);
+        self.tell_waiter();
+    }
+
+    /// Takes a line back whose call is over.
+    #[inline(always)]
+    pub fn put_back_over(&self, line: Box<Line>) {
+        let line = Box::into_raw(line);
+        let none = std::ptr::null_mut();
+        // SeqCst: pairs with the waiter's count and look in `wait_for_line`.
+        if self.warm.compare_exchange(none, line, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            // SAFETY: made above, and nobody else got it.
+            self.lock_lines().free.push(unsafe { Box::from_raw(line) });
+        }
+        self.tell_waiter();
+    }
+
+    #[inline(always)]
+    fn tell_waiter(&self) {
         if self.waiters.load(Ordering::SeqCst) > 0 {
             // Under the lock: a waiter that has looked waits by now.
             let _lines = self.lock_lines();

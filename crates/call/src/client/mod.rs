@@ -1,6 +1,7 @@
 //! A client's connection to one domain.
 
 mod connection;
+mod hot;
 mod line;
 mod lines;
 mod opening;
@@ -17,7 +18,7 @@ pub use opening::Opening;
 pub use pending::Pending;
 
 use crate::args::Call;
-use crate::chain::{Caller, Deadline};
+use crate::chain::Caller;
 use crate::credentials::Credentials;
 use crate::error::CallError;
 use crate::memory::Buffer;
@@ -105,15 +106,9 @@ impl Client {
     ///
     /// # Errors
     /// See [`CallError`], which says for each kind whether anything was executed. Results are replaced on success only.
+    #[inline]
     pub fn call(&self, portal: PortalId, mut call: Call<'_>) -> Result<(), CallError> {
-        let caller = Caller::current();
-        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
-        let mut line = self.0.acquire(deadline)?;
-        let sent = line.send(&self.0, portal, &mut call, caller, false)?;
-        wait::for_reply(&self.0, &line, &sent)?;
-        let outcome = line.take_results(&self.0, &sent, &mut call, crate::usage::add);
-        line.release();
-        outcome
+        self.0.call(portal, &mut call)
     }
 
     /// Looks for a portal, and waits for nothing.
