@@ -27,7 +27,7 @@ mod wire;
 pub use args::{Argument, Call, Giving, Lending};
 pub use attributes::{Affinity, Attributes};
 pub use chain::Deadline;
-pub use client::{Client, Finding, Opening, Pending};
+pub use client::{Client, Finding, Offering, Opening, Pending};
 pub use credentials::Credentials;
 pub use domain::{Activations, Domain, DomainBuilder, DomainStats, Invocation};
 pub use error::{CallError, DomainError, Failure, Refusal};
