@@ -32,7 +32,7 @@ impl Finding {
             return (!self.connection.is_alive()).then_some(Err(CallError::DomainDied));
         }
         self.inquiry = None;
-        answer.map(|answer| portal_of(answer, &self.name, self.version))
+        answer.map(|answer| portal_of(answer, self.connection.id, &self.name, self.version))
     }
 }
 

@@ -108,6 +108,7 @@ impl Client {
     /// # Errors
     /// See [`CallError`], which says for each kind whether anything was executed. Results are replaced on success only.
     pub fn call(&self, portal: PortalId, mut call: Call<'_>) -> Result<(), CallError> {
+        self.0.has(portal)?;
         let caller = Caller::current();
         let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         let mut line = self.0.acquire(deadline)?;
@@ -140,6 +141,7 @@ impl Client {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn begin<'a>(&self, portal: PortalId, call: Call<'a>) -> Result<Pending<'a>, CallError> {
+        self.0.has(portal)?;
         Pending::begin(self.0.clone(), portal, call, Caller::current())
     }
 
@@ -154,6 +156,7 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Pending<'a>, CallError> {
+        self.0.has(portal)?;
         Pending::begin(self.0.clone(), portal, call, caller).map(Pending::keeping_charges)
     }
 
@@ -168,6 +171,7 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Result<Pending<'a>, Call<'a>>, CallError> {
+        self.0.has(portal)?;
         Pending::at_once(&self.0, portal, call, caller)
     }
 
