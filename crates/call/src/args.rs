@@ -13,6 +13,7 @@ use crate::attributes::{Affinity, Attributes};
 use crate::chain::Deadline;
 use crate::error::CallError;
 use crate::memory::{Buffer, Gift, Part};
+use std::any::Any;
 use zerocopy::{Immutable, IntoBytes};
 
 /// What can be lent for the length of a call: a [`Buffer`] or a [`Part`] of one, which crosses in place; or plain data anywhere in the
@@ -31,6 +32,16 @@ pub struct Lending<'a>(pub(crate) Lend<'a>);
 pub(crate) enum Lend<'a> {
     Part(Part<'a>),
     Bytes(&'a [u8]),
+    /// A runtime's own.
+    Elsewhere(&'a (dyn Any + Send + Sync), usize, usize),
+}
+
+impl<'a> Lending<'a> {
+    /// Memory that a runtime keeps for threads of its own, which only its own [carrier](crate::interface::Carrier) can lend: `of` is what it
+    /// knows it by ([`Argument::Elsewhere`]). A [`Client`](crate::Client) refuses it.
+    pub const fn elsewhere(of: &'a (dyn Any + Send + Sync), offset_bytes: usize, len_bytes: usize) -> Self {
+        Self(Lend::Elsewhere(of, offset_bytes, len_bytes))
+    }
 }
 
 impl<'a> From<Part<'a>> for Lending<'a> {
@@ -204,6 +215,7 @@ impl<'a> Call<'a> {
 
 /// An argument of a call, for a runtime that carries calls of threads of its own: see [`Call::argument`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Argument<'b> {
     /// Bytes for the callee.
     Input(&'b [u8]),
@@ -215,6 +227,8 @@ pub enum Argument<'b> {
     Output(&'b mut Vec<u8>, usize),
     /// Bytes for the callee, and its result with its bound.
     InOut(&'b mut Vec<u8>, usize),
+    /// Memory of a runtime's own that is lent: what it knows it by, and the part of it, in bytes ([`Lending::elsewhere`]).
+    Elsewhere(&'b (dyn Any + Send + Sync), usize, usize),
     /// Memory that is lent without being copied, or given: of a connection of the caller's own.
     Memory,
 }
@@ -238,6 +252,7 @@ impl Call<'_> {
         match &mut self.args[index] {
             Arg::In(bytes) => Argument::Input(bytes),
             Arg::Lend(Lend::Bytes(bytes)) => Argument::Lent(bytes),
+            Arg::Lend(Lend::Elsewhere(of, offset, len)) => Argument::Elsewhere(*of, *offset, *len),
             Arg::Give(Give::Bytes(bytes)) => Argument::Given(bytes),
             Arg::Out(into, most) => Argument::Output(into, *most),
             Arg::InOut(bytes, most) => Argument::InOut(bytes, *most),

@@ -106,6 +106,9 @@ pub enum Refusal {
     /// The credentials don't satisfy the portal's access rule.
     #[error("this user may not call {0:?}")]
     Access(PortalId),
+    /// The portal was found in another domain, or in one that was at the same path before.
+    #[error("the portal was found in another domain than is called; look it up by name in this one")]
+    OtherDomain,
     /// The domain has no such portal.
     #[error("the domain exports no portal {0}")]
     NoPortal(String),

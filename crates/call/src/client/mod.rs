@@ -1,5 +1,6 @@
 //! A client's connection to one domain.
 
+mod asking;
 mod connection;
 mod hot;
 mod line;
@@ -14,6 +15,7 @@ mod transfer;
 mod wait;
 mod watch;
 
+pub use asking::{Finding, Offering};
 pub use opening::Opening;
 pub use pending::Pending;
 
@@ -108,6 +110,7 @@ impl Client {
     /// See [`CallError`], which says for each kind whether anything was executed. Results are replaced on success only.
     #[inline]
     pub fn call(&self, portal: PortalId, mut call: Call<'_>) -> Result<(), CallError> {
+        self.0.has(portal)?;
         self.0.call(portal, &mut call)
     }
 
@@ -116,8 +119,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Refused`]: the name is longer than any portal's.
     pub fn look_for(&self, name: &str, version: u64) -> Result<Finding, CallError> {
-        let inquiry = Some(connection::asks_for(name)?);
-        Ok(Finding { connection: self.0.clone(), inquiry, name: name.into(), version })
+        Finding::begin(self.0.clone(), name, version)
     }
 
     /// Begins a call and returns when it is sent; what it returns can be polled, waited for, or dropped, which gives the call up.
@@ -134,6 +136,7 @@ impl Client {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn begin<'a>(&self, portal: PortalId, call: Call<'a>) -> Result<Pending<'a>, CallError> {
+        self.0.has(portal)?;
         Pending::begin(self.0.clone(), portal, call, Caller::current())
     }
 
@@ -148,6 +151,7 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Pending<'a>, CallError> {
+        self.0.has(portal)?;
         Pending::begin(self.0.clone(), portal, call, caller).map(Pending::keeping_charges)
     }
 
@@ -162,6 +166,7 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Result<Pending<'a>, Call<'a>>, CallError> {
+        self.0.has(portal)?;
         Pending::at_once(&self.0, portal, call, caller)
     }
 
@@ -193,52 +198,20 @@ impl Client {
         self.0.buffer(len_bytes)
     }
 
+    /// As [`buffer`](Self::buffer), and waits for nothing: the domain is told of it, and answers in its own time.
+    ///
+    /// # Errors
+    /// [`CallError::System`]: no memory or descriptors.
+    pub fn offer(&self, len_bytes: usize) -> Result<Offering, CallError> {
+        Offering::begin(self.0.clone(), len_bytes)
+    }
+
     /// What this connection has used of the domain, as the domain counts it.
     ///
     /// # Errors
     /// [`CallError::DomainDied`].
     pub fn usage(&self) -> Result<Usage, CallError> {
         self.0.usage()
-    }
-}
-
-/// A portal that is being looked for.
-#[must_use = "what is dropped is not found"]
-pub struct Finding {
-    connection: Arc<Connection>,
-    /// Taken when there is an outcome.
-    inquiry: Option<questions::Inquiry>,
-    name: String,
-    version: u64,
-}
-
-impl Finding {
-    /// What was found, if the domain has answered. Never waits.
-    pub fn try_finish(&mut self) -> Option<Result<PortalId, CallError>> {
-        let inquiry = self.inquiry.as_mut()?;
-        let answer = self.connection.pursue(inquiry).transpose();
-        if answer.is_none() {
-            return (!self.connection.is_alive()).then_some(Err(CallError::DomainDied));
-        }
-        self.inquiry = None;
-        answer.map(|answer| connection::portal_of(answer, &self.name, self.version))
-    }
-}
-
-impl Drop for Finding {
-    fn drop(&mut self) {
-        if let Some(inquiry) = self.inquiry.take() {
-            self.connection.forsake(inquiry);
-        }
-    }
-}
-
-impl fmt::Debug for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Finding")
-            .field("name", &self.name)
-            .field("version", &self.version)
-            .finish_non_exhaustive()
     }
 }
 

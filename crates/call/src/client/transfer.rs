@@ -205,6 +205,11 @@ impl Line {
                     put(bytes)?;
                     d(Kind::Lend, 0, bytes.len(), 0)
                 }
+                Arg::Lend(Lend::Elsewhere(..)) => {
+                    return Err(CallError::BadArgument(
+                        "it is memory of a runtime's own, and can be lent by that runtime's threads only",
+                    ));
+                }
                 Arg::Lend(Lend::Part(part)) => {
                     if !part.buffer.home.is(std::ptr::from_ref(connection).addr() as u64) {
                         return Err(Refusal::NoBuffer(part.buffer.id).into());

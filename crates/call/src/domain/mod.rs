@@ -374,6 +374,7 @@ impl Drop for Running {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
+#[must_use = "a domain serves until the last of its handles is dropped: keep it"]
 pub struct Domain(Arc<Running>);
 
 impl Domain {

@@ -72,6 +72,12 @@ pub enum FreshCallError {
         /// The domain's process.
         pid: u32,
     },
+    /// What was to be lent is gone: the domain that it was made for died, or the caller went back to an image or was resumed from disk. Nothing was
+    /// executed; make it anew and fill it.
+    #[error(
+        "the memory to be lent is gone, with the domain that it was made for or the life that it was made in: make it anew and fill it"
+    )]
+    LoanLost,
     /// Anything else that `peregrine-call` reports.
     #[error("{0}")]
     Other(String),
