@@ -22,7 +22,8 @@ pub fn run(report: &mut Report, options: &Options) {
             keep[1].push(c[2].median());
             c[0].median()
         };
-        let pair = versus(rounds(options, 7), || subject(world, ours), || subject("plain", theirs));
+        // Two rounds tell nothing of three in a hundred.
+        let pair = versus(rounds(options, 7).max(5), || subject(world, ours), || subject("plain", theirs));
         report.pair(&case, "timed part", "s", "plain function", 1, &pair);
         for (of, metric) in ["making the matrix", "processor time of all"].into_iter().enumerate() {
             let (a, b) = (rest[0][of].median(), rest[1][of].median());

@@ -17,8 +17,17 @@ static COUNTER: AtomicU64 = AtomicU64::new(5);
 static TABLE: LazyLock<Mutex<Vec<String>>> = LazyLock::new(|| Mutex::new(vec!["first".to_owned()]));
 
 const USR1: i32 = 10;
+const USR2: i32 = 12;
+
+static HEARD: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn hears(_: i32) {
+    HEARD.fetch_add(1, Ordering::Relaxed);
+}
 
 unsafe extern "C" {
+    fn signal(signo: i32, handler: extern "C" fn(i32)) -> usize;
+    fn raise(signo: i32) -> i32;
     fn sigprocmask(how: i32, new: *const [u64; 16], old: *mut [u64; 16]) -> i32;
 }
 
@@ -74,6 +83,8 @@ fn main_work(rounds: u64) -> u64 {
     let trace = captures_where_it_is();
     // By libc's function: it goes along, unlike what a bare system call changes.
     block(bit(USR1));
+    // SAFETY: libc's function; the handler adds to a static.
+    assert_eq!(unsafe { signal(USR2, hears) }, 0);
     LAST.set(Some(Loud("a thread-local".to_owned())));
     // Panics with a number are part of the game.
     std::panic::set_hook(Box::new(|info| {
@@ -92,6 +103,8 @@ fn main_work(rounds: u64) -> u64 {
         TABLE.lock().unwrap().push(format!("{round}"));
         TURNS.set(TURNS.get() + 1);
         assert_eq!(signal::block(0), bit(USR1), "what the kernel says that this process blocks");
+        // SAFETY: libc's function, and the handler above.
+        assert_eq!((unsafe { raise(USR2) }, HEARD.load(Ordering::Relaxed)), (0, round + 1));
         assert!(Instant::now() >= latest);
         latest = Instant::now();
         let caught = std::panic::catch_unwind(|| {
@@ -100,9 +113,11 @@ fn main_work(rounds: u64) -> u64 {
         });
         assert_eq!(caught.unwrap_err().downcast_ref::<u64>(), Some(&round));
         if round % 10 == 5 {
-            // One that was under way when everything was killed is lost, with its pipes: it is started again.
+            // One that was under way when everything was killed is lost, with its pipes, which std does not expect of them: it panics.
+            // It is started again.
+            let child = || Command::new("echo").arg(round.to_string()).output();
             let said = loop {
-                if let Ok(said) = Command::new("echo").arg(round.to_string()).output() {
+                if let Ok(Ok(said)) = std::panic::catch_unwind(child) {
                     break said;
                 }
             };

@@ -49,12 +49,45 @@ pub type Handler = extern "C" fn(Signo, *mut SigInfo, *mut UContext);
 /// The same on both architectures; aarch64's headers keep it to themselves.
 const SA_RESTORER: u64 = 0x0400_0000;
 
+/// What a process does about a signal: the kernel's `struct sigaction`.
 #[repr(C)]
-struct KernelSigaction {
-    handler: usize,
-    flags: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Disposition {
+    /// `SIG_DFL` (0), `SIG_IGN` (1), or the handler's address.
+    pub handler: usize,
+    /// `SA_` flags.
+    pub flags: u64,
     restorer: usize,
-    mask: u64,
+    /// Signals blocked while the handler runs: bit n-1 for signal n.
+    pub mask: u64,
+}
+
+impl Disposition {
+    /// The default action.
+    pub const NONE: Self = Self { handler: 0, flags: 0, restorer: 0, mask: 0 };
+
+    /// A handler of the program's own, or `SIG_DFL`, or `SIG_IGN`; returns from it go through our restorer.
+    pub fn new(handler: usize, flags: u64, mask: u64) -> Self {
+        if handler <= 1 {
+            return Self { handler, flags: flags & !SA_RESTORER, restorer: 0, mask };
+        }
+        Self { handler, flags: flags | SA_RESTORER, restorer: restorer as *const () as usize, mask }
+    }
+}
+
+/// Replaces what this process does about `signo`, if `new` is given; returns what it did (`rt_sigaction`).
+///
+/// # Safety
+/// A handler must be sound at every instruction it can interrupt.
+///
+/// # Errors
+/// EINVAL: no such signal, or one about which nothing can be done.
+pub unsafe fn change(signo: Signo, new: Option<&Disposition>) -> Result<Disposition, Errno> {
+    let mut old = Disposition::default();
+    let new = new.map_or(0, |d| core::ptr::from_ref(d) as usize);
+    // SAFETY: both structs have the kernel's layout and live through the call; the caller's promise.
+    check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, new, &raw mut old as usize, 8, 0, 0) })?;
+    Ok(old)
 }
 
 unsafe extern "C" {
@@ -62,8 +95,8 @@ unsafe extern "C" {
     fn restorer();
 }
 
-fn action(handler: Handler, flags: HandlerFlags, mask: u64) -> KernelSigaction {
-    KernelSigaction {
+fn action(handler: Handler, flags: HandlerFlags, mask: u64) -> Disposition {
+    Disposition {
         handler: handler as *const () as usize,
         flags: flags.0 | k::SA_SIGINFO as u64 | SA_RESTORER,
         restorer: restorer as *const () as usize,
@@ -98,7 +131,7 @@ pub unsafe fn install_masked(
 
 /// Gives `signo` its default action.
 pub fn set_default(signo: Signo) -> Result<(), Errno> {
-    let act = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let act = Disposition { handler: 0, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: SIG_DFL runs no code of this process.
     check(unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) })
         .map(drop)
@@ -106,7 +139,7 @@ pub fn set_default(signo: Signo) -> Result<(), Errno> {
 
 /// Ignores `signo` (`SIG_IGN`).
 pub fn ignore(signo: Signo) {
-    let act = KernelSigaction { handler: 1, flags: 0, restorer: 0, mask: 0 };
+    let act = Disposition { handler: 1, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: SIG_IGN runs no code of this process.
     unsafe { syscall6(k::__NR_rt_sigaction, signo as usize, &raw const act as usize, 0, 8, 0, 0) };
 }
@@ -192,7 +225,7 @@ pub const SIGURG: Signo = 23;
 /// ESRCH: no such thread.
 pub fn interrupt_thread(tid: i32) -> Result<(), Errno> {
     extern "C" fn nothing(_: Signo, _: *mut SigInfo, _: *mut UContext) {}
-    let mut now = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    let mut now = Disposition { handler: 0, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: the kernel writes the struct, which has its layout.
     check(unsafe { syscall6(k::__NR_rt_sigaction, SIGURG as usize, 0, &raw mut now as usize, 8, 0, 0) })?;
     if now.handler <= 1 {

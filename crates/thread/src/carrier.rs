@@ -15,9 +15,16 @@
 
 use crate::layout::CARRIER;
 use peregrine_base::sync::{AtomicU32, Ordering, compiler_fence};
+use peregrine_sys::raw::Errno;
+use peregrine_sys::signal::Disposition;
 
 /// No slot.
 pub const NONE: u32 = u32::MAX;
+
+/// Room up to a multiple of 128 bytes.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(128))]
+pub struct Room;
 
 /// What a node knows of itself. The fields are this process's alone, but a signal handler of the same process
 /// may interrupt any access, so what both touch is atomic.
@@ -37,6 +44,8 @@ pub struct Carrier {
     pub put_off: u32,
     /// Called on the thread's stack when a signal, or the end of a runtime section, finds something pending.
     pub on_preempt: fn(u32),
+    /// Nothing: what a switch touches begins at a place of its own in the page (`world::control` asserts which).
+    pub room: Room,
     /// How many nested sections of the runtime the running code is in; the scheduler itself counts as one.
     pub depth: AtomicU32,
     /// Why the runtime should take a look as soon as it may: bits of [`Pending`].
@@ -80,6 +89,8 @@ pub struct Hooks {
     pub next_node: fn() -> bool,
     /// How many nodes there are.
     pub node_count: fn() -> u32,
+    /// What the program does about a signal from now on, if anything is given; what it did.
+    pub disposition: fn(i32, Option<Disposition>) -> Result<Disposition, Errno>,
 }
 
 /// Reasons to take a look at the scheduler.

@@ -88,6 +88,9 @@ pub enum PauseKind {
 /// The part of the control memory that is not imaged.
 #[repr(C)]
 pub struct World {
+    /// Threads that must not run again: their `thread::identity`, or 0.
+    // First, because a switch looks at `pause`: see the assertions below.
+    pub doomed: [AtomicU64; 16],
     /// Even: run. Odd: every node pauses, reports and waits until the word changes.
     pub pause: AtomicU32,
     /// What for: a [`PauseKind`].
@@ -137,8 +140,6 @@ pub struct World {
     pub cpu: AtomicU64,
     /// Range of the vDSO.
     pub vdso: [AtomicUsize; 2],
-    /// Threads that must not run again: their `thread::identity`, or 0.
-    pub doomed: [AtomicU64; 16],
     /// Nodes killed on purpose so far, and how many of those ran a thread.
     pub kills: [AtomicU64; 2],
     /// Rollbacks so far.
@@ -258,6 +259,24 @@ pub struct NodeShared {
     /// Threads that ran, or were prepared, here since the last image: one bit each.
     pub ran: [AtomicU64; MOST_THREADS / 64],
 }
+
+// A load waits for an earlier store to the same place in another page, until the processor sees that the pages differ: 16 ns, which
+// is half a switch. Records lie 256 bytes apart, and begin with what a switch reads of the next thread and writes of the last; so
+// nothing that it writes elsewhere, or reads, lies at the first bytes of such a block.
+const _: () = {
+    const fn apart(offset: usize) -> bool {
+        offset % size_of::<ThreadRecord>() >= 64
+    }
+    use core::mem::offset_of;
+    assert!(size_of::<ThreadRecord>() == 256);
+    assert!(apart(offset_of!(World, pause)));
+    let nodes = offset_of!(World, nodes);
+    assert!(size_of::<NodeShared>().is_multiple_of(256));
+    assert!(apart(nodes + offset_of!(NodeShared, inbox)) && apart(nodes + offset_of!(NodeShared, current)));
+    assert!(apart(nodes + offset_of!(NodeShared, switches)));
+    use peregrine_thread::carrier::Carrier;
+    assert!(apart(offset_of!(Carrier, depth)) && apart(offset_of!(Carrier, header)));
+};
 
 impl NodeShared {
     /// Notes that what thread `index` owns may be written by this node.
@@ -381,6 +400,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             main_exit: AtomicU32::new(0),
             pristine: AtomicUsize::new(0),
             regions: Lock::new(crate::region::Table::EMPTY),
+            dispositions: crate::dispositions::Dispositions::none(),
         });
     }
     let w = world();

@@ -13,6 +13,7 @@ mod context;
 mod contract;
 mod control;
 mod dirty;
+mod dispositions;
 mod ends;
 mod entry;
 mod error;

@@ -81,6 +81,8 @@ pub struct Local {
     pub flights: *mut crate::fresh::Flights,
     /// How many calls are under way.
     pub in_flight: u32,
+    /// What this node's kernel was told about signals.
+    pub in_force: crate::dispositions::InForce,
     /// How long this node looks for work before it sleeps.
     pub spin: crate::sched::spin::Spin,
     queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,

@@ -8,7 +8,7 @@ use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::signal::{self, HandlerFlags, SigInfo, Signo, UContext, number};
 use peregrine_sys::{cpu, futex, process, timer};
-use peregrine_thread::carrier::{Carrier, Hooks, carrier};
+use peregrine_thread::carrier::{Carrier, Hooks, Room, carrier};
 use peregrine_thread::layout::{CARRIER, slot_index_of};
 use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
 use peregrine_thread::seal::Seals;
@@ -46,6 +46,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             vdso: (world().vdso[0].load(Ordering::Relaxed), world().vdso[1].load(Ordering::Relaxed)),
             libraries: preempt::libraries(),
             put_off: 0,
+            room: Room,
             seals: Seals::new(
                 template(),
                 &node(index).window_open,
@@ -61,6 +62,7 @@ pub unsafe fn become_node(index: u32) -> ! {
                 grant,
                 next_node: context::next_node,
                 node_count: context::node_count,
+                disposition: crate::dispositions::disposition,
             },
             user: [0; 8],
         });

@@ -45,6 +45,8 @@ pub struct Imaged {
     pub main_exit: AtomicU32,
     /// Shared regions by name.
     pub regions: Lock<crate::region::Table>,
+    /// What the program does about signals.
+    pub dispositions: crate::dispositions::Dispositions,
     /// The thread-locals that packed threads are told apart from, in the arena: see `packed`.
     pub pristine: AtomicUsize,
 }

@@ -10,6 +10,7 @@
 //! | `mmap`, `munmap`, `mremap`, `madvise`, `mprotect` | private mappings lie in the slot's heap |
 //! | `nanosleep`, `clock_nanosleep`, `usleep`, `sched_yield` | park the thread, not the node |
 //! | `sigprocmask`, `pthread_sigmask`, `sigsuspend`, `ppoll`, `pselect`, `epoll_pwait` | the thread's own mask; the runtime's signals stay open |
+//! | `sigaction`, `signal` | for the program, on every node |
 //! | `environ`, `getenv`, `setenv`, `unsetenv`, `putenv`, `clearenv` | the thread's own environment |
 //! | `write`, `writev` on descriptors 1 and 2 | go out with the World's next commit |
 //! | `fork`, `vfork`, `pthread_create` | refused, with `errno` and a line that says what to use |
@@ -17,6 +18,7 @@
 //! | `wait4`, `waitpid`, `waitid` | follow a child to the node that started it |
 //! | `__cxa_thread_atexit_impl` | destructors of thread-locals, run when the thread ends |
 
+mod action;
 mod atexit;
 mod environ;
 mod fork;

@@ -69,6 +69,8 @@ fn service(c: &mut Carrier, l: &mut Local, own: usize) {
         donate(c, l, hungry.trailing_zeros());
     }
     node(c.node).queued.store(l.queued() as u32, Ordering::Relaxed);
+    // A thread that has just come may rely on a handler.
+    crate::dispositions::look(l);
 }
 
 /// Acts on a tick, a pause or a post, on the running thread's stack.

@@ -32,6 +32,7 @@ pub(super) unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32)
         statics::forget(c);
         rebuild(c, l);
         at(Point::RebuildDone);
+        crate::dispositions::look_again(l);
         l.life = life;
     }
     // Whoever holds anything of the life that ends waits for its reset (which empties `life`) before it answers.

@@ -1,0 +1,125 @@
+//! A signal handler is the program's: it is there on every node, after a move, a rollback and a resume.
+
+use peregrine::{Builder, checkpoint, migrate_to, node_count, node_id, sleep, tally};
+use peregrine_sys::signal::{self, bit, number};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+const SIGUSR1: i32 = 10;
+const SIGUSR2: i32 = 12;
+
+unsafe extern "C" {
+    fn signal(signo: i32, handler: usize) -> usize;
+    fn sigaction(signo: i32, new: *const Action, old: *mut Action) -> i32;
+    fn raise(signo: i32) -> i32;
+}
+
+#[repr(C)]
+struct Action {
+    handler: usize,
+    mask: [u64; 16],
+    flags: i32,
+    restorer: *const c_void,
+}
+
+static HEARD: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn hears(_: i32) {
+    HEARD.fetch_add(1, Ordering::Relaxed);
+}
+
+fn action(handler: usize, blocked: u64) -> Action {
+    let mut mask = [0; 16];
+    mask[0] = blocked;
+    Action { handler, mask, flags: 0, restorer: std::ptr::null() }
+}
+
+fn install(signo: i32) {
+    // SAFETY: the handler adds to a static.
+    assert_eq!(unsafe { sigaction(signo, &action(hears as *const () as usize, 0), std::ptr::null_mut()) }, 0);
+}
+
+/// What the program is told that it does about a signal.
+fn asked(signo: i32) -> Action {
+    let mut now = action(7, 0);
+    // SAFETY: only asks.
+    assert_eq!(unsafe { sigaction(signo, std::ptr::null(), &mut now) }, 0);
+    now
+}
+
+/// The signal, to the process that the caller runs in; how often this thread has heard one.
+fn heard(signo: i32) -> u32 {
+    // SAFETY: whatever is installed may run here.
+    assert_eq!(unsafe { raise(signo) }, 0);
+    HEARD.load(Ordering::Relaxed)
+}
+
+#[peregrine::test(nodes = 3)]
+fn a_handler_goes_with_the_thread_that_installed_it() {
+    install(SIGUSR1);
+    for n in 1..=9 {
+        assert_eq!(heard(SIGUSR1), n);
+        migrate_to((node_id() + 1) % node_count()).unwrap();
+    }
+    // And it is there for threads that begin elsewhere, with statics of their own.
+    for node in 0..3 {
+        let there = Builder::new().node(node).spawn(|_: ()| heard(SIGUSR1), ()).unwrap();
+        assert_eq!(there.join().unwrap(), 1);
+    }
+    assert_eq!(tally().rollbacks, 0, "no node died of it");
+}
+
+#[peregrine::test(nodes = 2, image_interval_ms = 3_600_000)]
+fn a_rollback_brings_back_the_handler_of_the_image_and_takes_back_a_later_one() {
+    install(SIGUSR1);
+    checkpoint();
+    if tally().rollbacks == 0 {
+        install(SIGUSR2);
+        assert_eq!(heard(SIGUSR2), 1);
+        // The other node follows.
+        migrate_to((node_id() + 1) % 2).unwrap();
+        assert_eq!(heard(SIGUSR2), 2);
+        signal::kill(std::process::id() as i32, number::KILL).unwrap();
+        sleep(Duration::from_secs(60));
+    }
+    for _ in 0..4 {
+        // SAFETY: nothing is changed.
+        let here = |signo| unsafe { signal::change(signo, None) }.unwrap().handler;
+        assert_ne!(here(SIGUSR1), 0, "its handler is in force");
+        assert_eq!(here(SIGUSR2), 0, "nobody has installed it yet");
+        assert_eq!(asked(SIGUSR2).handler, 0);
+        let before = HEARD.load(Ordering::Relaxed);
+        assert_eq!(heard(SIGUSR1), before + 1);
+        migrate_to((node_id() + 1) % 2).unwrap();
+    }
+    assert_eq!(tally().rollbacks, 1);
+}
+
+#[peregrine::test(nodes = 2)]
+fn what_was_asked_for_is_told_as_it_was_asked_for() {
+    let all = !0u64 >> 2 & !(3 << 31);
+    // SAFETY: the handler adds to a static.
+    unsafe {
+        assert_eq!(sigaction(SIGUSR1, &action(hears as *const () as usize, all), std::ptr::null_mut()), 0);
+        migrate_to((node_id() + 1) % 2).unwrap();
+        let now = asked(SIGUSR1);
+        assert_eq!((now.handler, now.mask[0]), (hears as *const () as usize, all));
+        // A handler that blocks everything is left by the runtime's signals all the same.
+        assert_eq!(signal::change(SIGUSR1, None).unwrap().mask & bit(number::RT_BASE), 0);
+        assert_eq!(signal(SIGUSR1, 1), hears as *const () as usize);
+        assert_eq!(raise(SIGUSR1), 0);
+        assert_eq!(signal(SIGUSR1, 0), 1);
+        assert_eq!(HEARD.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[peregrine::test(nodes = 1)]
+fn signals_of_libc_and_of_the_runtime_are_refused() {
+    let new = action(hears as *const () as usize, 0);
+    for signo in [0, -1, 65, 32, 33, number::KILL, number::STOP, number::RT_BASE, number::RT_BASE + 3] {
+        // SAFETY: the handler adds to a static.
+        assert_eq!(unsafe { sigaction(signo, &new, std::ptr::null_mut()) }, -1, "{signo}");
+        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(22), "{signo}");
+    }
+}
