@@ -138,6 +138,39 @@ fn a_pager_handler_may_drop_its_own_region() -> Outcome {
     Outcome::Passed
 }
 
+fn a_panic_while_pages_are_reported_loses_none_of_the_others() -> Outcome {
+    let caps = Capabilities::probe();
+    for mechanism in DirtyMechanism::ALL {
+        let memory = memfd(64);
+        let Ok(mut tracker) = Tracker::of(memory.clone()).force(mechanism).start(&caps) else { continue };
+        let wrote: Vec<usize> = (0..64).step_by(3).collect();
+        for n in &wrote {
+            memory.bytes().store_u8(n * PAGE_SIZE, 1).unwrap();
+        }
+        let mut told = Vec::new();
+        let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tracker.take_dirty_each(memory.range(), |run| {
+                told.push((run.start().as_usize() - memory.range().start().as_usize()) / PAGE_SIZE);
+                assert!(told.len() < 5, "on purpose");
+            })
+        }));
+        assert!(taken.is_err(), "{mechanism}");
+        told.extend(indices(&memory, &tracker.take_dirty().unwrap()));
+        assert_eq!(told, wrote, "{mechanism}");
+    }
+    Outcome::Passed
+}
+
+fn private_memory_gives_its_pages_back_by_number() -> Outcome {
+    let mut memory = PrivateMemory::new(PageCount::new(4)).unwrap();
+    memory.fill(3);
+    memory.discard(memory.pages(1, 2).unwrap()).unwrap();
+    let bytes_of = |n: usize| memory[n * PAGE_SIZE];
+    assert_eq!([0, 1, 2, 3].map(bytes_of), [3, 0, 0, 3]);
+    assert!(matches!(memory.pages(3, 2), Err(MapError::Outside { .. })));
+    Outcome::Passed
+}
+
 fn what_a_child_inherits_changes_nothing_of_the_parents() -> Outcome {
     let caps = Capabilities::probe();
     need!(caps, UserfaultfdSigbus, WriteProtectAsync, PagemapScan, WriteProtectShared);
@@ -415,6 +448,8 @@ fn main() -> std::process::ExitCode {
         a_hole_punched_through_an_alias_hides_no_write_from_a_tracker,
         a_fill_undoes_no_write_that_came_through_an_alias,
         a_pager_handler_may_drop_its_own_region,
+        a_panic_while_pages_are_reported_loses_none_of_the_others,
+        private_memory_gives_its_pages_back_by_number,
         what_a_child_inherits_changes_nothing_of_the_parents,
         a_tracker_gives_no_right_that_its_view_has_not,
         helper_writes_through_a_read_only_view_scan,
