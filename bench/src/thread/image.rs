@@ -1,6 +1,6 @@
 //! How long everybody stops for an image of so many written pages, and how long going back to it takes.
 
-use super::{columns, in_world, middle, numbers, quiet_world};
+use super::{columns, columns_without, in_world, middle, numbers, quiet_world};
 use crate::measure::{Options, Samples, versus};
 use crate::report::Report;
 use peregrine_world::{Config, checkpoint, sleep};
@@ -43,7 +43,8 @@ pub fn run(report: &mut Report, options: &Options) {
         let back = versus(
             rounds,
             || {
-                let c = columns(&format!("rollback {mib}"));
+                let c =
+                    columns_without(&format!("rollback {mib}"), Some("a node died, and no images are taken"));
                 part.push(c[1].median());
                 c[0].median()
             },

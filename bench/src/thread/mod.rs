@@ -58,13 +58,23 @@ pub fn run_case(arguments: &[String]) -> ExitCode {
 
 /// Runs one subject in a process of its own; the samples of each of its columns.
 pub fn columns(arguments: &str) -> Vec<Samples> {
+    columns_without(arguments, None)
+}
+
+/// As [`columns`]; lines on standard error that hold `expected` are what the subject is about, and not shown.
+pub fn columns_without(arguments: &str, expected: Option<&str>) -> Vec<Samples> {
     let program = std::env::current_exe().expect("this program's path");
     let out = Command::new(program)
         .arg("thread-case")
         .args(arguments.split_whitespace())
-        .stderr(Stdio::inherit())
+        .stderr(Stdio::piped())
         .output()
         .expect("this program runs again");
+    for line in String::from_utf8_lossy(&out.stderr).lines() {
+        if expected.is_none_or(|text| !line.contains(text)) {
+            eprintln!("{line}");
+        }
+    }
     assert!(out.status.success(), "thread-case {arguments}: {}", out.status);
     let mut columns: Vec<Samples> = Vec::new();
     for line in String::from_utf8_lossy(&out.stdout).lines() {

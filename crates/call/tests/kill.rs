@@ -120,7 +120,7 @@ fn a_domain_killed_at_any_step_is_an_error_in_time_and_leaves_nothing_behind() -
         let begun = Instant::now();
         let outcome = scenario(&served.path());
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(2), "step {at}: {took:?}");
+        assert!(took < Duration::from_secs(20), "step {at}: {took:?}");
         let after = (descriptors(), mappings());
         // The first long call of this process makes the set of descriptors by which domains are watched, which stays.
         let watch = (before.0 + 1, before.1);
@@ -179,7 +179,7 @@ fn a_client_killed_at_any_step_costs_the_domain_nothing() -> testkit::Outcome {
         let status = status.unwrap().unwrap().1;
         out.clear();
         let bytes = (at as u32).to_ne_bytes();
-        let soon = Deadline::after(Duration::from_secs(2));
+        let soon = Deadline::after(Duration::from_secs(20));
         control.call(echo, Call::new().input(&bytes).output(&mut out, 16).deadline(soon)).unwrap();
         assert_eq!(out, bytes, "step {at}");
         let after = settled(&served, |now| *now == before);
@@ -196,12 +196,12 @@ fn a_client_killed_at_any_step_costs_the_domain_nothing() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
-/// What the domain holds, once `enough` of it or two seconds have passed.
+/// What the domain holds, once it is `enough`, or after a time that is long for any machine.
 fn settled(served: &Served, enough: impl Fn(&(usize, usize, usize)) -> bool) -> (usize, usize, usize) {
     let begun = Instant::now();
     loop {
         let now = served.holdings();
-        if enough(&now) || begun.elapsed() > Duration::from_secs(2) {
+        if enough(&now) || begun.elapsed() > Duration::from_secs(20) {
             return now;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -277,7 +277,7 @@ fn a_link_of_a_chain_killed_at_any_step_is_the_error_of_the_link_below() -> test
                 }
                 Ok(())
             })();
-            assert!(begun.elapsed() < Duration::from_secs(3), "{victim} at {at}: {:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(20), "{victim} at {at}: {:?}", begun.elapsed());
             match (victim, &outcome) {
                 (_, Ok(())) => {}
                 ("B", Err(CallError::DomainDied | CallError::Unreachable { .. })) => {}
@@ -296,7 +296,7 @@ fn a_link_of_a_chain_killed_at_any_step_is_the_error_of_the_link_below() -> test
             // A's own activations are all back.
             let begun = Instant::now();
             while domain.stats().running > 0 {
-                assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", domain.stats());
+                assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", domain.stats());
                 std::thread::sleep(Duration::from_millis(1));
             }
             domain.shutdown();

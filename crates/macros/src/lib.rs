@@ -104,7 +104,7 @@ pub fn init(_: TokenStream, item: TokenStream) -> TokenStream {
 /// Settings, all optional, become the `PEREGRINE_` variable of the same meaning unless that is set already:
 /// `nodes`, `move_every_ms`, `kill_every_ms`, `image_interval_ms`, `slice_us`, `memory_mib`, `stack_kib`, `track`, `seed`.
 /// `timeout_s` (default 120) bounds the test; `least_moves`, `least_kills` and `least_preemptions` are what must have happened
-/// for it to count. `program` makes no test of it: another test runs it by name with `peregrine::testing::run`.
+/// for it to count: the function is called again until it has, so that a test holds on any machine, however fast. `program` makes no test of it: another test runs it by name with `peregrine::testing::run`.
 ///
 /// # Examples
 /// ```ignore

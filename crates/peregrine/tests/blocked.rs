@@ -1,6 +1,6 @@
 //! A program ends when `main` does, whatever keeps its other threads; and who keeps it waiting is named.
 
-use peregrine::{Builder, sleep};
+use peregrine::{Builder, Sender, channel, sleep};
 use peregrine_sys::signal::{self, number};
 use std::fs::read_to_string;
 use std::io::Read;
@@ -16,16 +16,27 @@ fn reads_for_ever() {
     drop(to);
 }
 
-/// Has `stuck` run on the other node, and ends.
-fn ends_beside(name: &str, stuck: fn(())) {
-    Builder::new().name(name).node(1).spawn(stuck, ()).unwrap();
-    sleep(Duration::from_millis(100));
+/// Has `stuck` run on the other node, and ends when that waits in the kernel. It first tells its process.
+fn ends_beside(name: &str, stuck: fn(Sender<u32>)) {
+    let (tx, rx) = channel();
+    Builder::new().name(name).node(1).spawn(stuck, tx).unwrap();
+    let stat = format!("/proc/{}/stat", rx.recv().unwrap());
+    let waits = |stat: String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'T']));
+    // Again and again: in a pause for an image it waits too.
+    let mut seen = 0;
+    while seen < 10 {
+        seen = if waits(read_to_string(&stat).unwrap()) { seen + 1 } else { 0 };
+        sleep(Duration::from_millis(5));
+    }
     println!("main is done");
 }
 
 #[peregrine::test(program, nodes = 2)]
 fn beside_a_reader() {
-    ends_beside("reader", |()| reads_for_ever());
+    ends_beside("reader", |tx| {
+        tx.send(&std::process::id()).unwrap();
+        reads_for_ever()
+    });
 }
 
 #[test]
@@ -38,7 +49,8 @@ fn a_thread_that_waits_in_the_kernel_does_not_keep_its_program_from_ending() {
 
 #[peregrine::test(program, nodes = 2)]
 fn beside_one_that_hears_nothing() {
-    ends_beside("deaf", |()| {
+    ends_beside("deaf", |tx| {
+        tx.send(&std::process::id()).unwrap();
         // By a bare system call: what goes through libc leaves the runtime's signals open.
         signal::set_mask(!0);
         reads_for_ever();
@@ -101,7 +113,8 @@ fn an_end_that_can_t_be_stored_is_an_error_and_nothing_is_shown_that_is_not_stor
 
 #[peregrine::test(program, nodes = 2)]
 fn beside_one_that_stops_its_node() {
-    ends_beside("stopped", |()| {
+    ends_beside("stopped", |tx| {
+        tx.send(&std::process::id()).unwrap();
         signal::kill(std::process::id() as i32, number::STOP).unwrap();
     });
 }

@@ -32,10 +32,11 @@ impl Scene {
         self.command(args).output().expect("the command starts")
     }
 
-    /// A World that runs for longer than any test.
+    /// A World that runs for longer than any test: it waits for a kill that does not come.
     fn long_world(&self) -> World {
         let child = self
             .command(&["run", "cg", "--class", "B", "--threads", "3", "--quiet"])
+            .args(["--kill-every", "1d", "--kills", "1"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -293,7 +294,9 @@ fn a_world_that_was_killed_as_a_whole_goes_on_from_its_store() {
     let scene = Scene::new();
     let store = scene.dir.path().join("store");
     let store = store.to_str().expect("a plain path");
-    let args = ["run", "cg", "--class", "B", "--threads", "2", "--quiet", "--store", store];
+    let mut args = vec!["run", "cg", "--class", "B", "--threads", "2", "--quiet", "--store", store];
+    // It runs until it is killed, however fast the machine is.
+    args.extend(["--kill-every", "1d", "--kills", "1"]);
     let child = scene.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     let world = World { child };
     wait_until("its threads run", || scene.status().contains("\"rank 1\""));
@@ -366,32 +369,47 @@ fn ps_shows_what_a_thread_does_that_blocks_its_node() {
 fn a_script_that_was_killed_twice_writes_what_an_undisturbed_run_writes() {
     let scene = Scene::new();
     let at = |name: &str| scene.dir.path().join(name).to_str().expect("a plain path").to_owned();
-    let (script, store, out, alone) = (at("s.js"), at("store"), at("out.txt"), at("alone.txt"));
-    let source = "const k = Symbol('k'); const m = new Map([[k, 0]]); \
-                  for (let i = 0; i < 400; i++) { let x = i; for (let j = 0; j < 20000; j++) x = (x * 31 + j) % 65521; \
-                  m.set(k, (m.get(k) + x) % 65521); console.log(i, m.get(k)); }";
-    std::fs::write(&script, source).expect("written");
-    let o = scene.run(&["run", "js", &script, "--out", &alone]);
-    assert!(o.status.success(), "{}", said(&o));
-
-    let lines = || std::fs::read_to_string(&out).map_or(0, |t| t.lines().count());
-    let spawn = |args: &[&str]| World {
-        child: scene.command(args).stderr(Stdio::null()).spawn().expect("it starts"),
-    };
-    let mut world = spawn(&["run", "js", &script, "--store", &store, "--out", &out]);
-    for goal in [50, 150] {
-        wait_until("some lines are out", || {
-            lines() >= goal || world.child.try_wait().is_ok_and(|s| s.is_some())
-        });
-        world.signal("-KILL");
-        drop(world);
-        world = spawn(&["resume", &store]);
+    // Long enough for two kills on this machine, whatever that is.
+    for rounds in [400, 1600, 6400, 25_600, 102_400] {
+        let file = |name: &str| at(&format!("{rounds}-{name}"));
+        let (script, store, out, alone) = (file("s.js"), file("store"), file("out.txt"), file("alone.txt"));
+        let source = format!(
+            "const k = Symbol('k'); const m = new Map([[k, 0]]); \
+             for (let i = 0; i < {rounds}; i++) {{ let x = i; for (let j = 0; j < 20000; j++) x = (x * 31 + j) % 65521; \
+             m.set(k, (m.get(k) + x) % 65521); console.log(i, m.get(k)); }}"
+        );
+        std::fs::write(&script, source).expect("written");
+        let lines = || std::fs::read_to_string(&out).map_or(0, |t| t.lines().count());
+        let spawn = |args: &[&str]| World {
+            child: scene.command(args).stderr(Stdio::null()).spawn().expect("it starts"),
+        };
+        let mut world = spawn(&["run", "js", &script, "--store", &store, "--out", &out]);
+        let mut kills = 0;
+        for goal in [50, 150] {
+            let mut ended = false;
+            wait_until("some lines are out", || {
+                ended = world.child.try_wait().is_ok_and(|s| s.is_some());
+                ended || lines() >= goal
+            });
+            if ended {
+                break;
+            }
+            world.signal("-KILL");
+            kills += u32::from(world.child.wait().expect("it ends").signal() == Some(9));
+            world = spawn(&["resume", &store]);
+        }
+        assert!(world.child.wait().expect("it ends").success());
+        let o = scene.run(&["run", "js", &script, "--out", &alone]);
+        assert!(o.status.success(), "{}", said(&o));
+        let (is, expected) = (std::fs::read_to_string(&out), std::fs::read_to_string(&alone));
+        assert!(
+            is.expect("there") == expected.expect("there"),
+            "the output differs: see {}",
+            scene.dir.path().display()
+        );
+        if kills == 2 {
+            return;
+        }
     }
-    assert!(world.child.wait().expect("it ends").success());
-    let (is, expected) = (std::fs::read_to_string(&out), std::fs::read_to_string(&alone));
-    assert!(
-        is.expect("there") == expected.expect("there"),
-        "the output differs: see {}",
-        scene.dir.path().display()
-    );
+    panic!("it was never killed twice");
 }

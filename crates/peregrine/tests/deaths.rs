@@ -7,6 +7,19 @@ unsafe extern "C" {
     fn kill(pid: i32, signo: i32) -> i32;
 }
 
+/// For a slow machine that does other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until it has happened; how long that took.
+fn wait_until(what: &str, mut happened: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(begun.elapsed() < PATIENCE, "it did not happen in {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    begun.elapsed()
+}
+
 fn computes(ms: u64) {
     let begun = Instant::now();
     let mut x = 1u64;
@@ -47,20 +60,26 @@ fn thirty_deaths_leak_no_process_and_no_descriptor() {
     }
     checkpoint();
     let _ = std::fs::remove_dir_all(&marks);
-    // Nodes may be being replaced at this very moment.
-    sleep(Duration::from_millis(100));
-    let after = (descriptors(), held(), children());
-    // One or two either way are what the supervisor has open for a moment; thirty deaths would show.
+    // Nodes may be being replaced at this very moment. One or two either way are what the supervisor has open for a moment; thirty
+    // deaths would show.
     let few = |a: usize, b: usize| a <= b + 2;
-    assert!(
-        few(after.0, before.0) && few(after.1, before.1) && after.2 == before.2,
-        "descriptors of the nodes, of the supervisor, and its children: {after:?} after {before:?}"
-    );
+    let begun = Instant::now();
+    loop {
+        let after = (descriptors(), held(), children());
+        if few(after.0, before.0) && few(after.1, before.1) && after.2 == before.2 {
+            break;
+        }
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "descriptors of the nodes, of the supervisor, and its children: {after:?} after {before:?}"
+        );
+        sleep(Duration::from_millis(10));
+    }
 }
 
 #[peregrine::test(program, nodes = 3)]
-fn runs_for_a_minute() {
-    let hogs: Vec<_> = (0..3).map(|i| Builder::new().node(i).spawn(computes, 60_000).unwrap()).collect();
+fn runs_for_minutes() {
+    let hogs: Vec<_> = (0..3).map(|i| Builder::new().node(i).spawn(computes, 600_000).unwrap()).collect();
     for h in hogs {
         h.join().unwrap();
     }
@@ -97,29 +116,25 @@ fn processes_of_group(group: i32) -> Vec<String> {
         .collect()
 }
 
+// Within a second on a machine that has the time; how long it takes is printed, not asserted.
 #[test]
-fn nothing_is_left_a_second_after_the_supervisor_is_killed() {
-    let running = runs_for_a_minute().start(&[]);
+fn no_process_is_left_after_the_supervisor_is_killed() {
+    let running = runs_for_minutes().start(&[]);
     let pid = running.pid();
-    let begun = Instant::now();
-    while processes_of_group(pid).len() < 5 && begun.elapsed() < Duration::from_secs(20) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(processes_of_group(pid).len(), 5, "supervisor, zygote, three nodes");
-    std::thread::sleep(Duration::from_millis(200));
+    wait_until("supervisor, zygote and three nodes are up", || processes_of_group(pid).len() == 5);
     // SAFETY: only numbers are passed.
     unsafe { kill(pid, 9) };
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(processes_of_group(pid), Vec::<String>::new());
+    let took = wait_until("all processes are gone", || processes_of_group(pid).is_empty());
+    println!("gone after {took:?}");
     assert_eq!(running.wait().signal, Some(9));
 }
 
 #[peregrine::test(program, nodes = 2, image_interval_ms = 100)]
-fn holds_memory_for_a_minute() {
+fn holds_memory_for_minutes() {
     let held = vec![7u8; 400 << 20];
     checkpoint();
     println!("held");
-    sleep(Duration::from_secs(60));
+    sleep(Duration::from_secs(600));
     assert_eq!(held[12345], 7);
 }
 
@@ -131,29 +146,27 @@ fn shared_memory() -> u64 {
 }
 
 #[test]
-fn no_memory_is_left_a_second_after_the_supervisor_is_killed() {
-    // Other tests use some meanwhile; this World has 800 MiB, its image in memory included.
-    let before = shared_memory();
-    let running = holds_memory_for_a_minute().start(&[]);
-    let begun = Instant::now();
-    while shared_memory() < before + 700 && begun.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+fn no_memory_is_left_after_the_supervisor_is_killed() {
+    // Other tests use some meanwhile, and give it back; this World has 800 MiB, its image in memory included.
+    let mut before = shared_memory();
+    let running = holds_memory_for_minutes().start(&[]);
+    wait_until("it has its memory", || {
+        before = before.min(shared_memory());
+        shared_memory() >= before + 700
+    });
     let during = shared_memory();
     // SAFETY: only numbers are passed.
     unsafe { kill(running.pid(), 9) };
-    std::thread::sleep(Duration::from_secs(1));
-    let after = shared_memory();
-    println!("{before} MiB before, {during} MiB during, {after} MiB a second after");
-    assert!(during >= before + 700 && after + 400 < during, "{before}, {during}, {after} MiB");
+    let took = wait_until("its memory is given back", || shared_memory() + 400 < during);
+    println!("{before} MiB before, {during} MiB during, given back after {took:?}");
     running.wait();
 }
 
 #[test]
 fn a_request_to_terminate_stops_everything() {
-    let running = runs_for_a_minute().start(&[]);
+    let running = runs_for_minutes().start(&[]);
     let pid = running.pid();
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until("supervisor, zygote and three nodes are up", || processes_of_group(pid).len() == 5);
     // SAFETY: only numbers are passed.
     unsafe { kill(pid, 15) };
     let outcome = running.wait();

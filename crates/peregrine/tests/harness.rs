@@ -64,11 +64,28 @@ fn process_exit_ends_the_program_with_its_code_and_its_output() {
     assert_eq!(outcome.stdout, "last words", "{outcome}");
 }
 
-#[peregrine::test(program, nodes = 2, kill_every_ms = 20, least_kills = 1000)]
-fn is_not_killed_often() {}
+#[peregrine::test(program, nodes = 2, kill_every_ms = 20, image_interval_ms = 5, least_kills = 10)]
+fn is_over_at_once() {
+    println!("once");
+    peregrine::sleep(std::time::Duration::from_millis(1));
+}
+
+#[test]
+fn a_test_that_ends_before_what_it_needs_has_happened_is_run_again() {
+    let outcome = is_over_at_once().run();
+    assert!(outcome.success(), "{outcome}");
+    assert!(outcome.stdout.lines().count() > 1, "{outcome}");
+    let kills = outcome.stderr.split(" kills").next().and_then(|before| before.split(' ').next_back());
+    assert!(kills.and_then(|n| n.parse().ok()) >= Some(10), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2, kill_every_ms = 3_600_000, least_kills = 1)]
+fn ends_the_process_itself() {
+    std::process::exit(0);
+}
 
 #[test]
 fn a_test_whose_conditions_did_not_arise_does_not_count() {
-    let outcome = is_not_killed_often().run();
+    let outcome = ends_the_process_itself().run();
     assert_eq!(outcome.code, Some(75), "{outcome}");
 }

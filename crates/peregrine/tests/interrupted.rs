@@ -32,6 +32,10 @@ fn exits_while_the_world_goes_back() {
             // Deaf to the reset that comes.
             signal::set_mask(!0);
             signal::kill(victim as i32, number::KILL).unwrap();
+            // Buried: the World is about to go back. A node that does not come is killed after a second.
+            while signal::kill(victim as i32, 0).is_ok() {
+                std::hint::spin_loop();
+            }
             let begun = Instant::now();
             while begun.elapsed() < Duration::from_millis(200) {
                 std::hint::spin_loop();

@@ -51,6 +51,8 @@ fn neighbours_of_threads_that_never_yield_run() {
     for h in hogs {
         h.join().unwrap();
     }
+    drop(told);
+    region::remove("told").unwrap();
 }
 
 fn computes_until_moved(times: u32) {

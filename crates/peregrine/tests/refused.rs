@@ -143,7 +143,16 @@ fn on_a_small_disk(test: &str) -> bool {
     false
 }
 
+/// So many that they take some seconds on this machine: disks are filled meanwhile.
+fn some_seconds_of_rounds() -> String {
+    let begun = Instant::now();
+    assert!(steps("20").output().unwrap().status.success());
+    let seconds = begun.elapsed().as_secs_f64();
+    ((20.0 * 3.0 / seconds) as u64).max(150).to_string()
+}
+
 struct Scene {
+    rounds: String,
     disk: PathBuf,
     said: PathBuf,
     output: PathBuf,
@@ -155,11 +164,16 @@ impl Scene {
         // What the program writes lies elsewhere: only the store is on the small disk.
         let elsewhere = std::env::temp_dir().join(format!("peregrine-disk-{}", std::process::id()));
         fs::create_dir_all(&elsewhere).unwrap();
-        Self { disk, said: elsewhere.join("said"), output: elsewhere.join("output") }
+        Self {
+            rounds: some_seconds_of_rounds(),
+            disk,
+            said: elsewhere.join("said"),
+            output: elsewhere.join("output"),
+        }
     }
 
     fn start(&self, variable: &str) -> Child {
-        let mut c = steps("150");
+        let mut c = steps(&self.rounds);
         let open = |p| fs::OpenOptions::new().create(true).append(true).open(p).unwrap();
         c.env(variable, self.disk.join("store")).stdout(open(&self.output)).stderr(open(&self.said));
         c.spawn().unwrap()
@@ -180,7 +194,7 @@ impl Scene {
     fn ends_as_undisturbed(&self, mut child: Child) {
         let status = child.wait().unwrap();
         assert!(status.success(), "{}", self.said());
-        let expected = steps("150").output().unwrap();
+        let expected = steps(&self.rounds).output().unwrap();
         assert!(self.output() == text(&expected.stdout), "{}", self.output());
         let _ = fs::remove_dir_all(self.output.parent().unwrap());
     }
@@ -215,6 +229,7 @@ fn a_disk_that_fills_up_holds_the_output_until_there_is_room_again() {
     println!("{}", scene.said());
     assert!(scene.said().contains("its output is held until an image can be stored"), "{}", scene.said());
     let held = scene.output();
+    // Time in which it would write many lines.
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(scene.output(), held, "nothing leaves that is not on disk");
     fs::remove_file(filler).unwrap();

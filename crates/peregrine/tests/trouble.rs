@@ -218,8 +218,15 @@ fn world_memory_that_is_used_up_gives_clear_errors() {
     assert!(e.contains("World memory is used up") && e.contains("PEREGRINE_MEMORY"), "{e}");
     assert!(sent >= 4, "{sent}");
     let mut spawned = Vec::new();
+    let full = std::env::temp_dir().join(format!("peregrine-full-{}", std::os::unix::process::parent_id()));
+    std::fs::write(&full, b"").unwrap();
+    let until_it_is_full = |full: std::path::PathBuf| {
+        while full.exists() {
+            sleep(Duration::from_millis(5));
+        }
+    };
     let e = loop {
-        match Builder::new().stack_size(8 << 20).spawn(|_: ()| sleep(Duration::from_millis(50)), ()) {
+        match Builder::new().stack_size(8 << 20).spawn(until_it_is_full, full.clone()) {
             Ok(h) => spawned.push(h),
             Err(e) => break e.to_string(),
         }
@@ -228,6 +235,7 @@ fn world_memory_that_is_used_up_gives_clear_errors() {
     assert!(e.contains("World memory is used up"), "{e}");
     let mut v: Vec<u8> = Vec::new();
     assert!(v.try_reserve(1 << 30).is_err());
+    std::fs::remove_file(&full).unwrap();
     for h in spawned {
         h.join().unwrap();
     }
@@ -284,19 +292,17 @@ fn has_no_addresses_for_windows() {
         assert_eq!(unsafe { prlimit(pid as i32, RLIMIT_AS, &[limit, u64::MAX], std::ptr::null_mut()) }, 0);
     }
     // All at a time, so that each has a window of its own.
-    let all: Vec<_> = (0..12)
+    let (all, go): (Vec<_>, Vec<_>) = (0..12)
         .map(|i| {
             let b = Builder::new().kind(peregrine::StackKind::Alias).name(format!("windowed {i}")).node(1);
-            b.spawn(
-                |n: u32| {
-                    sleep(Duration::from_millis(100));
-                    n * 2
-                },
-                i,
-            )
-            .unwrap()
+            let (tx, rx) = channel::<u32>();
+            (b.spawn(|rx: Receiver<u32>| rx.recv().unwrap() * 2, rx).unwrap(), tx)
         })
-        .collect();
+        .unzip();
+    for (i, tx) in (0..12).zip(go) {
+        // Nobody hears it where a node could not map the window.
+        let _ = tx.send(&i);
+    }
     let (mut done, mut refused) = (0, 0);
     for (i, h) in all.into_iter().enumerate() {
         match h.join() {

@@ -101,6 +101,7 @@ pub(crate) unsafe fn go_to(node: u32) {
     unsafe {
         if carrier().node != node {
             at(Point::MoveAsked);
+            sched::announce(carrier().current.load(Ordering::Relaxed), node);
             let words = peregrine_thread::arch::ControlWords::aside();
             sched::reschedule(Action::Move(node));
             drop(words);

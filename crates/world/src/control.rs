@@ -200,6 +200,8 @@ pub struct NodeShared {
     pub wake: AtomicU32,
     /// Whether it sleeps or is about to.
     pub idle: AtomicU32,
+    /// Slot + 1 of a thread that is about to come, for which it was woken; 0: none.
+    pub expected: AtomicU32,
     /// Head of the inbox: a stack of slots linked by `inbox_next`.
     pub inbox: AtomicU32,
     /// Value of `pause` that this node has obeyed.

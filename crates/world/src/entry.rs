@@ -56,6 +56,8 @@ pub struct Tally {
     pub kills_hit: u64,
     /// Threads that moved from one node to another.
     pub moves: u64,
+    /// Times that the timer took a node from its thread.
+    pub preemptions: u64,
     /// Times that all threads went back to the last image.
     pub rollbacks: u64,
     /// Whether the World was resumed from disk: then these are the counts since.
@@ -83,6 +85,7 @@ pub fn tally() -> Tally {
         kills: w.kills[0].load(Ordering::Relaxed),
         kills_hit: w.kills[1].load(Ordering::Relaxed),
         moves: w.nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum(),
+        preemptions: w.nodes.iter().map(|n| n.preemptions.load(Ordering::Relaxed)).sum(),
         rollbacks: w.rollbacks.load(Ordering::Relaxed),
         resumed: w.resumed.load(Ordering::Relaxed),
     }

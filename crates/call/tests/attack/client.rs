@@ -289,7 +289,7 @@ pub fn honest_calls(client: &Client, rounds: u32) -> Duration {
 pub fn back_to(served: &Served, before: (usize, usize, usize)) {
     let begun = Instant::now();
     while served.holdings() != before {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{before:?} became {:?}", served.holdings());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{before:?} became {:?}", served.holdings());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -31,9 +31,9 @@ pub(super) struct CgOptions {
     /// When threads are moved: how many moves must have happened
     #[arg(long, value_name = "N", default_value_t = 50)]
     moves: u64,
-    /// Never repeat the benchmark more often than this
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
-    most_runs: u32,
+    /// Never run the benchmark more often than this, whatever has happened by then [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    most_runs: Option<u32>,
     #[command(flatten)]
     world: WorldOptions,
 }
@@ -43,7 +43,7 @@ pub(super) struct CgOptions {
 struct Plan {
     class: Class,
     threads: u32,
-    most_runs: u32,
+    most_runs: Option<u32>,
     demand: Demand,
     /// Whether it tells its progress.
     talk: bool,
@@ -127,7 +127,8 @@ fn solve_until_enough(plan: &Plan) -> Solved {
             }
         }
         let so_far = tally();
-        if plan.demand.missing(so_far).is_none() || solved.runs.len() >= plan.most_runs as usize {
+        let again = plan.most_runs.is_none_or(|most| solved.runs.len() < most as usize);
+        if plan.demand.missing(so_far).is_none() || !again {
             return solved;
         }
         if plan.talk && first {

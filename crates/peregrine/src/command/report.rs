@@ -94,6 +94,7 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
         kills: s.kills,
         kills_hit: s.kills_hit,
         moves: s.moves,
+        preemptions: s.preemptions,
         rollbacks: s.rollbacks,
         resumed: ended.resumed.is_some(),
     };

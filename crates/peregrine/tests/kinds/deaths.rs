@@ -97,8 +97,13 @@ fn waits_for_long() {
             wake
         })
         .collect();
+    let windowed = std::env::var("PEREGRINE_STACK_KIND").is_ok_and(|kind| kind != "isomalloc");
     for round in 1..4u64 {
         sleep(Duration::from_millis(60));
+        // Most of them; two windows a node keep their last owner.
+        while windowed && peregrine::packing().0 < 40 * round {
+            sleep(Duration::from_millis(5));
+        }
         for wake in &wakes {
             wake.send(&round).unwrap();
         }
@@ -117,7 +122,6 @@ fn idle_threads_are_packed_and_wake_with_all_that_they_had() {
         if kind == StackKind::Isomalloc {
             assert_eq!(counts, [0, 0]);
         } else {
-            // Two windows a node keep their last owner.
             assert!(counts[0] >= 100 && counts[1] >= 100, "{o}");
         }
     });

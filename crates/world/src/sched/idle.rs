@@ -1,13 +1,15 @@
 //! A node without work: it looks around for a while, then sleeps.
 
 use super::post::{ASLEEP, POLLS};
-use crate::control::{NONE, NodeShared, World, is_domain, node, world};
+use crate::control::{NONE, NodeShared, World, is_domain, node, record, world};
 use crate::killpoint::{Point, at};
 use crate::local::Local;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
 use peregrine_sys::{futex, timer::monotonic_ns};
 use peregrine_thread::carrier::{Carrier, Pending};
-use peregrine_thread::preempt;
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::is_windowed;
+use peregrine_thread::{arch, preempt};
 
 pub(super) fn start_ticking(_: &mut Carrier, l: &mut Local) {
     if !l.ticking
@@ -94,6 +96,23 @@ fn wait_for_work(
     }
     me.idle.store(0, Ordering::Relaxed);
     stop_ticking(c, l);
+    expect(me, something);
+}
+
+/// Looks for the thread that is about to come, if that is why this node was woken; in vain if the sender died.
+fn expect(me: &NodeShared, something: impl Fn() -> bool) {
+    const PATIENCE_NS: u64 = 50_000;
+    // Pairs with the release in `announce`, which the wake-up was.
+    let Some(slot) = me.expected.swap(0, Ordering::Acquire).checked_sub(1) else { return };
+    if !is_windowed(slot) {
+        // What it will be entered by. Nothing is read: it is another node's still.
+        arch::prefetch(SlotHeader::of(slot) as usize);
+        arch::prefetch(core::ptr::from_ref(record(slot)) as usize);
+    }
+    let until = monotonic_ns() + PATIENCE_NS;
+    while !something() && monotonic_ns() < until {
+        spin_loop();
+    }
 }
 
 /// Stops the tick of a node that has slept until one came. Not before: whoever sleeps for less than a slice is woken
@@ -118,11 +137,15 @@ fn sleep_with_calls(l: &mut Local, me: &NodeShared, something: impl Fn() -> bool
     fence(Ordering::SeqCst);
     if !something() {
         let now = monotonic_ns();
-        // SAFETY: calls are under way, so it was made.
-        let flights = unsafe { &*l.flights };
+        // SAFETY: calls are under way, so it was made; the scheduler alone uses it.
+        let flights = unsafe { &mut *l.flights };
         let until = [next_due(l), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
         // A signal that came since it is held off ends the poll at once.
-        peregrine_sys::io::wait_for_any(flights.descriptors(), until.saturating_sub(now), mask & !tick);
+        let told =
+            peregrine_sys::io::wait_for_any(flights.tellers(), until.saturating_sub(now), mask & !tick);
+        if told && !flights.any_ready() {
+            flights.told_in_vain(monotonic_ns());
+        }
     }
     me.idle.store(0, Ordering::Relaxed);
     peregrine_sys::signal::set_mask(mask);

@@ -28,7 +28,7 @@ mod switch;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
-pub use post::{nudge, post};
+pub use post::{announce, nudge, post};
 pub use switch::{reschedule, yield_to_next};
 
 use crate::control::{Lack, NONE, is_domain, node, record, state, world};
@@ -148,7 +148,9 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         if is_windowed(next) {
             windows::bring(c, l, next);
             // What was copied meanwhile is not the thread's time: a slice shorter than that would be over before it began.
-            c.pending.fetch_and(!Pending::TICK, Ordering::Relaxed);
+            if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0 {
+                c.pending.fetch_and(!Pending::TICK, Ordering::Relaxed);
+            }
         } else if !raise_guards(l, next) {
             crate::node::give_up(next, Lack::Guards);
         }

@@ -7,7 +7,7 @@
 //! A post that finds the thread gone is forwarded to its new owner.
 
 use super::moves::send;
-use crate::control::{NONE, is_domain, mail, node, record, state};
+use crate::control::{NONE, is_domain, mail, node, record, state, world};
 use crate::killpoint::{Point, at};
 use crate::local::Local;
 use peregrine_base::sync::{Ordering, fence};
@@ -66,6 +66,20 @@ pub fn nudge(to: u32) {
             at(Point::NudgeBumped);
             let _ = futex::wake(&n.wake, 1);
         }
+    }
+}
+
+/// Tells node `to`, if it sleeps, that the thread in `slot` is about to be sent there: it wakes, which is the dearest part of a
+/// move, while the thread is still being suspended, and looks for it for a moment (`idle::expect`). A sender that dies before it has
+/// sent costs that moment.
+pub fn announce(slot: u32, to: u32) {
+    let n = node(to);
+    // Where there are more nodes than processors, who looks around may keep the sender from going on.
+    if n.idle.load(Ordering::Relaxed) == ASLEEP && world().spin_ns.load(Ordering::Relaxed) != 0 {
+        n.expected.store(slot + 1, Ordering::Relaxed);
+        // A wake-up too many does no harm: whoever sleeps on `wake` looks whether there is anything.
+        n.wake.fetch_add(1, Ordering::Release);
+        let _ = futex::wake(&n.wake, 1);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
 use crate::control::{NONE, PauseKind, ending, node, record, state, world};
-use crate::killpoint::{hold_fire, supervisor_at};
+use crate::killpoint::{hold_fire, supervisor_at, was_ours};
 use crate::{arena, ends, output, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
@@ -56,15 +56,10 @@ impl Supervisor {
             if let Some(slot) = n.gave_up[0].swap(0, Ordering::Relaxed).checked_sub(1) {
                 self.note_given_up(i, slot, n.gave_up[1].load(Ordering::Relaxed));
             }
-            if current != NONE && signo == number::KILL {
+            if signo == number::KILL && !was_ours() && current != NONE {
                 self.note_killed(i, current);
             }
-            for fd in n.fds.iter().chain(&n.call_fds) {
-                let fd = fd.swap(0, Ordering::Relaxed);
-                if fd != 0 {
-                    self.zygote.close(fd as i32 - 1)?;
-                }
-            }
+            self.zygote.close_those_of(i as u32)?;
         }
         Ok(None)
     }
@@ -164,6 +159,7 @@ impl Supervisor {
             n.inbox.store(NONE, Ordering::Relaxed);
             n.current.store(NONE, Ordering::Relaxed);
             n.idle.store(0, Ordering::Relaxed);
+            n.expected.store(0, Ordering::Relaxed);
             n.ready.store(0, Ordering::Relaxed);
             n.serves.store(0, Ordering::Relaxed);
             n.paused.store(0, Ordering::Relaxed);
@@ -254,8 +250,16 @@ impl Supervisor {
         let now = monotonic_ns();
         self.failed_starts = 0;
         self.stats.rollback(moved, restored - begun, now - begun, begun.saturating_sub(lost_since));
-        if self.stats.kills < self.config.most_kills {
-            self.kill_due = self.config.kill_every.map(|d| now + d.as_nanos() as u64);
+        if let Some(every) = self.config.kill_every {
+            let every = every.as_nanos() as u64;
+            if self.stats.kills < self.config.most_kills {
+                self.kill_due = Some(now + every);
+            }
+            // An image that was due before holds nothing new, and if it takes longer than the time that is left, as it may on a
+            // slow machine, it would be the only one: the next kill comes right after it, for ever.
+            if let (Some(due), Some(interval)) = (&mut self.image_due, self.config.image_interval) {
+                *due = (*due).max(now + (interval.as_nanos() as u64).min(every / 2));
+            }
         }
         Ok(())
     }
