@@ -38,7 +38,7 @@ fn rows() -> Vec<(String, Vec<String>)> {
 }
 
 /// Where the tests that the page names may be.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "semantics.rs",
     "contents.rs",
     "traps.rs",
@@ -46,6 +46,7 @@ const FILES: [&str; 8] = [
     "answers.rs",
     "conformance",
     "bare.rs",
+    "rights.rs",
     "safe_code.rs",
 ];
 

@@ -1,4 +1,4 @@
-//! What safe code may try: in the wrong order, in the wrong process, out of range, on memory that has no such right. It gets an
+//! What safe code may try: in the wrong order, in the wrong process, out of range (what it has no right to: `rights.rs`). It gets an
 //! error or the right answer; never another's memory, a missed write, or a process that hangs or dies.
 
 #[macro_use]
@@ -6,18 +6,15 @@ mod common;
 
 use common::{anonymous, indices, inline, memfd, page, unprotect};
 use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering};
-use peregrine_sys::fault::{self, Action, SIGBUS, SIGSEGV};
+use peregrine_sys::fault;
 use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, exit_now, fork_with, wait_for};
 use peregrine_vm::capabilities::Simulate;
-use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::{
     AltStack, Capabilities, Capability, Decision, DirtyMechanism, MapError, Mapping, Mechanism, PAGE_SIZE,
-    PageCount, PageKind, PrivateMemory, Protection, Region, RegionError, TrackError, Tracker, Trap,
+    PageCount, PageKind, PrivateMemory, Protection, Region, RegionError, Tracker, Trap,
 };
-use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
 use std::sync::{Arc, Mutex};
-use testkit::{Outcome, run_helper, skip};
+use testkit::{Outcome, skip};
 
 /// The alternate stack in force, as the kernel tells it.
 fn in_force() -> fault::AltStack {
@@ -54,18 +51,6 @@ fn alternate_stacks_may_go_in_any_order() -> Outcome {
     })
     .join()
     .unwrap();
-    Outcome::Passed
-}
-
-fn a_view_that_may_not_be_written_is_not_populated_for_writing() -> Outcome {
-    let memory = memfd(4);
-    for access in [Protection::Read, Protection::None] {
-        let view = memory.alias(access).unwrap();
-        let error = view.populate(view.range(), true).unwrap_err();
-        assert!(matches!(error, MapError::Kernel { .. }), "{error}");
-    }
-    let view = memory.alias(Protection::Read).unwrap();
-    view.populate(view.range(), false).unwrap();
     Outcome::Passed
 }
 
@@ -138,6 +123,39 @@ fn a_pager_handler_may_drop_its_own_region() -> Outcome {
     Outcome::Passed
 }
 
+fn a_panic_while_pages_are_reported_loses_none_of_the_others() -> Outcome {
+    let caps = Capabilities::probe();
+    for mechanism in DirtyMechanism::ALL {
+        let memory = memfd(64);
+        let Ok(mut tracker) = Tracker::of(memory.clone()).force(mechanism).start(&caps) else { continue };
+        let wrote: Vec<usize> = (0..64).step_by(3).collect();
+        for n in &wrote {
+            memory.bytes().store_u8(n * PAGE_SIZE, 1).unwrap();
+        }
+        let mut told = Vec::new();
+        let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tracker.take_dirty_each(memory.range(), |run| {
+                told.push((run.start().as_usize() - memory.range().start().as_usize()) / PAGE_SIZE);
+                assert!(told.len() < 5, "on purpose");
+            })
+        }));
+        assert!(taken.is_err(), "{mechanism}");
+        told.extend(indices(&memory, &tracker.take_dirty().unwrap()));
+        assert_eq!(told, wrote, "{mechanism}");
+    }
+    Outcome::Passed
+}
+
+fn private_memory_gives_its_pages_back_by_number() -> Outcome {
+    let mut memory = PrivateMemory::new(PageCount::new(4)).unwrap();
+    memory.fill(3);
+    memory.discard(memory.pages(1, 2).unwrap()).unwrap();
+    let bytes_of = |n: usize| memory[n * PAGE_SIZE];
+    assert_eq!([0, 1, 2, 3].map(bytes_of), [3, 0, 0, 3]);
+    assert!(matches!(memory.pages(3, 2), Err(MapError::Outside { .. })));
+    Outcome::Passed
+}
+
 fn what_a_child_inherits_changes_nothing_of_the_parents() -> Outcome {
     let caps = Capabilities::probe();
     need!(caps, UserfaultfdSigbus, WriteProtectAsync, PagemapScan, WriteProtectShared);
@@ -164,110 +182,6 @@ fn what_a_child_inherits_changes_nothing_of_the_parents() -> Outcome {
     assert!(tracker.take_dirty().unwrap().is_empty(), "the child gave back to nobody");
     tracker.give_back(&taken);
     assert_eq!(indices(&memory, &tracker.take_dirty().unwrap()), [1]);
-    Outcome::Passed
-}
-
-fn a_tracker_gives_no_right_that_its_view_has_not() -> Outcome {
-    let caps = Capabilities::probe();
-    let memory = memfd(4);
-    memory.bytes().store_u8(0, 5).unwrap();
-    for mechanism in DirtyMechanism::ALL {
-        let view = Arc::new(memory.alias(Protection::Read).unwrap());
-        match Tracker::of(view.clone()).force(mechanism).start(&caps) {
-            Ok(mut tracker) => {
-                assert!(tracker.take_dirty().unwrap().is_empty(), "{mechanism}");
-                assert_eq!(view.bytes().load_u8(0), Ok(5), "{mechanism}");
-            }
-            Err(TrackError::NoMechanism { tried, .. }) => println!("{mechanism}: {tried:?}"),
-            Err(other) => panic!("{other}"),
-        }
-        let ended = run_helper(match mechanism {
-            DirtyMechanism::AsyncWriteProtect => "helper_writes_through_a_read_only_view_scan",
-            DirtyMechanism::SyncWriteProtect => "helper_writes_through_a_read_only_view_sigbus",
-            DirtyMechanism::SyncWriteProtectPager => "helper_writes_through_a_read_only_view_pager",
-            DirtyMechanism::Mprotect => "helper_writes_through_a_read_only_view_mprotect",
-            DirtyMechanism::Compare => "helper_writes_through_a_read_only_view_compare",
-        });
-        assert!(ended.output.contains("about to write"), "{mechanism}: {ended:?}");
-        let signal = ended.status.and_then(|s| s.signal());
-        assert_eq!(signal, Some(SIGSEGV), "{mechanism}: {ended:?}");
-    }
-    // Nothing can be read through a view without access, so nothing can be compared.
-    let closed = Arc::new(Mapping::reserve(PageCount::new(2)).unwrap());
-    let error = Tracker::of(closed).force(DirtyMechanism::Compare).start(&caps).unwrap_err().to_string();
-    assert!(error.contains("without access"), "{error}");
-    Outcome::Passed
-}
-
-/// The default actions, so that a bad access ends the process.
-fn default_actions() {
-    for signal in [SIGSEGV, SIGBUS] {
-        // SAFETY: the default action.
-        unsafe { fault::action(signal, Some(&Action::default_action())).unwrap() };
-    }
-}
-
-fn writes_through_a_read_only_view(mechanism: DirtyMechanism) -> Outcome {
-    default_actions();
-    let memory = memfd(2);
-    let view = Arc::new(memory.alias(Protection::Read).unwrap());
-    let tracker = Tracker::of(view.clone()).force(mechanism).start(&Capabilities::probe());
-    peregrine_vm::io::complain(b"about to write\n");
-    view.bytes().store_u8(0, 1).unwrap();
-    drop(tracker);
-    Outcome::Passed
-}
-
-fn helper_writes_through_a_read_only_view_scan() -> Outcome {
-    writes_through_a_read_only_view(DirtyMechanism::AsyncWriteProtect)
-}
-
-fn helper_writes_through_a_read_only_view_sigbus() -> Outcome {
-    writes_through_a_read_only_view(DirtyMechanism::SyncWriteProtect)
-}
-
-fn helper_writes_through_a_read_only_view_pager() -> Outcome {
-    writes_through_a_read_only_view(DirtyMechanism::SyncWriteProtectPager)
-}
-
-fn helper_writes_through_a_read_only_view_mprotect() -> Outcome {
-    writes_through_a_read_only_view(DirtyMechanism::Mprotect)
-}
-
-fn helper_writes_through_a_read_only_view_compare() -> Outcome {
-    writes_through_a_read_only_view(DirtyMechanism::Compare)
-}
-
-fn helper_writes_beyond_the_end_of_a_file() -> Outcome {
-    default_actions();
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(4 * PAGE_SIZE as u64).unwrap();
-    let memory = Mapping::file(&file, PageCount::new(0), PageCount::new(4), Protection::ReadWrite).unwrap();
-    let memory = Arc::new(memory);
-    let caps = Capabilities::probe();
-    let tracker = Tracker::of(memory.clone()).force(DirtyMechanism::Mprotect).start(&caps).unwrap();
-    file.set_len(0).unwrap();
-    peregrine_vm::io::complain(b"about to write\n");
-    memory.bytes().store_u8(PAGE_SIZE, 1).unwrap();
-    drop(tracker);
-    Outcome::Passed
-}
-
-fn a_write_beyond_the_end_of_a_file_is_not_taken_for_a_first_write() -> Outcome {
-    let ended = run_helper("helper_writes_beyond_the_end_of_a_file");
-    assert!(ended.output.contains("about to write"), "{ended:?}");
-    assert_eq!(ended.status.and_then(|s| s.signal()), Some(SIGBUS), "{ended:?}");
-    Outcome::Passed
-}
-
-fn nobody_can_cut_a_memfd_short_under_its_mappings() -> Outcome {
-    let memory = memfd(4);
-    let file = File::from(memory.object_fd().unwrap().try_clone_to_owned().unwrap());
-    let error = file.set_len(PAGE_SIZE as u64).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(Errno::EPERM.0), "{error}");
-    memory.bytes().store_u8(3 * PAGE_SIZE, 1).unwrap();
-    memory.discard(memory.range()).unwrap();
-    assert_eq!(memory.bytes().load_u8(3 * PAGE_SIZE), Ok(0));
     Outcome::Passed
 }
 
@@ -411,20 +325,12 @@ fn threads_that_race_on_the_same_bytes_see_some_of_what_was_written() -> Outcome
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         alternate_stacks_may_go_in_any_order,
-        a_view_that_may_not_be_written_is_not_populated_for_writing,
         a_hole_punched_through_an_alias_hides_no_write_from_a_tracker,
         a_fill_undoes_no_write_that_came_through_an_alias,
         a_pager_handler_may_drop_its_own_region,
+        a_panic_while_pages_are_reported_loses_none_of_the_others,
+        private_memory_gives_its_pages_back_by_number,
         what_a_child_inherits_changes_nothing_of_the_parents,
-        a_tracker_gives_no_right_that_its_view_has_not,
-        helper_writes_through_a_read_only_view_scan,
-        helper_writes_through_a_read_only_view_sigbus,
-        helper_writes_through_a_read_only_view_pager,
-        helper_writes_through_a_read_only_view_mprotect,
-        helper_writes_through_a_read_only_view_compare,
-        helper_writes_beyond_the_end_of_a_file,
-        a_write_beyond_the_end_of_a_file_is_not_taken_for_a_first_write,
-        nobody_can_cut_a_memfd_short_under_its_mappings,
         sizes_beyond_the_address_space_are_errors,
         pages_of_the_pool_come_whole,
         an_empty_part_is_an_error_or_nothing_at_all,

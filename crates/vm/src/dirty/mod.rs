@@ -379,7 +379,7 @@ impl Tracker {
     /// `found` must not write into what is tracked by a mechanism that traps inline while it holds locks of its own.
     ///
     /// # Errors
-    /// As [`Tracker::take_dirty`], but what `found` was called with stays taken.
+    /// As [`Tracker::take_dirty`], but what `found` was called with stays taken, as it does if `found` panics.
     pub fn take_dirty_each(
         &mut self,
         part: PageRange,

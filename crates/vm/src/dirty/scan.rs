@@ -1,7 +1,7 @@
 //! DIRTY by `PAGEMAP_SCAN` over asynchronous write-protect: get and reset are one step of the kernel, page by page under
 //! its page-table lock, so no write falls between them. The calls are [`raw`](super::raw)'s; here is who may make them.
 
-use super::raw::{DirtyRun, RawTracker};
+use super::raw::{DirtyRun, RawTracker, RawTrackerRef};
 use super::{TrackError, ViewDirty};
 use crate::mapping::Mapping;
 use crate::process::{self, Generation};
@@ -19,6 +19,21 @@ pub(super) struct Scan {
     /// Of the huge page pool.
     pool: bool,
     found: Box<[DirtyRun; BATCH]>,
+}
+
+/// Runs that the kernel counts as clean and nobody was told of yet: should that panic, they are dirty again.
+struct Unreported<'a> {
+    raw: RawTrackerRef<'a>,
+    runs: &'a [DirtyRun],
+}
+
+impl Drop for Unreported<'_> {
+    fn drop(&mut self) {
+        for run in self.runs {
+            // Failing would need the range to be gone.
+            let _ = self.raw.mark_written(run.range());
+        }
+    }
 }
 
 impl Scan {
@@ -62,7 +77,9 @@ impl Scan {
                               take its dirty set before, and track the new mapping";
                 TrackError::Kernel { operation: "PAGEMAP_SCAN", range: rest, errno, remedy }
             })?;
-            for run in &self.found[..taken.runs] {
+            let mut clean_now = Unreported { raw, runs: &self.found[..taken.runs] };
+            while let [run, after @ ..] = clean_now.runs {
+                clean_now.runs = after;
                 found(run.range());
             }
             rest = taken.rest;

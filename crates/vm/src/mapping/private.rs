@@ -44,6 +44,14 @@ impl PrivateMemory {
         self.mapping.range()
     }
 
+    /// `count` pages from page `first` of it on.
+    ///
+    /// # Errors
+    /// [`MapError::Outside`].
+    pub fn pages(&self, first: usize, count: usize) -> Result<PageRange, MapError> {
+        self.mapping.pages(first, count)
+    }
+
     /// Makes `part` zeros again and gives its frames back.
     ///
     /// # Errors
