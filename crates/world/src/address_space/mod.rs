@@ -19,11 +19,14 @@
 //! for their page tables are what they were. Then what is mapped is made what the image says. A node joins anew with its first
 //! operation afterwards.
 //!
+//! **A node that is stopped** in the middle of an operation makes those wait that want the same record; they name it ([`stuck`]).
+//!
 //! **Regions** lie in the arena, whose pages stay the arena's when a region goes; so nothing is taken from views, and no set is kept.
 //!
 //! *Between two threads*: no static, no thread-local, no allocation, no panic but on broken structures.
 
 mod repair;
+mod stuck;
 mod views;
 
 pub use repair::{repair, repair_regions, replace};
@@ -51,6 +54,8 @@ const SUPERVISOR: MemberId = MemberId::new(MAX_NODES);
 const HELD: usize = CARRIER + (132 << 20);
 /// Whether the operation under way has punched its range in its shootdown: a word apart, for the views write it meanwhile.
 const PUNCHED: usize = HELD + 4096;
+/// The wait for a lock that is under way: written by the views, too.
+const WAIT: usize = PUNCHED + 64;
 /// Operations of a member between two ticks.
 const TICK_EVERY: u32 = 64;
 

@@ -3,7 +3,8 @@
 //! Every node maps all slots, and the kernel fills a page when it is touched: there is nothing to fill. What is taken from views is
 //! taken by punching the file, in one call for all of them; the record's set says who loses something, and they are counted.
 
-use super::PUNCHED;
+use super::stuck::{self, Wait};
+use super::{PUNCHED, WAIT};
 use crate::control::node;
 use core::convert::Infallible;
 use peregrine_base::sync::{AtomicBool, Ordering};
@@ -45,6 +46,17 @@ impl Mmu for Views {
     fn wait(&self, _: MemberId, _: MemberId) {
         // A holder that died takes this node's reset with it.
         peregrine_sys::io::yield_now();
+    }
+
+    /// Never, for the runtime's operations don't fail; but a holder that takes long is named.
+    fn gives_up(&self, member: MemberId, owner: MemberId, turns: u32) -> bool {
+        // SAFETY: private memory of this process, zeros at first; nothing else lies there.
+        unsafe { &*(WAIT as *const Wait) }.turn(member, owner, turns);
+        false
+    }
+
+    fn process_of(&self, member: MemberId) -> Option<u32> {
+        stuck::process_of(member)
     }
 }
 
