@@ -594,6 +594,69 @@ fn calls_go_on_though_nodes_are_killed_and_the_domain_is_left_with_no_dead_clien
     }
 }
 
+#[peregrine::test(
+    program,
+    nodes = 2,
+    kill_every_ms = 60,
+    least_kills = 5,
+    timeout_s = 100,
+    move_every_ms = 5
+)]
+fn lends_under_fire() {
+    let lenders: Vec<_> = (0..4u32)
+        .map(|i| {
+            let lend = |i: u32| {
+                let path = std::env::var(WHERE).unwrap();
+                let gone =
+                    |e: &FreshCallError| matches!(e, FreshCallError::LoanLost | FreshCallError::RolledBack);
+                let mut lent: Option<Loan> = None;
+                let (mut right, mut lost) = (0, 0u32);
+                while right < 150 {
+                    let mut once = || {
+                        let loan = match lent.take() {
+                            Some(loan) => loan,
+                            None => Loan::new(&path, 4000)?,
+                        };
+                        loan.write(0, &(i * 1000 + right).to_ne_bytes())?;
+                        let sum = match kitchen().weigh(&loan, &mut 0) {
+                            Err(Error::Call(e)) => return Err(e),
+                            sum => sum.unwrap(),
+                        };
+                        assert_eq!(sum, i * 1000 + right, "never another's, and never of another life");
+                        Ok(loan)
+                    };
+                    match once() {
+                        Ok(loan) => (lent, right) = (Some(loan), right + 1),
+                        Err(e) if gone(&e) => lost += 1,
+                        Err(e) => panic!("{e}"),
+                    }
+                    if right % 10 == 0 {
+                        sleep(Duration::from_millis(1));
+                    }
+                }
+                lost
+            };
+            spawn(lend, i)
+        })
+        .collect();
+    let lost: u32 = lenders.into_iter().map(|lender| lender.join().unwrap()).sum();
+    while tally().kills < 5 {
+        sleep(Duration::from_millis(20));
+    }
+    println!("{lost} loans of other lives");
+}
+
+#[test]
+fn loans_come_and_go_with_the_life_that_they_were_made_in_though_nodes_are_killed() {
+    let (outcome, domain) = with_domain(lends_under_fire());
+    assert!(outcome.success(), "{outcome}");
+    let begun = Instant::now();
+    while domain.stats().clients != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", domain.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn outside_a_world_a_portal_is_refused() {
     assert_eq!(Portal::new("/any", "add", 1).call(b"", 0), Err(FreshCallError::NoThread));

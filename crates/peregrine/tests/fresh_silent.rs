@@ -353,7 +353,10 @@ fn closes_nothing_slow() {
         let open = descriptors();
         let call = portal("lingers", "count").call(b"", 8);
         assert!(matches!(call, Err(FreshCallError::Other(_))), "{call:?}");
-        assert!(descriptors() <= open + 1, "what it sent stays open");
+        while descriptors() > open + 1 {
+            assert!(begun.elapsed() < NOT_HELD_UP, "what it sent stays open");
+            sleep(Duration::from_millis(1));
+        }
     }
     portal("good", "count").call(b"", 8).unwrap();
     assert!(begun.elapsed() < NOT_HELD_UP, "the node waited: {:?}", begun.elapsed());

@@ -1,27 +1,28 @@
-//! Closing descriptors in a process of its own.
+//! Closing descriptors in processes of their own.
 //!
 //! ```text
-//! this process ──fork──▶ first ──fork──▶ second: closes all but `fds`, waits
-//!      │ waits for the first     exits        │
-//!      │ closes `fds`: not the last copies    │
-//!      └──── closes the pipe ────────────────▶ exits, and so is the last to close them
+//! this process ─▶ keeper: a copy of the table, of which it closes all but `fds`; waits for the other, and exits
+//!              └▶ closer: shares the table; closes `fds` there, which are not the last copies, and exits
 //! ```
 //!
-//! To close what a stranger made can take as long as he likes: a socket that lingers, a file whose server does not answer. A process with
-//! threads to spare has one of them do it. One that must have no other thread leaves it to the exit of a process that has nothing else: no
-//! memory (the kernel lets go of that first), no other descriptor, and nobody who waits for it. A socket's lingering is over at once
-//! then, for the kernel waits for none of an exiting process.
+//! To close what a stranger made can take as long as he likes, in two ways. The last copy is *released*: a socket that lingers waits then for a
+//! reader. And each copy is *flushed*: a file whose server, in user space, does not answer keeps whoever closes it, deaf to all signals. A process
+//! with threads to spare has one of them do it. One that must have no other thread leaves it to two processes that have nothing else to do.
+//!
+//! The keeper has the last copies, no memory when it exits (the kernel lets go of that first), and no other descriptor; and the kernel lingers
+//! for none of an exiting process. The closer can be held up by a server only, for as long as that lives. It shares the table: if it is held
+//! beyond the end of all others that do, what else was open in it stays so for as long.
 
 use crate::process::exit_now;
 use crate::raw::{Errno, check, syscall6};
 use crate::rustix::pipe::{PipeFlags, pipe_with};
 use linux_raw_sys::general as k;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-/// Closes `fds` and waits for none of it. They are no longer in this process's table when it returns.
+/// Has `fds` closed, and waits for none of it. They leave this process's table soon after.
 ///
 /// # Errors
-/// No process is to be had, or no descriptors for a pipe (EAGAIN, ENOMEM, EMFILE); `fds` are given back, open.
+/// No processes are to be had, or no descriptors for a pipe (EAGAIN, ENOMEM, EMFILE); `fds` are given back, open.
 pub fn close_elsewhere(fds: Vec<OwnedFd>) -> Result<(), (Errno, Vec<OwnedFd>)> {
     if fds.is_empty() {
         return Ok(());
@@ -33,32 +34,44 @@ pub fn close_elsewhere(fds: Vec<OwnedFd>) -> Result<(), (Errno, Vec<OwnedFd>)> {
     // The processes made here allocate nothing: other threads of this one may hold the allocator.
     let mut kept: Vec<RawFd> = fds.iter().chain([&go_on]).map(AsRawFd::as_raw_fd).collect();
     kept.sort_unstable();
-    match keep(&kept, go_on.as_raw_fd()) {
-        Ok(()) => {
-            drop(go_on);
-            drop(fds);
-            drop(hold);
-            Ok(())
-        }
-        Err(e) => Err((e, fds)),
+    let keeper = || {
+        close_all_but(&kept);
+        let mut byte = 0u8;
+        // SAFETY: the kernel writes one byte at most.
+        while unsafe {
+            syscall6(k::__NR_read, go_on.as_raw_fd() as usize, (&raw mut byte) as usize, 1, 0, 0, 0)
+        } == -4
+        {}
+    };
+    if let Err(e) = start(0, keeper) {
+        return Err((e, fds));
     }
+    // The keeper goes when the last of these does.
+    let numbers: Vec<RawFd> = fds.into_iter().chain([go_on, hold]).map(IntoRawFd::into_raw_fd).collect();
+    let closer = || {
+        for &fd in &numbers {
+            // SAFETY: nobody has it any more: its owner gave it up above.
+            unsafe { syscall6(k::__NR_close, fd as usize, 0, 0, 0, 0, 0) };
+        }
+    };
+    start(k::CLONE_FILES as usize, closer).map_err(|e| {
+        // SAFETY: given up above, and closed by nobody.
+        let mut fds: Vec<_> = numbers.iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
+        fds.truncate(fds.len() - 2);
+        (e, fds)
+    })
 }
 
-/// Starts the process that keeps `kept` until everybody has closed the other end of `go_on`.
-fn keep(kept: &[RawFd], go_on: RawFd) -> Result<(), Errno> {
+/// Starts a process that does something, and that nobody here needs to wait for: a child of a child, which is waited for. That one shares the
+/// table whatever `flags` say, for the end of a copy of the table closes what is in it.
+fn start(flags: usize, does: impl FnOnce()) -> Result<(), Errno> {
     // SAFETY: the child makes system calls and nothing else.
-    match unsafe { fork_unseen() }? {
+    match unsafe { fork_unseen(k::CLONE_FILES as usize) }? {
         0 => {
             // SAFETY: as above.
-            match unsafe { fork_unseen() } {
+            match unsafe { fork_unseen(flags) } {
                 Ok(0) => {
-                    close_all_but(kept);
-                    let mut byte = 0u8;
-                    // SAFETY: the kernel writes one byte at most.
-                    while unsafe {
-                        syscall6(k::__NR_read, go_on as usize, (&raw mut byte) as usize, 1, 0, 0, 0)
-                    } == -4
-                    {}
+                    does();
                     exit_now(0)
                 }
                 Ok(_) => exit_now(0),
@@ -88,13 +101,13 @@ fn keep(kept: &[RawFd], go_on: RawFd) -> Result<(), Errno> {
     }
 }
 
-/// A copy of this process that no ordinary `wait` and no SIGCHLD tells of; 0 in the copy.
+/// A copy of this process that no ordinary `wait` and no SIGCHLD tells of; 0 in the copy. `flags` as of `clone(2)`.
 ///
 /// # Safety
 /// The copy makes system calls and nothing else: what other threads held is held in it for ever.
-unsafe fn fork_unseen() -> Result<i32, Errno> {
+unsafe fn fork_unseen(flags: usize) -> Result<i32, Errno> {
     // SAFETY: with stack 0 and no CLONE_VM the child runs on its copy of this stack.
-    check(unsafe { syscall6(k::__NR_clone, 0, 0, 0, 0, 0, 0) }).map(|pid| pid as i32)
+    check(unsafe { syscall6(k::__NR_clone, flags, 0, 0, 0, 0, 0) }).map(|pid| pid as i32)
 }
 
 /// Closes what this process does not need, so that nobody waits for the end of something because of it. `kept` is sorted.
@@ -130,7 +143,10 @@ mod tests {
         let was = std::fs::read_link(&at).unwrap();
         close_elsewhere(vec![slow, end]).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(40), "it waited: {:?}", begun.elapsed());
-        assert!(std::fs::read_link(&at).ok() != Some(was), "it is still here");
+        while std::fs::read_link(&at).ok().as_ref() == Some(&was) {
+            assert!(begun.elapsed() < Duration::from_secs(50), "it is still here");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Somebody else did close it.
         loop {
             match rustix::io::write(&other, &[1]) {

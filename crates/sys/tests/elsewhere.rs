@@ -1,0 +1,130 @@
+//! Descriptors of a file whose server does not answer: whoever closes one waits for that server, deaf to all signals.
+
+use linux_raw_sys::general as g;
+use peregrine_sys::elsewhere::close_elsewhere;
+use peregrine_sys::process::is_root;
+use peregrine_sys::raw::{check, syscall6};
+use peregrine_sys::rustix;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// A file system of one file, `file`, whose server answers everything but that a descriptor of it is being closed (FLUSH).
+struct Unanswered {
+    at: CString,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        // MNT_FORCE: whoever waits for the server is let go.
+        // SAFETY: the path lives across the call.
+        unsafe { syscall6(g::__NR_umount2, self.at.as_ptr() as usize, 1 | 2, 0, 0, 0, 0) };
+    }
+}
+
+/// Mounts it; the server says each time that somebody closes. `None`: not permitted here.
+fn mount() -> Option<(Unanswered, Receiver<()>)> {
+    use rustix::fs::{Mode, OFlags};
+    let dir = tempfile::tempdir().unwrap();
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let at = CString::new(dir.path().as_os_str().as_bytes()).unwrap();
+    let options =
+        CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd())).unwrap();
+    let (source, kind) = (c"peregrine-test", c"fuse");
+    // SAFETY: all strings live across the call.
+    let mounted = check(unsafe {
+        syscall6(
+            g::__NR_mount,
+            source.as_ptr() as usize,
+            at.as_ptr() as usize,
+            kind.as_ptr() as usize,
+            0,
+            options.as_ptr() as usize,
+            0,
+        )
+    });
+    mounted.ok()?;
+    let (tell, told) = channel();
+    std::thread::spawn(move || serve(&device, &tell));
+    Some((Unanswered { at, _dir: dir }, told))
+}
+
+/// `struct fuse_attr` of the directory (1) and its file (2).
+fn attributes(node: u64) -> Vec<u8> {
+    let mut attributes = vec![0; 88];
+    attributes[..8].copy_from_slice(&node.to_ne_bytes());
+    let mode: u32 = if node == 1 { 0o40_755 } else { 0o100_644 };
+    attributes[60..64].copy_from_slice(&mode.to_ne_bytes());
+    attributes[64..68].copy_from_slice(&1u32.to_ne_bytes());
+    attributes
+}
+
+fn serve(device: &OwnedFd, tell: &Sender<()>) {
+    const VALID_S: u64 = 1000;
+    let mut request = vec![0u8; 1 << 18];
+    while let Ok(len) = rustix::io::read(device, &mut request) {
+        let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
+        assert!(len >= 40);
+        let words = |words: &[u64]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
+        let (error, payload) = match word(4) {
+            // LOOKUP, GETATTR, OPEN.
+            1 => (0, [words(&[2, 0, VALID_S, VALID_S, 0]), attributes(2)].concat()),
+            3 => (0, [words(&[VALID_S, 0]), attributes(long(16))].concat()),
+            14 => (0, words(&[1, 0])),
+            // INIT: version 7.31, and what may be asked for at once.
+            26 => {
+                (0, [words(&[7 | 31 << 32, 65_536, 12 | 10 << 16 | 65_536 << 32, 1]), vec![0; 32]].concat())
+            }
+            // FLUSH.
+            25 => {
+                let _ = tell.send(());
+                continue;
+            }
+            // FORGET, INTERRUPT, BATCH_FORGET: nothing is expected.
+            2 | 36 | 42 => continue,
+            _ => (-38i32, Vec::new()),
+        };
+        let mut answer = (16 + payload.len() as u32).to_ne_bytes().to_vec();
+        answer.extend(error.to_ne_bytes());
+        answer.extend(long(8).to_ne_bytes());
+        answer.extend(payload);
+        let _ = rustix::io::write(device, &answer);
+    }
+}
+
+fn nobody_here_waits_for_a_server_that_does_not_answer() -> testkit::Outcome {
+    if !is_root() {
+        testkit::skip!("needs root, to mount a file system in user space");
+    }
+    let Some((files, told)) = mount() else { testkit::skip!("needs /dev/fuse, and to be allowed to mount") };
+    let path = Path::new(std::ffi::OsStr::from_bytes(files.at.as_bytes())).join("file");
+    let file = OwnedFd::from(std::fs::File::open(&path).unwrap());
+    let another = OwnedFd::from(std::fs::File::open(&path).unwrap());
+    let (here, begun) = (format!("/proc/self/fd/{}", file.as_raw_fd()), Instant::now());
+    close_elsewhere(vec![file]).unwrap();
+    told.recv_timeout(LONG).expect("somebody closes it");
+    assert!(begun.elapsed() < LONG, "it was waited for");
+    assert!(std::fs::read_link(&here).ok().as_deref() != Some(&path), "it is in our table still");
+    // That it would have been: a thread that closes one does not come back before the server is gone.
+    let (done, is_done) = channel();
+    std::thread::spawn(move || {
+        drop(another);
+        let _ = done.send(());
+    });
+    told.recv_timeout(LONG).expect("the thread closes it");
+    assert!(is_done.try_recv().is_err(), "the thread waits");
+    drop(files);
+    is_done.recv_timeout(LONG).expect("let go with the mount");
+    testkit::Outcome::Passed
+}
+
+fn main() -> std::process::ExitCode {
+    testkit::main(testkit::tests![nobody_here_waits_for_a_server_that_does_not_answer])
+}
