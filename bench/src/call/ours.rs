@@ -94,6 +94,11 @@ pub fn serve(socket: std::os::fd::OwnedFd, form: Form, limits: Limits) {
         Form::StaticThread => with_static_thread(builder),
         _ => builder.portal("digest", 1, work),
     };
+    let builder = builder.portal("clock", 1, |call: &mut Invocation<'_>| {
+        let used_ns = peregrine_sys::timer::thread_cpu_ns();
+        call.output(0)?.extend_from_slice(&used_ns.to_ne_bytes());
+        Ok(())
+    });
     let _domain = builder.serve_pair(socket).expect("a domain");
     loop {
         std::thread::park();
@@ -104,11 +109,12 @@ pub fn serve(socket: std::os::fd::OwnedFd, form: Form, limits: Limits) {
 pub struct Ours {
     client: Client,
     portal: PortalId,
+    clock: PortalId,
     attributes: Attributes,
     own: Vec<u8>,
     lent: Option<Buffer>,
     answer: Vec<u8>,
-    server: Server,
+    _server: Server,
 }
 
 impl Caller for Ours {
@@ -162,17 +168,20 @@ pub fn start_with(bytes: usize, cores: Cores, form: Form, place: Place, limits: 
     pin_to_cpu(ours).expect("a processor");
     let client = Client::over(socket).expect("a connection");
     let portal = client.portal("digest", 1).expect("the portal");
+    let clock = client.portal("clock", 1).expect("the portal");
     let affinity = if place == Place::Apart { Affinity::Apart } else { Affinity::default() };
     let lent = (form == Form::Lend && bytes != 0).then(|| client.buffer(bytes).expect("a buffer"));
     let own = if lent.is_some() { Vec::new() } else { vec![0; bytes] };
     let attributes = Attributes { affinity, ..Attributes::default() };
-    Ours { client, portal, attributes, own, lent, answer: Vec::new(), server }
+    Ours { client, portal, clock, attributes, own, lent, answer: Vec::new(), _server: server }
 }
 
 impl Ours {
-    /// The process of the domain.
-    pub const fn domain_pid(&self) -> i32 {
-        self.server.pid()
+    /// The processor time, in ns, that the activation which serves this has used when it does.
+    pub fn clock_of_activation(&mut self) -> u64 {
+        let call = Call::new().attributes(self.attributes).output(&mut self.answer, 8);
+        self.client.call(self.clock, call).expect("a call");
+        u64::from_ne_bytes(self.answer[..].try_into().expect("a word"))
     }
 
     /// The same with other attributes.

@@ -1,12 +1,14 @@
-//! Looking for a moment before sleeping, where caller and activation share a core: whether it pays, and when to stop.
+//! Looking for a moment before sleeping: whether it pays, and when to stop.
 //!
-//! A sleep and a wake-up are two calls into the kernel, each way. Two threads that take turns on one core can do with one: who waits
+//! Where both share a core, a sleep and a wake-up are two calls into the kernel, each way. Two threads that take turns on one core can do with one: who waits
 //! gives the core away (`sched_yield`), and the other, which is runnable because it waits in the same manner, goes on at once.
 //!
 //! ```text
 //! caller       publish ─ give way ┐                     ┌ reply there: go on ─ publish …
 //! activation                      └ call there: execute ─ answer ─ give way
 //! ```
+//!
+//! Two on cores of their own, who spin, keep the same book: each turn of the loop is some looks instead of a `sched_yield`.
 //!
 //! **It is no part of the protocol.** Who looks is `AWAKE` in the gate's words, as one that spins on another core; who has looked long
 //! enough parks as the gate has it, fence and last look included (`gate.rs`). So nothing here can lose a wake-up.
@@ -16,7 +18,7 @@
 //!
 //! | lost by | costs | then |
 //! |---|---|---|
-//! | nobody came within the time that is allowed for it (20 µs) | that time | sleeps at once for 1 ms, 2 ms … 128 ms, unless it won some twenty since |
+//! | nobody came within the time that is allowed for it (a caller 8 µs, an activation 12) | that time | sleeps at once for 1 ms, 2 ms … 128 ms, unless it won some twenty since |
 //! | a third thread that was runnable on this core: the kernel gave it the slice that we forfeited | milliseconds | sleeps at once for 16 ms, 32 ms … 1 s |
 //!
 //! A wait that was long because the peer worked for so long counts as the second: then there is nothing to be gained either. A
