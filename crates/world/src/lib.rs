@@ -18,6 +18,7 @@ mod entry;
 mod error;
 mod frames;
 mod fresh;
+mod join;
 #[cfg(feature = "killpoints")]
 pub mod killpoint;
 #[cfg(not(feature = "killpoints"))]
@@ -25,6 +26,7 @@ mod killpoint;
 mod local;
 mod lock;
 mod memory;
+mod models;
 mod node;
 mod output;
 mod packed;
