@@ -2,7 +2,7 @@
 //! a bare remap and its faults for memory aliasing.
 
 use peregrine_base::sync::{AtomicBool, AtomicU64, Ordering};
-use peregrine_base::{PageCount, Protection, VirtAddr};
+use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::memfd::{self, Pages};
 use peregrine_sys::process::{self, ForkFlags, Forked};
@@ -29,7 +29,10 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         ("remap", [threads, live, window, stack, touched]) => {
             remap(*threads, *live, *window, *stack, *touched);
         }
+        ("parked", [live, window, stack]) => parked(*live, *window, *stack),
+        ("header-copied", [live, window, stack]) => header_copied(*live, *window, *stack),
         ("null-call", []) => null_call(),
+        ("fs-base", []) => fs_base(),
         _ => return false,
     }
     true
@@ -212,6 +215,102 @@ fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize, t
             turn(false);
         }
         println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * threads) as f64);
+    }
+}
+
+const REMAP_WINDOW: usize = 0x0c00_0000_0000;
+
+/// A new mapping of this process's own.
+fn map_at(at: usize, bytes: usize, access: Protection, source: Source<'_>) {
+    let (at, options) = (VirtAddr::new(at), MapOptions { no_reserve: true, ..MapOptions::default() });
+    // SAFETY: at an address that nobody uses.
+    unsafe { mem::map(PageCount::for_bytes(bytes), access, source, Placement::At(at), options) }
+        .expect("a mapping");
+}
+
+fn write_to(page: usize) {
+    // SAFETY: a page of a mapping of this process's own.
+    unsafe { (page as *mut u64).write_volatile(1) };
+}
+
+/// The other way to remap: two owners' mappings are kept, whole and with their page tables, and change places by two `mremap`, so
+/// that the two pages written after it do not fault. Windows are whole page tables, which the kernel then moves as such.
+fn parked(live: usize, window_bytes: usize, stack_bytes: usize) {
+    let window_bytes = window_bytes.next_multiple_of(peregrine_thread::window::PAGE_TABLE_BYTES);
+    let file = memfd::create(c"bench-parked", PageCount::for_bytes(window_bytes * 2), Pages::Base);
+    let file = file.expect("a file");
+    let park = [REMAP_WINDOW + (1 << 32), REMAP_WINDOW + (2 << 32)];
+    let part = |i: usize| Source::Shared(file.as_fd(), PageCount::for_bytes(i * window_bytes));
+    map_at(REMAP_WINDOW, window_bytes, Protection::ReadWrite, part(1));
+    map_at(park[0], window_bytes, Protection::ReadWrite, part(0));
+    let header = REMAP_WINDOW + (64 << 10) + stack_bytes;
+    let to = |from: usize, to: usize| {
+        let from = PageRange::covering(VirtAddr::new(from), window_bytes);
+        // SAFETY: this function's own mapping, to a place where nothing is.
+        unsafe { mem::remap(from, PageCount::for_bytes(window_bytes), Some(VirtAddr::new(to))) }
+            .expect("it moves");
+    };
+    samples_of(1_000, || {
+        for i in 0..2 {
+            to(REMAP_WINDOW, park[1 - i]);
+            to(park[i], REMAP_WINDOW);
+            write_to(header & !4095);
+            write_to((header - live) & !4095);
+        }
+    });
+}
+
+/// And what a remap would take if header and thread-locals lay in memory that stays, and were copied: one fault less.
+fn header_copied(live: usize, window_bytes: usize, stack_bytes: usize) {
+    const GUARD: usize = 64 << 10;
+    let tail = 4096;
+    let file = memfd::create(c"bench-header", PageCount::for_bytes(window_bytes * 2), Pages::Base);
+    let file = file.expect("a file");
+    map_at(REMAP_WINDOW, GUARD, Protection::None, Source::Anonymous);
+    map_at(REMAP_WINDOW + window_bytes - tail, tail, Protection::None, Source::Anonymous);
+    let (window, bytes) = (REMAP_WINDOW + GUARD, window_bytes - GUARD - tail);
+    map_at(window, bytes, Protection::ReadWrite, Source::Shared(file.as_fd(), PageCount::for_bytes(GUARD)));
+    let (mut header, mut kept) = (vec![1u8; 4096], [vec![1u8; 4096], vec![2u8; 4096]]);
+    samples_of(1_000, || {
+        for i in 0..2 {
+            kept[1 - i].copy_from_slice(black_box(&header));
+            let part = Source::Shared(file.as_fd(), PageCount::for_bytes(i * window_bytes + GUARD));
+            let at = Placement::Replace(VirtAddr::new(window));
+            let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+            // SAFETY: in place of this function's own mapping.
+            unsafe { mem::map(PageCount::for_bytes(bytes), Protection::ReadWrite, part, at, options) }
+                .expect("a mapping");
+            header.copy_from_slice(black_box(&kept[i]));
+            write_to((window + stack_bytes - live) & !4095);
+        }
+    });
+    black_box(&header);
+}
+
+/// Prints samples of `turns` times two switches.
+fn samples_of(turns: usize, mut two: impl FnMut()) {
+    two();
+    for _ in 0..SAMPLES {
+        let begun = process_cpu_ns();
+        (0..turns).for_each(|_| two());
+        println!("{}", (process_cpu_ns() - begun) as f64 / (2 * turns) as f64);
+    }
+}
+
+/// A write of the FS base, and nothing else.
+fn fs_base() {
+    use peregrine_sys::cpu;
+    const WRITES: usize = 100_000;
+    if !cpu::has_fsgsbase() {
+        return;
+    }
+    for _ in 0..SAMPLES {
+        let begun = process_cpu_ns();
+        for _ in 0..WRITES {
+            // SAFETY: what it is already.
+            unsafe { cpu::set_fs_base(cpu::thread_pointer(), true) };
+        }
+        println!("{}", (process_cpu_ns() - begun) as f64 / WRITES as f64);
     }
 }
 

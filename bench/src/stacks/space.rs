@@ -1,4 +1,4 @@
-//! Address space per thread, by kind: how much a node grows while it runs so many threads.
+//! Address space per thread, by kind: how much larger a node is that runs so many threads than one that can run none but `main`.
 
 use super::{numbers, subject};
 use crate::measure::Options;
@@ -27,20 +27,26 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         nodes: 1,
         image_interval: None,
         windows: 128,
+        window_bytes: 2 << 20,
         // Slots are reserved when the World begins: as many as there are threads, and one for main.
         slots: if kind == StackKind::Isomalloc { threads + 1 } else { 1 },
         ..Config::default()
     };
+    // Slots are reserved when the World begins, so what they take is seen beside a World that has but one.
+    if threads == 0 {
+        let ended = peregrine_world::run_with(config, |(): ()| vm_size_kib(), &()).expect("a World");
+        println!("{}", ended.value::<u64>().expect("a size"));
+        return true;
+    }
+    let Some(before) = subject(&format!("space {kind} 0")) else { return false };
     let ended = peregrine_world::run_with(config, main, &(kind as u32, threads as u64)).expect("a World");
-    let (before, after): (u64, u64) = ended.value().expect("two sizes");
-    let reserved = if kind == StackKind::Isomalloc { 1 << 20 } else { 0 };
-    println!("{}", (after - before) as f64 / threads as f64 + reserved as f64);
+    let (before, after) = (before.median(), ended.value::<u64>().expect("a size"));
+    println!("{}", (after as f64 - before) / threads as f64);
     true
 }
 
-fn main((kind, threads): (u32, u64)) -> (u64, u64) {
+fn main((kind, threads): (u32, u64)) -> u64 {
     let kind = StackKind::ALL[kind as usize];
-    let before = vm_size_kib();
     let (up, all_up) = channel::<()>();
     let waiting: Vec<_> = (0..threads)
         .map(|_| {
@@ -54,7 +60,7 @@ fn main((kind, threads): (u32, u64)) -> (u64, u64) {
         })
         .collect();
     waiting.iter().for_each(|_| all_up.recv().expect("each thread runs"));
-    (before, vm_size_kib())
+    vm_size_kib()
 }
 
 /// `VmSize` of this process.

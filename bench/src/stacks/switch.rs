@@ -75,6 +75,11 @@ fn registers(report: &mut Report, options: &Options) {
         report.single(&case, "switch", "ns", 1, bare);
         report.single(&format!("{case}, and FS base"), "switch", "ns", 1, with_fs);
         let (bare, with_fs) = (bare.median(), with_fs.median());
+        if threads == BARE[0].0
+            && let Some(s) = subject("fs-base")
+        {
+            report.single("a write of the FS base, alone", "wrfsbase", "ns", 1, &s);
+        }
         report.note(&format!(
             "    goal: {goal} ns and {FS_GOAL} for the FS base: {}, {}",
             reached(bare, goal),
@@ -139,8 +144,9 @@ impl Table<'_> {
                 if other > ALIAS_GOAL { ", and the bare calls miss it here" } else { "" }
             ),
             (StackKind::Copy, false) => format!(
-                "no dearer than the memcpy: {:.0} ns over it, the switch through the scheduler among them",
-                ours - other
+                "no dearer than the memcpy: {}{:.0} ns, with the switch through the scheduler",
+                if ours > other { "over it by " } else { "met, below it by " },
+                (ours - other).abs()
             ),
         };
         self.report.note(&format!("    goal: {text}"));
@@ -267,6 +273,18 @@ fn pieces(report: &mut Report, options: &Options) {
             {
                 report.single(&case, "remap", "ns", 1, &s);
                 null = s;
+            }
+        }
+        // What was tried in their place.
+        for (what, subject_name) in [
+            ("two mremap of kept mappings, two pages written", "parked"),
+            ("mmap over, 4 KiB of header copied, one page written", "header-copied"),
+        ] {
+            let case = format!("bare, window of {name}, {what}");
+            if options.wants(&case)
+                && let Some(s) = subject(&format!("{subject_name} {live} {window} {stack}"))
+            {
+                report.single(&case, "remap", "ns", 1, &s);
             }
         }
     }

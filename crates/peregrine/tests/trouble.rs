@@ -278,7 +278,7 @@ fn mapped(pid: u32) -> u64 {
     text.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 4096
 }
 
-#[peregrine::test(program, nodes = 2)]
+#[peregrine::test(program, nodes = 2, window_kib = 2048)]
 fn has_no_addresses_for_windows() {
     const RLIMIT_AS: i32 = 9;
     let supervisor = std::os::unix::process::parent_id();

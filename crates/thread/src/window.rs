@@ -174,6 +174,11 @@ impl Windows {
         self.header_at(self.base_of(number))
     }
 
+    /// Header of whoever is in the first window of the kind of thread `number`. It lies a window or more below that of any other.
+    pub const fn first_header_of(&self, number: u32) -> usize {
+        self.header_at(if number < FIRST_COPY { ALIAS_WINDOWS } else { COPY_WINDOWS })
+    }
+
     /// Header of whoever is in the window that holds `addr`, if a window does.
     #[inline(always)]
     pub const fn header_around(&self, addr: usize) -> Option<usize> {
@@ -280,6 +285,8 @@ mod tests {
                 }
                 assert!(w.header_of(number) >= low + stack && w.header_of(number) < end);
                 assert!(is_guard(&w, number, low - 1) && !is_guard(&w, number, low));
+                let (first, own) = (w.first_header_of(number), w.header_of(number));
+                assert!(own == first || own - first >= bytes, "addresses of two windows are told apart");
             }
             assert_eq!(w.header_around(ALIAS_WINDOWS + count * bytes), None, "behind the last window");
             assert_eq!(w.window_of(FIRST_COPY + 5) as usize, 5 % count);

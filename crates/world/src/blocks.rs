@@ -22,7 +22,7 @@ use peregrine_thread::stack_kind::StackKind;
 use peregrine_thread::template::TemplateHeader;
 use peregrine_thread::window_image::{Head, LINE};
 
-/// A block of the arena that holds a thread's memory. The bytes follow.
+/// A block of the arena that holds a thread's memory. The bytes follow, and begin on a line if the block does.
 #[repr(C)]
 pub struct Block {
     /// Bytes of the allocation, this head included.
@@ -31,8 +31,8 @@ pub struct Block {
     pub compressed_len: usize,
     /// What they are.
     pub head: Head,
-    /// The bytes begin on a line, if the block does.
-    pub _line: u64,
+    /// Of a compressed one: the model that it differs from (`models`), or 0.
+    pub model: u64,
 }
 
 const _: () = assert!(size_of::<Block>() == LINE);

@@ -399,6 +399,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             main: AtomicU32::new(NONE),
             main_exit: AtomicU32::new(0),
             pristine: AtomicUsize::new(0),
+            models: Lock::new(crate::models::Models::NONE),
             regions: Lock::new(crate::region::Table::EMPTY),
             dispositions: crate::dispositions::Dispositions::none(),
         });

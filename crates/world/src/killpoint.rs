@@ -64,7 +64,7 @@ points! {
     "statics window" { WindowBrought }
     "thread windows" { WindowLeft, WindowFreed, WindowMapped, WindowEntered, BirthPrepared, BirthCharged }
     "copy blocks" { BlockMade, BlockKnown, BlockFilled, BlockBuried }
-    "packed threads" { PackMade, PackKnown, PackGivenBack, Unpacked, UnpackGivenBack, UnpackCharged }
+    "packed threads" { ModelMade, ModelKnown, PackMade, PackKnown, PackGivenBack, Unpacked, UnpackGivenBack, UnpackCharged }
     "frames" { FramesPunched }
     "dirty reports" { ReportBegins, ReportScanned, ReportCounted }
     "image handshake" { PauseSeen, PauseSaved, PauseReported, PauseAnswered, PauseAcked, PauseOver, CheckpointAsked }

@@ -19,6 +19,7 @@ mod entry;
 mod error;
 mod frames;
 mod fresh;
+mod join;
 #[cfg(feature = "killpoints")]
 pub mod killpoint;
 #[cfg(not(feature = "killpoints"))]
@@ -26,6 +27,7 @@ mod killpoint;
 mod local;
 mod lock;
 mod memory;
+mod models;
 mod node;
 mod output;
 mod packed;

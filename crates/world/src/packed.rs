@@ -1,14 +1,15 @@
 //! Idle threads, packed: a thread that waits for long keeps its live bytes, and those compressed.
 //!
 //! ```text
-//!   block │ own granules of the statics │ lz4( live stack │ header │ TLS, TCB, dtv ⊕ pristine │ used heap ) │
-//!           as they are: a resume mends                              mostly zeros then
+//!   block │ own granules of the statics │ lz4( (live stack │ header │ TLS, TCB, dtv ⊕ pristine │ used heap) ⊕ model ) │
+//!           as they are: a resume mends        mostly zeros then
 //!           them in place
 //! ```
 //!
 //! Thread-locals and control block differ from those of any new thread in this window by a few words, so the difference is
 //! kept: from *pristine* ones, which the World has had since it was made. A process that goes on from disk has others (its
-//! stack-protector canary is not the old one's), so they are part of the World and of its images. A thread whose live part is larger than [`MOST_BYTES`] is left as it is: the node would stand still for too long.
+//! stack-protector canary is not the old one's), so they are part of the World and of its images. All of it is
+//! kept as the difference from a thread of the same function (`models`). A thread whose live part is larger than [`MOST_BYTES`] is left as it is: the node would stand still for too long.
 //!
 //! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena; the working memory lies in the
 //! node's private part.
@@ -18,6 +19,7 @@ use crate::blocks::{Block, block_layout, new_block};
 use crate::control::{imaged, record, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::{SCRATCH_BYTES, scratch};
+use crate::models;
 use crate::windows::{IN_FRAMES, UNBORN, punch_frames};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::memfd;
@@ -58,6 +60,7 @@ pub unsafe fn pack(number: u32) {
             }
         };
         toggle(number, t, &head, raw);
+        let model = models::subtract(number, t, &head, raw + head.statics_len);
         let to = raw + SCRATCH_BYTES / 2;
         let input =
             core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
@@ -67,6 +70,7 @@ pub unsafe fn pack(number: u32) {
         let bytes = (size_of::<Block>() + head.statics_len + len).next_multiple_of(16);
         let Some(block) = new_block(bytes) else { return };
         (*block).compressed_len = len;
+        (*block).model = model;
         (*block).head = head;
         let bytes = (block as usize + size_of::<Block>()) as *mut u8;
         core::ptr::copy_nonoverlapping(raw as *const u8, bytes, head.statics_len);
@@ -99,7 +103,9 @@ pub unsafe fn unpack(number: u32, t: &TemplateHeader, block: &Block) {
         let input = core::slice::from_raw_parts((from + head.statics_len) as *const u8, block.compressed_len);
         let room = head.len() - head.statics_len;
         let output = core::slice::from_raw_parts_mut((raw + head.statics_len) as *mut u8, room);
-        if !lz4_flex::block::decompress_into(input, output).is_ok_and(|n| n == room) {
+        if !lz4_flex::block::decompress_into(input, output).is_ok_and(|n| n == room)
+            || !models::restore(number, t, &head, raw + head.statics_len, block.model)
+        {
             peregrine_sys::process::write_all(2, b"peregrine: a packed thread can't be unpacked\n");
             peregrine_sys::process::exit_now(70);
         }

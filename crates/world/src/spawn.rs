@@ -2,6 +2,7 @@
 
 use crate::control::world;
 use crate::error::{JoinError, SpawnError};
+use crate::join;
 use crate::sched::in_thread;
 use crate::thread::{self, Start, ThreadId};
 use crate::transit;
@@ -188,7 +189,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
     /// [`JoinError`]: it panicked, was quarantined, or its result can't be read.
     pub fn join(self) -> Result<R, JoinError> {
         self.joined.set(true);
-        let (bytes, ends) = thread::join(self.id)?;
+        let (bytes, ends) = join::join(self.id)?;
         transit::unpack(&bytes, ends).map_err(|e| JoinError::Result(e.to_string()))
     }
 }
@@ -196,7 +197,7 @@ impl<R: DeserializeOwned> JoinHandle<R> {
 impl<R> JoinHandle<R> {
     /// Whether the thread has ended; [`JoinHandle::join`] won't wait then.
     pub fn is_finished(&self) -> bool {
-        thread::is_finished(self.id)
+        join::is_finished(self.id)
     }
 
     /// The thread.
@@ -208,7 +209,7 @@ impl<R> JoinHandle<R> {
 impl<R> Drop for JoinHandle<R> {
     fn drop(&mut self) {
         if !self.joined.get() {
-            thread::detach(self.id);
+            join::detach(self.id);
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct Imaged {
     pub dispositions: crate::dispositions::Dispositions,
     /// The thread-locals that packed threads are told apart from, in the arena: see `packed`.
     pub pristine: AtomicUsize,
+    /// What packed threads of one function have in common: see `models`.
+    pub models: Lock<crate::models::Models>,
 }
 
 /// The domains that threads have opened, in the order of their nodes.

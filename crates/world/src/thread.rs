@@ -1,16 +1,15 @@
-//! Threads from birth to burial: spawn, run, end, join.
+//! Threads from birth to their last instruction: made, entered, run. What comes then is in `join`.
 
 use crate::arena;
 use crate::control::{
-    JoinCell, NONE, ending, imaged, mail, name_of, node, record, state, thread_link, wait, world,
+    JoinCell, NONE, ending, imaged, mail, name_of, node, record, state, thread_link, world,
 };
 use crate::ends;
-use crate::error::{JoinError, SpawnError};
+use crate::error::SpawnError;
 use crate::killpoint::{Point, at};
 use crate::local::Action;
-use crate::lock::Lock;
-use crate::sched;
-use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, compiler_fence};
+use crate::{join, sched};
+use peregrine_base::sync::{Ordering, compiler_fence};
 use peregrine_thread::carrier::carrier;
 use peregrine_thread::slot::{self, SlotHeader};
 use peregrine_thread::stack_kind::{StackKind, is_windowed};
@@ -110,7 +109,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
             if !crate::address_space::take_slot(slot, r.generation.load(Ordering::Relaxed) + 1) {
                 give_back();
                 arena::free(argument);
-                release(slot);
+                join::release(slot);
                 return Err(SpawnError::NoRecord { slot });
             }
             SlotHeader::prepare(slot, t, stack_bytes, first);
@@ -158,7 +157,7 @@ pub(crate) extern "C" fn first() -> ! {
         if is_doomed(slot) {
             let why = b"it crashed every node it ran on, each time it was started";
             drop_argument(slot);
-            finish(slot, ending::QUARANTINED, arena::write(why, &[]).unwrap_or(0));
+            join::finish(slot, ending::QUARANTINED, arena::write(why, &[]).unwrap_or(0));
             sched::reschedule(Action::Ended);
         }
         let [body, function, argument] = [0, 1, 2].map(|i| record(slot).entry[i].load(Ordering::Relaxed));
@@ -250,61 +249,10 @@ fn end((how, bytes, ends): (u32, Vec<u8>, Vec<u32>)) -> ! {
         let c = carrier();
         c.depth.store(c.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let slot = c.current.load(Ordering::Relaxed);
-        finish(slot, how, result);
+        join::finish(slot, how, result);
         sched::reschedule(Action::Ended);
     }
     unreachable!("an ended thread is not resumed")
-}
-
-/// Publishes how a thread ended and wakes who waits for it.
-///
-/// # Safety
-/// In a runtime section or the supervisor; called once a thread.
-pub unsafe fn finish(slot: u32, how: u32, result: usize) {
-    let joiner = record(slot).join.with(|j| {
-        (j.how, j.result) = (how, result);
-        at(Point::FinishSet);
-        j.joiner
-    });
-    if imaged().main.load(Ordering::Relaxed) == slot {
-        let code = exit_code(how, result);
-        imaged().main_exit.store(code + 1, Ordering::Release);
-        at(Point::MainEnded);
-        notify(crate::control::request::MAIN_ENDED);
-    }
-    if joiner != NONE {
-        at(Point::FinishBeforeWake);
-        // SAFETY: as promised.
-        unsafe { sched::wake(joiner) };
-    }
-}
-
-fn exit_code(how: u32, result: usize) -> u32 {
-    if how != ending::RETURNED {
-        return 101;
-    }
-    // SAFETY: `main`'s body leaves its exit code as the first byte of the result.
-    unsafe {
-        let blob = result as *const arena::Blob;
-        if (*blob).len == 0 { 0 } else { *((result + size_of::<arena::Blob>()) as *const u8) as u32 }
-    }
-}
-
-/// The bytes that `main` left when it returned; empty if it did not. For the supervisor, once no node runs.
-pub fn result_of_main() -> Vec<u8> {
-    let main = imaged().main.load(Ordering::Relaxed);
-    if imaged().main_exit.load(Ordering::Acquire) == 0
-        || record(main).state.load(Ordering::Acquire) != state::ENDED
-    {
-        return Vec::new();
-    }
-    let cell = record(main).join.with(|j| *j);
-    if cell.how != ending::RETURNED || cell.result == 0 {
-        return Vec::new();
-    }
-    // SAFETY: nobody joins `main`, so its result is the supervisor's to read. It is not freed: a node may have been killed with
-    // the arena's lock, and the World is over.
-    unsafe { arena::read(cell.result).0 }
 }
 
 /// Tells the supervisor to look at `bits`.
@@ -313,116 +261,6 @@ pub fn notify(bits: u32) {
     w.requests.fetch_or(bits, Ordering::AcqRel);
     let pid = w.supervisor.load(Ordering::Relaxed) as i32;
     let _ = peregrine_sys::signal::kill(pid, crate::SIG_NOTIFY);
-}
-
-/// Frees the slot of an ended thread; its record stays until it is joined.
-pub fn bury(slot: u32) {
-    let r = record(slot);
-    r.state.store(state::IN_TRANSIT, Ordering::Release);
-    at(Point::BuryBegins);
-    if is_windowed(slot) {
-        crate::windows::bury(slot);
-    } else {
-        // SAFETY: nobody runs on this slot any more. Its frames go back zeroed (S2).
-        unsafe { crate::address_space::give_slot(slot) };
-    }
-    at(Point::BuryPunched);
-    imaged().memory_used.fetch_sub(r.granted.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-    at(Point::BuryGivenBack);
-    let gone = r.join.with(|j| {
-        r.state.store(state::ENDED, Ordering::Release);
-        j.detached != 0
-    });
-    at(Point::BuryEnded);
-    if gone {
-        drop_result(slot);
-        release(slot);
-    } else {
-        let joiner = r.join.with(|j| j.joiner);
-        if joiner != NONE {
-            // The joiner may have looked before the state was ENDED.
-            // SAFETY: the scheduler runs.
-            unsafe { sched::wake(joiner) };
-        }
-    }
-}
-
-fn drop_result(slot: u32) {
-    let result = record(slot).join.with(|j| core::mem::replace(&mut j.result, 0));
-    at(Point::ResultDropped);
-    if result != 0 {
-        ends::release_blob(result);
-    }
-}
-
-/// Gives record and slot back.
-fn release(slot: u32) {
-    record(slot).state.store(state::FREE, Ordering::Release);
-    at(Point::ReleaseFree);
-    let kind = StackKind::of(slot);
-    imaged().threads[kind as usize].with(|l| l.give(slot - kind.first(), |i| thread_link(kind.first() + i)));
-}
-
-/// Waits until the thread has ended and takes its result. `Err` if it panicked or was quarantined.
-pub fn join(id: ThreadId) -> Result<(Vec<u8>, Vec<u32>), JoinError> {
-    let taken = sched::in_thread(|me| {
-        let r = record(id.slot);
-        loop {
-            let ended = r.join.with(|j| {
-                if j.how != 0 && r.state.load(Ordering::Acquire) == state::ENDED {
-                    return Some(*j);
-                }
-                j.joiner = me;
-                at(Point::JoinWaits);
-                None
-            });
-            if let Some(j) = ended {
-                let blob = if j.result == 0 {
-                    (Vec::new(), Vec::new())
-                } else {
-                    // SAFETY: the result is ours: the record is freed here and only here.
-                    unsafe { arena::take(j.result) }
-                };
-                at(Point::JoinTaken);
-                ends::adopt(&blob.1, me);
-                let name = name(id.slot);
-                at(Point::JoinAdopted);
-                release(id.slot);
-                return (j.how, blob, name);
-            }
-            // SAFETY: in a section.
-            unsafe { sched::park(0, wait::JOIN, id.slot) };
-        }
-    });
-    let (how, blob, name) = taken.ok_or(JoinError::NoThread)?;
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    match how {
-        ending::RETURNED => Ok(blob),
-        ending::QUARANTINED => Err(JoinError::Quarantined { thread: id.slot, name, why: text(&blob.0) }),
-        _ => Err(JoinError::Panicked { thread: id.slot, name, message: text(&blob.0) }),
-    }
-}
-
-/// Lets a thread go: its result is dropped when it ends.
-pub fn detach(id: ThreadId) {
-    sched::in_thread(|_| {
-        let r = record(id.slot);
-        let ended = r.join.with(|j| {
-            j.detached = 1;
-            at(Point::Detached);
-            r.state.load(Ordering::Acquire) == state::ENDED
-        });
-        if ended {
-            at(Point::DetachedEnded);
-            drop_result(id.slot);
-            release(id.slot);
-        }
-    });
-}
-
-/// Whether the thread has ended.
-pub fn is_finished(id: ThreadId) -> bool {
-    sched::in_thread(|_| record(id.slot).join.with(|j| j.how != 0)).unwrap_or(false)
 }
 
 /// Name of the thread in `slot`.
@@ -452,10 +290,3 @@ pub fn inits() -> impl Iterator<Item = Init> {
     // SAFETY: a non-zero entry is a `fn()` put there by the attribute.
     list.iter().filter(|a| **a != 0).map(|a| unsafe { core::mem::transmute::<usize, Init>(*a) })
 }
-
-const _: fn() = || {
-    // Locks and atomics in shared memory must be plain words.
-    fn plain<T: Sync>() {}
-    plain::<Lock<JoinCell>>();
-    plain::<(AtomicU32, AtomicU64)>();
-};

@@ -39,7 +39,15 @@ fn a_stack_that_no_window_has_is_refused_with_the_setting_that_would_do() {
 }
 
 /// 10,000 threads with a stack of 1 MiB each, in 128 windows of 2 MiB; prints the node's largest address space in MiB.
-#[peregrine::test(program, nodes = 2, windows = 128, slots = 1, image_interval_ms = 500, timeout_s = 100)]
+#[peregrine::test(
+    program,
+    nodes = 2,
+    windows = 128,
+    window_kib = 2048,
+    slots = 1,
+    image_interval_ms = 500,
+    timeout_s = 100
+)]
 fn ten_thousand_live_in_little_address_space() {
     const THREADS: u64 = 10_000;
     let (all, answers) = channel::<u64>();

@@ -241,7 +241,7 @@ fn settle(c: &mut Carrier, l: &mut Local) {
             if is_windowed(slot) {
                 windows::forget(l, slot);
             }
-            crate::thread::bury(slot);
+            crate::join::bury(slot);
         }
     }
 }

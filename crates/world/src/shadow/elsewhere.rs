@@ -2,6 +2,7 @@
 
 use super::Shadow;
 use super::pages::{PAGE, arena_bytes, twin};
+use super::table::Table;
 use crate::control::{TABLES, world};
 use crate::frames::Frames;
 use peregrine_base::sync::Ordering;
@@ -85,7 +86,7 @@ impl Shadow {
     /// The part of the image that is not pages.
     pub fn tables(&self) -> TableImage {
         TableImage {
-            tables: self.tables.clone(),
+            tables: self.tables.iter().map(|t| (t.addr(), t.bytes())).collect(),
             arena_used: self.arena_used,
             live: self.live.clone(),
             output_tail: self.output_tail,
@@ -106,7 +107,8 @@ impl Shadow {
         if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
             return Err("extents");
         }
-        (self.tables, self.arena_used, self.live) = (image.tables, image.arena_used, image.live);
+        self.tables = image.tables.iter().map(|(addr, bytes)| Table::new(*addr, bytes)).collect();
+        (self.arena_used, self.live) = (image.arena_used, image.live);
         self.output_tail = image.output_tail;
         Ok(())
     }
@@ -128,8 +130,8 @@ impl Shadow {
         let kind = StackKind::of(number);
         let at = (number - kind.first()) as usize * size_of::<ThreadRecord>()
             + core::mem::offset_of!(ThreadRecord, stored);
-        let bytes = self.tables.get(1 + kind as usize).and_then(|(_, b)| b.get(at..at + 8));
-        usize::from_ne_bytes(bytes.and_then(|b| b.try_into().ok()).unwrap_or([0; 8]))
+        let word = self.tables.get(1 + kind as usize).and_then(|t| t.word(at));
+        usize::from_ne_bytes(word.unwrap_or([0; 8]))
     }
 
     /// Whether a thread's block at `at` lies in the image's part of the arena (S4).

@@ -13,6 +13,7 @@
 mod elsewhere;
 mod oracle;
 mod pages;
+mod table;
 
 use crate::control::{
     NONE, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
@@ -29,6 +30,7 @@ use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use peregrine_vm::dirty::DirtyRun;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use table::Table;
 
 /// What changed since the last image.
 #[derive(Debug, Default)]
@@ -66,8 +68,8 @@ pub struct Shadow {
     _fds: Vec<OwnedFd>,
     /// Frames of alias threads.
     frames: Frames,
-    /// Bytes of the tables: address and contents.
-    tables: Vec<(usize, Vec<u8>)>,
+    /// The tables.
+    tables: Vec<Table>,
     /// Used bytes of the arena.
     arena_used: usize,
     /// Generation of the thread whose pages each slot's copy holds.
@@ -179,16 +181,10 @@ impl Shadow {
             for (i, (addr, len)) in imaged_tables().into_iter().enumerate() {
                 let now = core::slice::from_raw_parts(addr as *const u8, len);
                 match self.tables.get_mut(i) {
-                    // Into the memory of the last image: with a million threads, new memory would take longer than the copy.
-                    Some((known, bytes)) if *known == addr => {
-                        bytes.truncate(len);
-                        let common = bytes.len();
-                        bytes.copy_from_slice(&now[..common]);
-                        bytes.extend_from_slice(&now[common..]);
-                    }
+                    Some(table) if table.addr() == addr => table.take(now),
                     _ => {
                         self.tables.truncate(i);
-                        self.tables.push((addr, now.to_vec()));
+                        self.tables.push(Table::new(addr, now));
                     }
                 }
             }
@@ -274,13 +270,15 @@ impl Shadow {
                 compare_and_copy(SHADOW_ARENA, ARENA, self.arena_used, &mut moved, None);
             }
             // Entries that were first used after the image hold what they did before: nothing. (Locks that the dead held, too.)
-            for ((addr, bytes), (_, now)) in self.tables.iter().zip(tables_of(used_now())) {
-                if now > bytes.len() {
-                    core::ptr::write_bytes((addr + bytes.len()) as *mut u8, 0, now - bytes.len());
+            for (table, (_, now)) in self.tables.iter().zip(tables_of(used_now())) {
+                if now > table.len() {
+                    core::ptr::write_bytes((table.addr() + table.len()) as *mut u8, 0, now - table.len());
                 }
             }
-            for (addr, bytes) in &self.tables {
-                core::ptr::copy_nonoverlapping(bytes.as_ptr(), *addr as *mut u8, bytes.len());
+            for table in &self.tables {
+                table.for_each(|at, bytes| {
+                    core::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len());
+                });
             }
         }
         // SAFETY: as promised; the tables are the image's now.
@@ -296,7 +294,7 @@ impl Shadow {
     /// How many threads of each kind were ever used when the image was taken.
     fn used(&self) -> [usize; 5] {
         let records = |kind: StackKind| {
-            let bytes = self.tables.get(1 + kind as usize).map_or(0, |(_, b)| b.len());
+            let bytes = self.tables.get(1 + kind as usize).map_or(0, Table::len);
             bytes / size_of::<crate::control::ThreadRecord>()
         };
         [records(StackKind::Isomalloc), records(StackKind::Alias), records(StackKind::Copy), 0, 0]

@@ -18,7 +18,7 @@
 
 use super::{Supervisor, WorldError, reap};
 use crate::control::{NONE, PauseKind, ending, node, record, state, world};
-use crate::{arena, ends, output, thread};
+use crate::{arena, ends, join, output, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::linux_raw_sys::general as k;
 use peregrine_sys::other::{self, Condition};
@@ -110,10 +110,10 @@ impl Supervisor {
         for slot in victims {
             let why = arena::write(b"it was ended with the program, which it blocked", &[]).unwrap_or(0);
             // SAFETY: all nodes are paused or dead, and no dead one was inside the runtime.
-            unsafe { thread::finish(slot, ending::QUARANTINED, why) };
+            unsafe { join::finish(slot, ending::QUARANTINED, why) };
             thread::drop_argument(slot);
             ends::release_all_of(slot);
-            thread::bury(slot);
+            join::bury(slot);
         }
         self.commit();
         loop {

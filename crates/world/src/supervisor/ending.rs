@@ -3,8 +3,8 @@
 use super::stats::Stats;
 use super::{Resumed, Supervisor, WorldError};
 use crate::control::{imaged, world};
+use crate::join;
 use crate::killpoint::supervisor_at;
-use crate::thread;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
@@ -67,7 +67,7 @@ impl Supervisor {
             stats: self.stats,
             stopped_by: None,
             resumed: self.resumed,
-            result: thread::result_of_main(),
+            result: join::result_of_main(),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
 use crate::control::{NONE, PauseKind, ending, node, record, state, world};
 use crate::killpoint::{hold_fire, supervisor_at, was_ours};
-use crate::{arena, ends, output, thread};
+use crate::{arena, ends, join, output, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
@@ -289,10 +289,10 @@ impl Supervisor {
             self.changes.whole_arena = true;
             let result = arena::write(why.as_bytes(), &[]).unwrap_or(0);
             // SAFETY: nodes are paused.
-            unsafe { thread::finish(slot, ending::QUARANTINED, result) };
+            unsafe { join::finish(slot, ending::QUARANTINED, result) };
             thread::drop_argument(slot);
             ends::release_all_of(slot);
-            thread::bury(slot);
+            join::bury(slot);
         }
     }
 }
