@@ -192,11 +192,29 @@ impl Lack {
 /// Descriptors that the calls of a node may have open: as many as the supervisor can close after it.
 pub const MOST_CALL_FDS: usize = 1024;
 
-/// What others see of a node.
-#[repr(C, align(128))]
+/// What others see of a node. What a switch does not touch comes first: see below, where that is checked.
+#[repr(C, align(256))]
 pub struct NodeShared {
     /// Process id, 0 if there is none.
     pub pid: AtomicU32,
+    /// Set once the node's process is initialised.
+    pub ready: AtomicU32,
+    /// [`DomainEntry::identity`] of the domain that the process was set up as; 0: an ordinary node, or not ready.
+    pub serves: AtomicU64,
+    /// Set-ups of that domain begun since one succeeded; at `carried::MOST_SETUPS` it is given up.
+    pub setups: AtomicU32,
+    /// A crash that the node's handler saw: signal, address, slot + 1.
+    pub crash_signal: AtomicU32,
+    /// Faulting address.
+    pub crash_addr: AtomicUsize,
+    /// For which thread the node gave up (slot + 1; 0: it did not), and for lack of what: a [`Lack`].
+    pub gave_up: [AtomicU32; 2],
+    /// Whether the supervisor answers writes to units that `window_open` does not name.
+    pub seals_answered: AtomicU64,
+    /// Whether it is answering one now.
+    pub seals_answering: AtomicU64,
+    /// Writes to sealed units so far.
+    pub seal_faults: AtomicU64,
     /// Bumped to wake the node.
     pub wake: AtomicU32,
     /// Whether it sleeps or is about to.
@@ -209,22 +227,10 @@ pub struct NodeShared {
     pub paused: AtomicU32,
     /// Slot that runs, or [`NONE`].
     pub current: AtomicU32,
-    /// Set once the node's process is initialised.
-    pub ready: AtomicU32,
-    /// [`DomainEntry::identity`] of the domain that the process was set up as; 0: an ordinary node, or not ready.
-    pub serves: AtomicU64,
-    /// Set-ups of that domain begun since one succeeded; at `carried::MOST_SETUPS` it is given up.
-    pub setups: AtomicU32,
     /// Runnable threads waiting here.
     pub queued: AtomicU32,
     /// Units of the statics window that may differ from the template (`peregrine_thread::seal`).
     pub window_open: AtomicU64,
-    /// Whether the supervisor answers writes to the others.
-    pub seals_answered: AtomicU64,
-    /// Whether it is answering one now.
-    pub seals_answering: AtomicU64,
-    /// Writes to sealed units so far.
-    pub seal_faults: AtomicU64,
     /// Descriptors of this node in the shared table: userfaultfd, pagemap, the statics window's userfaultfd (plus one; 0
     /// for none).
     pub fds: [AtomicU32; 3],
@@ -250,12 +256,6 @@ pub struct NodeShared {
     pub trace_len: AtomicU32,
     /// Program counters, innermost first.
     pub trace: [AtomicUsize; 64],
-    /// For which thread the node gave up (slot + 1; 0: it did not), and for lack of what: a [`Lack`].
-    pub gave_up: [AtomicU32; 2],
-    /// A crash that the node's handler saw: signal, address, slot + 1.
-    pub crash_signal: AtomicU32,
-    /// Faulting address.
-    pub crash_addr: AtomicUsize,
     /// Threads that ran, or were prepared, here since the last image: one bit each.
     pub ran: [AtomicU64; MOST_THREADS / 64],
 }
