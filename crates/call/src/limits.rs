@@ -25,8 +25,7 @@ pub struct Limits {
     /// Depth of a chain of nested calls.
     pub depth: u32,
     /// How long an activation may look for the next call before it sleeps: spinning for a client that runs on another core, giving the core
-    /// away for one that runs on its own; less and less often while nobody calls within it. Zero: it sleeps at once. With the caller's own look, of
-    /// 8 us at most, the default is 20 us beside a call.
+    /// away for one that runs on its own. Zero: it sleeps at once. The caller looks for its reply by itself.
     pub spin: Duration,
 }
 

@@ -1,14 +1,12 @@
-//! Looking for a moment before sleeping: whether it pays, and when to stop.
+//! Looking for a moment before sleeping, where caller and activation share a core: whether it pays, and when to stop.
 //!
-//! Where both share a core, a sleep and a wake-up are two calls into the kernel, each way. Two threads that take turns on one core can do with one: who waits
+//! A sleep and a wake-up are two calls into the kernel, each way. Two threads that take turns on one core can do with one: who waits
 //! gives the core away (`sched_yield`), and the other, which is runnable because it waits in the same manner, goes on at once.
 //!
 //! ```text
 //! caller       publish ─ give way ┐                     ┌ reply there: go on ─ publish …
 //! activation                      └ call there: execute ─ answer ─ give way
 //! ```
-//!
-//! Two on cores of their own, who spin, keep the same book: each turn of the loop is some looks instead of a `sched_yield`.
 //!
 //! **It is no part of the protocol.** Who looks is `AWAKE` in the gate's words, as one that spins on another core; who has looked long
 //! enough parks as the gate has it, fence and last look included (`gate.rs`). So nothing here can lose a wake-up.

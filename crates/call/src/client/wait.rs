@@ -4,8 +4,8 @@
 //! domain lives. The kernel wakes nobody when a process that would have woken them dies. A call that outlasts its first slice, of 10 ms, has its
 //! domain watched by a thread (`watch.rs`), which wakes it at once; the longer slices that follow are for what that misses.
 //!
-//! First it looks for a moment, while that pays (`look.rs`). A caller whose activation runs on another core spins, as long as that activation says that it is awake; one whose
-//! activation runs on its own core gives that core away, which is a hand-over without a sleep and a wake-up.
+//! First it looks for a moment. A caller whose activation runs on another core spins, as long as that activation says that it is awake; one whose
+//! activation runs on its own core gives that core away, which is a hand-over without a sleep and a wake-up, while that pays (`look.rs`).
 
 use super::connection::Connection;
 use super::line::Line;
@@ -19,13 +19,15 @@ use crate::step::reach;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::futex;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A deadline that is nearer is not put at risk by giving the core away, which can cost a slice or two.
 const NEAR: Duration = Duration::from_millis(20);
-/// The longest look, in vain or not. With an activation's afterwards ([`Limits::spin`](crate::Limits::spin)) 20 us, which is what looking may
-/// burn of two processors beside one call.
+/// The longest look on a shared core.
 const LOOK: Duration = Duration::from_micros(8);
+/// The longest spin. A reply that is slept for takes two journeys of a wake-up between cores, 40 us and more, so a call of 64 KiB, which takes
+/// 10 us, is worth more than the look on a shared core.
+const SPIN: Duration = Duration::from_micros(20);
 /// Longer than the kernel's tick, so that the timer need not be set to something earlier for each call.
 const FIRST_SLICE: Duration = Duration::from_millis(10);
 /// When nobody watches.
@@ -104,7 +106,11 @@ fn shares_its_core(line: &Line, sent: &Sent) -> bool {
 
 /// Gives the core to the activation until the reply is there, for a moment; whether it came.
 fn share(line: &Line) -> bool {
-    look(line, peregrine_sys::io::yield_now, || false)
+    let mut patience = line.patience.get();
+    let give_way = peregrine_sys::io::yield_now;
+    let there = patience.look(LOOK.as_nanos() as u64, now_ns, give_way, || line.is_over(), || false);
+    line.patience.set(patience);
+    there
 }
 
 /// Looks for the reply as long as the activation is awake, for a moment; whether it came.
@@ -116,14 +122,13 @@ fn spin(connection: &Connection, line: &Line) -> Result<bool, CallError> {
     // When the call was sent this was a guess.
     let gate = line.words().gate();
     line.ring(connection, gate.bell())?;
-    let sleeps = || gate.mode.load(Ordering::Relaxed) != AWAKE;
-    Ok(!sleeps() && look(line, || _ = line.look(), sleeps))
-}
-
-/// Looks for the reply as long as the book says that it pays; whether it came.
-fn look(line: &Line, give_way: impl Fn(), must_go: impl Fn() -> bool) -> bool {
-    let mut patience = line.patience.get();
-    let there = patience.look(LOOK.as_nanos() as u64, now_ns, give_way, || line.is_over(), must_go);
-    line.patience.set(patience);
-    there
+    let begun = Instant::now();
+    loop {
+        if line.look() {
+            return Ok(true);
+        }
+        if gate.mode.load(Ordering::Relaxed) != AWAKE || begun.elapsed() >= SPIN {
+            return Ok(line.is_over());
+        }
+    }
 }

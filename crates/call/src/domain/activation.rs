@@ -26,7 +26,7 @@ use peregrine_base::sync::{Ordering, spin_loop};
 use peregrine_sys::io::yield_now;
 use peregrine_sys::{futex, process, timer};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an activation with much memory stays with a line that has no calls.
 const LINGER: Duration = Duration::from_millis(100);
@@ -78,7 +78,7 @@ fn attend(
         let came = match executor.waits() {
             Waits::Asleep => false,
             Waits::Sharing => share(domain, me, line, patience),
-            Waits::Spinning => spin(domain, me, line, patience),
+            Waits::Spinning => spin(line, domain.limits.spin),
         };
         if came {
             continue;
@@ -122,28 +122,25 @@ fn look(line: &Line) -> bool {
 }
 
 /// Looks for a call for a moment; whether one came.
-fn spin(domain: &Inner, me: &Activation, line: &Line, patience: &mut Patience) -> bool {
-    search(domain, me, line, patience, || _ = look(line))
+fn spin(line: &Line, most: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        if look(line) {
+            return true;
+        }
+        if begun.elapsed() >= most {
+            return false;
+        }
+    }
 }
 
 /// Gives the core to the caller for a moment, until it calls; whether it did.
 fn share(domain: &Inner, me: &Activation, line: &Line, patience: &mut Patience) -> bool {
     reach("domain: looks");
-    search(domain, me, line, patience, yield_now)
-}
-
-/// Looks for a call as long as the domain's limit allows and the book says that it pays; whether one came.
-fn search(
-    domain: &Inner,
-    me: &Activation,
-    line: &Line,
-    patience: &mut Patience,
-    give_way: impl Fn(),
-) -> bool {
     let most_ns = domain.limits.spin.as_nanos() as u64;
     let is_there = || line.pending().is_some();
     let must_go = || must_leave(domain, me, line) || domain.pool.is_wanted_from(line);
-    patience.look(most_ns, now_ns, give_way, is_there, must_go)
+    patience.look(most_ns, now_ns, yield_now, is_there, must_go)
 }
 
 /// Sleeps until there may be a call; false when the activation is to leave.
