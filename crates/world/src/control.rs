@@ -85,6 +85,9 @@ pub enum PauseKind {
     Rebuild = 3,
 }
 
+/// Words of text that say why a thread must not run again.
+pub const WHY_WORDS: usize = 24;
+
 /// The part of the control memory that is not imaged.
 #[repr(C)]
 pub struct World {
@@ -146,6 +149,8 @@ pub struct World {
     pub rollbacks: AtomicU64,
     /// Whether this life began with an image from disk.
     pub resumed: AtomicBool,
+    /// Why they must not, as text that ends with zeros, for [`World::doomed`]'s places.
+    pub doomed_why: [[AtomicU64; WHY_WORDS]; 16],
     /// What tests count and kill at.
     #[cfg(feature = "killpoints")]
     pub kill_points: crate::killpoint::Table,

@@ -2,7 +2,7 @@
 
 use crate::arena;
 use crate::control::{
-    JoinCell, NONE, ending, imaged, mail, name_of, node, record, state, thread_link, world,
+    JoinCell, NONE, WHY_WORDS, ending, imaged, mail, name_of, node, record, state, thread_link, world,
 };
 use crate::ends;
 use crate::error::SpawnError;
@@ -154,10 +154,10 @@ pub(crate) extern "C" fn first() -> ! {
     // SAFETY: the scheduler entered this thread; its runtime section ends here.
     let (body, function, argument) = unsafe {
         let slot = carrier().current.load(Ordering::Relaxed);
-        if is_doomed(slot) {
-            let why = b"it crashed every node it ran on, each time it was started";
+        if let Some(why) = why_doomed(slot) {
+            let len = why.iter().position(|b| *b == 0).unwrap_or(why.len());
             drop_argument(slot);
-            join::finish(slot, ending::QUARANTINED, arena::write(why, &[]).unwrap_or(0));
+            join::finish(slot, ending::QUARANTINED, arena::write(&why[..len], &[]).unwrap_or(0));
             sched::reschedule(Action::Ended);
         }
         let [body, function, argument] = [0, 1, 2].map(|i| record(slot).entry[i].load(Ordering::Relaxed));
@@ -178,10 +178,15 @@ pub fn drop_argument(slot: u32) {
     }
 }
 
-/// Whether this thread crashed every node before an image held it.
-fn is_doomed(slot: u32) -> bool {
-    let id = identity(slot);
-    world().doomed.iter().any(|d| d.load(Ordering::Relaxed) == id)
+/// Why this thread must not run, if it brought down its nodes before an image held it; ends with zeros.
+fn why_doomed(slot: u32) -> Option<[u8; WHY_WORDS * 8]> {
+    let (w, id) = (world(), identity(slot));
+    let i = w.doomed.iter().position(|d| d.load(Ordering::Acquire) == id)?;
+    let mut text = [0; WHY_WORDS * 8];
+    for (bytes, word) in text.as_chunks_mut().0.iter_mut().zip(&w.doomed_why[i]) {
+        *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+    }
+    Some(text)
 }
 
 /// What tells a thread from the one that is made in its place after a rollback: slot and generation alone may then belong to

@@ -1,7 +1,7 @@
 //! Recovery: a node died, so every thread, channel and join cell goes back to the last image.
 
 use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
-use crate::control::{NONE, PauseKind, ending, node, record, state, world};
+use crate::control::{NONE, PauseKind, WHY_WORDS, ending, node, record, state, world};
 use crate::killpoint::{hold_fire, supervisor_at, was_ours};
 use crate::{arena, ends, join, output, thread};
 use peregrine_base::sync::Ordering;
@@ -283,7 +283,7 @@ impl Supervisor {
             self.stats.quarantined += 1;
             if !known {
                 // It was made after the image: it must not run when it is made again.
-                doom(identity);
+                doom(identity, &why);
                 continue;
             }
             self.changes.whole_arena = true;
@@ -297,9 +297,17 @@ impl Supervisor {
     }
 }
 
-fn doom(id: u64) {
-    if let Some(place) = world().doomed.iter().find(|p| p.load(Ordering::Relaxed) == 0) {
-        place.store(id, Ordering::Release);
+fn doom(id: u64, why: &str) {
+    let w = world();
+    // It may stand there already, if a node gave up for it before it ran to its end.
+    if let Some(i) = w.doomed.iter().position(|p| [0, id].contains(&p.load(Ordering::Relaxed))) {
+        let mut text = [0; WHY_WORDS * 8];
+        let len = why.floor_char_boundary(text.len());
+        text[..len].copy_from_slice(&why.as_bytes()[..len]);
+        for (word, bytes) in w.doomed_why[i].iter().zip(text.as_chunks().0) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        w.doomed[i].store(id, Ordering::Release);
     }
 }
 
