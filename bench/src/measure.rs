@@ -72,6 +72,11 @@ impl Pair {
         Self { ours: ours.clone(), baseline: baseline.clone(), ratios }
     }
 
+    /// Each value times `factor`.
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self::of(&self.ours.scaled(factor), &self.baseline.scaled(factor))
+    }
+
     /// The middle of the rounds' ratios: drift of the machine hits both halves of a round alike.
     pub fn ratio(&self) -> f64 {
         self.ratios.median()

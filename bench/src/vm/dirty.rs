@@ -1,7 +1,7 @@
 //! DIRTY: the cost of a first write, of a dirty page taken, of a clean page scanned.
 
 use super::floor::{Floor, Scan};
-use super::{Goals, Kind, LAYER, Second};
+use super::{Goals, Kind, LAYER, Second, UNITS};
 use crate::measure::{Options, Pair, Rng, Samples, time_ns, versus_within};
 use crate::report::Report;
 use peregrine_vm::{
@@ -93,8 +93,73 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
         for mechanism in DirtyMechanism::ALL {
             for percent in [1, 10, 50, 100] {
                 let case = format!("DIRTY {mechanism} memfd {percent} % {threads}");
-                if options.wants(&case) {
-                    one(report, options, caps, goals, mechanism, percent, &case, second.as_ref());
+                if !options.wants(&case) {
+                    continue;
+                }
+                let rounds = options.rounds(if percent <= 10 { 30 } else { 10 });
+                let shape = Shape { unit: PageCount::new(1), units: PAGES, percent };
+                let Measured { write, take } = measure(caps, mechanism, shape, rounds, second.as_ref());
+                report.pair(&case, "first write", "ns", "bare calls", PAGES * percent / 100, &write);
+                report.pair(&case, "take of all", "ns", "bare calls", 1, &take);
+                if mechanism == DirtyMechanism::AsyncWriteProtect {
+                    goals.worst("first write", write.ours.median());
+                    goals.worst("floor first write", write.baseline.median());
+                }
+                // Whoever compares keeps a copy up to date, which no call does for him.
+                if mechanism != DirtyMechanism::Compare && second.is_none() {
+                    goals.layer(&format!("{case}: first write"), &write);
+                    goals.layer(&format!("{case}: take"), &take);
+                }
+            }
+        }
+    }
+    by_unit(report, options, caps, goals);
+}
+
+/// What a unit of several pages costs, dirty (each of its pages written) and clean.
+fn by_unit(report: &mut Report, options: &Options, caps: &Capabilities, goals: &mut Goals) {
+    report.section(
+        "DIRTY over a memfd in units that are written whole or not at all; baseline: as above; ns a unit",
+    );
+    let percents: &[usize] = if options.quick { &[0, 10] } else { &[0, 1, 10, 50, 100] };
+    for (unit_name, unit) in UNITS.into_iter().filter(|(_, unit)| unit.get() > 1) {
+        let units = match (unit.get(), options.quick) {
+            (512, true) => 20,
+            (512, false) => 100,
+            _ => 500,
+        };
+        for mechanism in DirtyMechanism::ALL {
+            let mut clean = None;
+            for &percent in percents {
+                let case = format!("DIRTY {mechanism} memfd {unit_name} {percent} % 1");
+                if !options.wants(&case) {
+                    continue;
+                }
+                let rounds = options.rounds(if percent <= 1 { 20 } else { 5 });
+                let shape = Shape { unit, units, percent };
+                let Measured { write, take } = measure(caps, mechanism, shape, rounds, None);
+                let take = take.scaled(1.0 / units as f64);
+                report.pair(&case, "take, of each unit", "ns", "bare calls", units, &take);
+                let counts = mechanism != DirtyMechanism::Compare;
+                if counts {
+                    goals.layer(&format!("{case}: take"), &take);
+                }
+                let taken = (take.ours.median(), take.baseline.median());
+                if percent == 0 {
+                    clean = Some(taken);
+                    continue;
+                }
+                let write = write.scaled(unit.get() as f64);
+                report.pair(&case, "first writes", "ns", "bare calls", units * percent / 100, &write);
+                if counts {
+                    goals.layer(&format!("{case}: first writes"), &write);
+                }
+                if let Some(clean) = clean {
+                    let share = percent as f64 / 100.0;
+                    let dirty = |taken: f64, clean: f64| (taken - clean * (1.0 - share)) / share;
+                    let bare = dirty(taken.1, clean.1);
+                    let ours = dirty(taken.0, clean.0);
+                    report.value(&case, "take, of a dirty unit", "ns", ours, Some(("bare calls", bare)));
                 }
             }
         }
@@ -150,22 +215,37 @@ fn clean_pages(report: &mut Report, options: &Options, caps: &Capabilities, goal
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one row of a table, spelled out once")]
-fn one(
-    report: &Report,
-    options: &Options,
-    caps: &Capabilities,
-    goals: &mut Goals,
-    mechanism: DirtyMechanism,
+/// Which pages of how many are written before each take.
+#[derive(Clone, Copy)]
+struct Shape {
+    unit: PageCount,
+    units: usize,
+    /// How many of the units are written, each of their pages.
     percent: usize,
-    case: &str,
+}
+
+struct Measured {
+    /// ns a page.
+    write: Pair,
+    /// ns in all.
+    take: Pair,
+}
+
+/// One row of the tables above.
+fn measure(
+    caps: &Capabilities,
+    mechanism: DirtyMechanism,
+    shape: Shape,
+    rounds: usize,
     second: Option<&Second>,
-) {
-    let memory = Arc::new(Kind::Memfd.make(PageCount::new(PAGES)));
+) -> Measured {
+    let unit = shape.unit.get();
+    let memory = Arc::new(Kind::Memfd.make(PageCount::new(shape.units * unit)));
     memory.populate(memory.range(), true).expect("populate");
     let mut tracker = Tracker::of(memory.clone()).force(mechanism).start(caps).expect("tracker");
-    let order = Rng(9).permutation(PAGES);
-    let dirty = &order[..PAGES * percent / 100];
+    let order = Rng(9).permutation(shape.units);
+    let written = order[..shape.units * shape.percent / 100].iter();
+    let dirty: Vec<usize> = written.flat_map(|&i| i * unit..(i + 1) * unit).collect();
     let mut floor = Floor::new(mechanism, &memory, &tracker);
     let mut value = 0u8;
     let (mut writes, mut bare_writes) = (Samples::default(), Samples::default());
@@ -174,7 +254,6 @@ fn one(
             tracker.take_dirty_each(memory.range(), |_| ()).expect("take");
         })
     };
-    let rounds = options.rounds(if percent <= 10 { 30 } else { 10 });
     let take = versus_within(
         LAYER,
         rounds,
@@ -183,28 +262,17 @@ fn one(
                 // A sample that has to be repeated begins with clean pages too.
                 take_all(&mut tracker);
                 value = value.wrapping_add(1);
-                time_ns(|| write_pages(&memory, dirty, value)) / dirty.len() as f64
+                time_ns(|| write_pages(&memory, &dirty, value)) / dirty.len().max(1) as f64
             }));
             take_all(&mut tracker)
         },
         || {
             bare_writes.push(Second::beside(second, || {
                 floor.take();
-                floor.write(&memory, dirty)
+                floor.write(&memory, &dirty)
             }));
             floor.take()
         },
     );
-    let write = Pair::of(&writes, &bare_writes);
-    report.pair(case, "first write", "ns", "bare calls", dirty.len(), &write);
-    report.pair(case, "take of all", "ns", "bare calls", 1, &take);
-    if mechanism == DirtyMechanism::AsyncWriteProtect {
-        goals.worst("first write", write.ours.median());
-        goals.worst("floor first write", write.baseline.median());
-    }
-    // Whoever compares keeps a copy up to date, which no call does for him.
-    if mechanism != DirtyMechanism::Compare && second.is_none() {
-        goals.layer(&format!("{case}: first write"), &write);
-        goals.layer(&format!("{case}: take"), &take);
-    }
+    Measured { write: Pair::of(&writes, &bare_writes), take }
 }

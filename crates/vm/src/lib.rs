@@ -21,10 +21,6 @@ pub mod region;
 pub mod semantics {
     #![doc = include_str!("../docs/semantics.md")]
 }
-pub mod sys_errno {
-    //! The kernel's error numbers, as this crate's errors carry them.
-    pub use peregrine_sys::raw::Errno;
-}
 pub mod trap;
 mod volatile;
 
@@ -33,6 +29,8 @@ pub use claims::Claimed;
 pub use dirty::{DirtyMechanism, ObjectDirty, TrackError, Tracker, UnionTracker, ViewDirty};
 pub use mapping::{Backing, MapError, Mapping, PageKind, PrivateMemory};
 pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+/// As this crate's errors carry it.
+pub use peregrine_sys::raw::Errno;
 pub use process::Forked;
 pub use region::{BuildError, Inline, InlineHandler, Mechanism, PagerHandler, Region, RegionError, Trap};
 pub use trap::{Access, AltStack, Decision};

@@ -210,17 +210,21 @@ fn huge_pages_split_and_collapsed_lose_no_dirtiness() -> Outcome {
 
 fn a_swapped_page_keeps_its_dirtiness() -> Outcome {
     let caps = Capabilities::probe();
-    need!(caps, Swap, WriteProtectAsync, PagemapScan);
-    let memory = anonymous(64);
-    let mut tracker = Tracker::of(memory.clone()).start(&caps).unwrap();
-    for page in 0..32 {
-        memory.bytes().store_u8(page * PAGE_SIZE, 1).unwrap();
+    need!(caps, Swap, Userfaultfd, UserfaultfdSigbus, WriteProtectAsync, WriteProtectShared, PagemapScan);
+    for mechanism in DirtyMechanism::ALL {
+        for (kind, memory) in [("anonymous", anonymous(64)), ("memfd", memfd(64))] {
+            let mut tracker = Tracker::of(memory.clone()).force(mechanism).start(&caps).unwrap();
+            for page in 0..32 {
+                memory.bytes().store_u8(page * PAGE_SIZE, 1).unwrap();
+            }
+            memory.page_out(memory.range()).unwrap();
+            let first = indices(&memory, &tracker.take_dirty().unwrap());
+            assert_eq!(first, (0..32).collect::<Vec<_>>(), "{mechanism} {kind}");
+            memory.page_out(memory.range()).unwrap();
+            memory.bytes().store_u8(7 * PAGE_SIZE, 2).unwrap();
+            assert_eq!(indices(&memory, &tracker.take_dirty().unwrap()), [7], "{mechanism} {kind}");
+        }
     }
-    memory.page_out(memory.range()).unwrap();
-    assert_eq!(indices(&memory, &tracker.take_dirty().unwrap()), (0..32).collect::<Vec<_>>());
-    memory.page_out(memory.range()).unwrap();
-    memory.bytes().store_u8(7 * PAGE_SIZE, 2).unwrap();
-    assert_eq!(indices(&memory, &tracker.take_dirty().unwrap()), [7]);
     Outcome::Passed
 }
 

@@ -8,9 +8,9 @@ use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::io;
 use peregrine_sys::other::Pidfd;
 use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, exit_now, fork_with, wait_for, write_all};
+use peregrine_vm::Errno;
 use peregrine_vm::dirty::{DirtyRun, RawTracker};
 use peregrine_vm::region::{Answered, RawRegion, RawRegionRef, RawTraps};
-use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::trap::{Cause, Fault, Registration, RemoteFault, RemotePager, SignalHandler};
 use peregrine_vm::{
     Access, Capabilities, Capability, Decision, Mapping, PAGE_SIZE, PageCount, Protection, guard,

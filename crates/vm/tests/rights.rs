@@ -5,7 +5,7 @@ mod common;
 
 use common::memfd;
 use peregrine_sys::fault::{self, Action, SIGBUS, SIGSEGV};
-use peregrine_vm::sys_errno::Errno;
+use peregrine_vm::Errno;
 use peregrine_vm::{
     Capabilities, DirtyMechanism, MapError, Mapping, PAGE_SIZE, PageCount, Protection, TrackError, Tracker,
 };

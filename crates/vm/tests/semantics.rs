@@ -9,8 +9,8 @@ use peregrine_base::sync::Ordering;
 use peregrine_sys::fault::{SIGBUS, SIGSEGV};
 use peregrine_sys::mem;
 use peregrine_sys::process::{self, ChildEnd, ForkFlags, Forked, exit_now, fork_with, wait_for};
+use peregrine_vm::Errno;
 use peregrine_vm::capabilities::Simulate;
-use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::{
     Capabilities, Capability, Decision, DirtyMechanism, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,
     Protection, Region, RegionError, TrackError, Tracker, Trap, UnionTracker,

@@ -19,7 +19,7 @@ use std::marker::PhantomData;
 /// let stack = peregrine_vm::AltStack::install(64 << 10)?;
 /// // … faults on this thread are now handled with 64 KiB to spare …
 /// drop(stack);
-/// # Ok::<(), peregrine_vm::sys_errno::Errno>(())
+/// # Ok::<(), peregrine_vm::Errno>(())
 /// ```
 #[derive(Debug)]
 pub struct AltStack {

@@ -5,8 +5,8 @@
 use peregrine_base::sync::{AtomicU64, AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action};
 use peregrine_sys::{io, mem};
+use peregrine_vm::Errno;
 use peregrine_vm::region::Builder;
-use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::trap::{Fault, SignalHandler};
 use peregrine_vm::{
     Access, BuildError, Capabilities, Decision, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,

@@ -5,8 +5,8 @@ use crate::or_skip;
 use crate::settings::{Case, PAGES, skip_for};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::io;
+use peregrine_vm::Errno;
 use peregrine_vm::region::Builder;
-use peregrine_vm::sys_errno::Errno;
 use peregrine_vm::{
     Access, BuildError, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange, Protection, Region,
     Trap,

@@ -5,7 +5,7 @@ use crate::or_skip;
 use crate::settings::{Case, PAGES, skip_for};
 use crate::stress;
 use peregrine_sys::io;
-use peregrine_vm::sys_errno::Errno;
+use peregrine_vm::Errno;
 use peregrine_vm::{Capability, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, TrackError, Tracker};
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,7 +6,7 @@
 
 use peregrine_base::sync::{AtomicBool, AtomicU64, Ordering};
 use peregrine_sys::io;
-use peregrine_vm::sys_errno::Errno;
+use peregrine_vm::Errno;
 use peregrine_vm::{
     Backing, Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, Protection, Tracker, UnionTracker,
 };

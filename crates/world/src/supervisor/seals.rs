@@ -15,7 +15,7 @@ use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use peregrine_thread::seal::{self, Units};
 use peregrine_thread::template::template;
-use peregrine_vm::sys_errno::Errno;
+use peregrine_vm::Errno;
 use peregrine_vm::trap::RemotePager;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::os::fd::{AsFd, OwnedFd};
