@@ -58,6 +58,15 @@ pub enum Delivery {
     Polled,
 }
 
+/// A fault planted in the hardware, for tests of tests: whoever checks histories on the model should see them fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Planted {
+    /// Other cores are not told what is dropped.
+    LostDrops,
+    /// Other cores are not told of lowered rights.
+    LostRestrictions,
+}
+
 /// What was counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
@@ -77,6 +86,7 @@ pub struct ModelMmu {
     cores: Vec<Core>,
     tables: Translations,
     delivery: Delivery,
+    planted: Option<Planted>,
     lives: Lives,
 }
 
@@ -116,8 +126,16 @@ impl ModelMmu {
             cores: (0..cores).map(|_| Core::default()).collect(),
             tables: Translations::new(cores, tables),
             delivery,
+            planted: None,
             lives: frames.lives(),
         }
+    }
+
+    /// The same, with a fault.
+    #[must_use]
+    pub const fn with_fault(mut self, planted: Planted) -> Self {
+        self.planted = Some(planted);
+        self
     }
 
     /// What was counted so far.
@@ -257,6 +275,11 @@ impl Mmu for ModelMmu {
         let targets = self.tables.targets(space, &pages(range), targets);
         if targets.contains(by) {
             self.apply(space, by, range, change);
+        }
+        match (self.planted, change) {
+            (Some(Planted::LostDrops), Change::Drop)
+            | (Some(Planted::LostRestrictions), Change::Restrict(_)) => return,
+            _ => {}
         }
         let others: Vec<MemberId> = targets.iter().filter(|t| *t != by).collect();
         lock(&self.cores[by.index()].books).shootdowns += others.len() as u64;

@@ -20,11 +20,13 @@ use crate::{
     AddressSpace, Backing, Entry, FaultError, MapAdmitError, MapError, Mapping, Mmu, Place, ProtectError,
     Recovered, SpaceId, Spaces, UnmapError,
 };
+use core::sync::atomic::compiler_fence;
+use peregrine_base::sync::{AtomicBool, Ordering};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
 use peregrine_vm::{Access, AltStack, Decision, Volatile};
 use std::boxed::Box;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::fmt;
 use std::time::Duration;
 
@@ -54,8 +56,9 @@ struct Inner<'s> {
     // Before `seat`, which its views point to.
     space: AddressSpace<'s, Views, Views>,
     me: UnsafeCell<crate::Member<'s>>,
-    /// An operation runs: a trap now would be a bug.
-    busy: Cell<bool>,
+    /// An operation runs: a trap now would be a bug, and is refused. Atomic, for the trap's handler reads it between any two
+    /// instructions of the thread, when another handler of the program touches the region.
+    busy: AtomicBool,
     seat: Box<Seat>,
 }
 
@@ -64,25 +67,32 @@ impl<'s> Inner<'s> {
     #[inline]
     fn operate<R>(&self, f: impl FnOnce(&AddressSpace<'s, Views, Views>, &mut crate::Member<'s>) -> R) -> R {
         assert!(self.seat.is_mine(), "a child of a member is not the member: join in the child");
-        assert!(!self.busy.replace(true), "an operation inside an operation");
+        assert!(!self.busy.load(Ordering::Relaxed), "an operation inside an operation");
+        self.busy.store(true, Ordering::Relaxed);
+        // What the operation does is neither begun before the mark nor finished after it, as a handler on this thread sees it.
+        compiler_fence(Ordering::SeqCst);
         // SAFETY: `busy` was false: no other reference lives. Traps look at it, too.
         let result = f(&self.space, unsafe { &mut *self.me.get() });
-        self.busy.set(false);
+        compiler_fence(Ordering::SeqCst);
+        self.busy.store(false, Ordering::Relaxed);
         result
     }
 
     /// Serves a touch of a page that this view does not show. Trap code.
     fn on_trap(&self, address: VirtAddr, access: Access) -> Decision {
-        if self.busy.get() || !self.seat.is_mine() {
+        if self.busy.load(Ordering::Relaxed) || !self.seat.is_mine() {
             return Decision::Deny;
         }
         let wanted = match access {
             Access::Read => crate::Access::Read,
             Access::Write => crate::Access::Write,
         };
-        self.seat.serve_trap_at(Some(address));
-        let filled = self.operate(|space, me| space.fault(me, address, wanted));
-        self.seat.serve_trap_at(None);
+        let filled = self.operate(|space, me| {
+            self.seat.serve_trap_at(Some(address));
+            let filled = space.fault(me, address, wanted);
+            self.seat.serve_trap_at(None);
+            filled
+        });
         match filled {
             Ok(_) => Decision::Filled,
             Err(_) => Decision::Deny,
@@ -123,7 +133,7 @@ impl<'s> Member<'s> {
     ) -> Result<Self, JoinError> {
         let views = Views(&raw const *seat);
         let space = AddressSpace::open(spaces, space, views, views);
-        let inner = Box::new(Inner { space, me: UnsafeCell::new(me), busy: Cell::new(false), seat });
+        let inner = Box::new(Inner { space, me: UnsafeCell::new(me), busy: AtomicBool::new(false), seat });
         let trapper = Trapper((&raw const *inner).cast());
         let registration = Registration::new(ground.region(), trapper).map_err(JoinError::Trap);
         let stack = AltStack::install(64 << 10).map_err(JoinError::Trap);
@@ -193,9 +203,9 @@ impl<'s> Member<'s> {
     ) -> Result<PageRange, MapRangeError> {
         let inner = self.inner();
         let mapping = Mapping { backing: Backing::Home { object: 0 }, rights };
-        let mapped = inner
-            .seat
-            .while_mapping(|| inner.operate(|space, me| space.map_and_admit(me, place, pages, &mapping)));
+        let mapped = inner.operate(|space, me| {
+            inner.seat.while_mapping(|| space.map_and_admit(me, place, pages, &mapping))
+        });
         let (range, open) = match mapped {
             Ok(range) => (range, Ok(())),
             Err(MapAdmitError::Map(e)) => return Err(e.into()),

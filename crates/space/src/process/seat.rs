@@ -93,6 +93,8 @@ pub struct Seat {
     pub(crate) mine: Mine,
     pub(crate) pidfds: [AtomicI32; MEMBERS],
     pub(crate) pidfd_owners: [AtomicU64; MEMBERS],
+    // The three below belong to the operation under way: written inside it only. No handler that comes in between looks at them: traps
+    // are refused while an operation runs, and the shootdown signal's handler touches atomics alone.
     /// The address whose trap is being served: fills are cut to a block around it.
     pub(crate) trapped_at: Cell<Option<VirtAddr>>,
     /// How many pages it fills.
