@@ -311,6 +311,7 @@ impl Mapping {
         }
     }
 
+    #[inline]
     fn advise(&self, part: PageRange, advice: Advice) -> Result<(), MapError> {
         self.check_inside(part)?;
         // SAFETY: the part lies in the range that `self` owns; callers below say what the advice does to contents.
@@ -328,30 +329,35 @@ impl Mapping {
     ///
     /// # Errors
     /// [`MapError::Kernel`]; EFAULT: the part is protected or its pages trap; EINVAL: the mapping may not be written.
+    #[inline]
     pub fn populate(&self, part: PageRange, for_writing: bool) -> Result<(), MapError> {
-        let (advice, needed) = match for_writing {
-            true => (Advice::PopulateWrite, Protection::ReadWrite),
-            false => (Advice::PopulateRead, Protection::Read),
-        };
+        let advice = if for_writing { Advice::PopulateWrite } else { Advice::PopulateRead };
         match self.advise(part, advice) {
-            // A kernel before 5.14: touch each page; a write adds zero in one step, so nobody's write is undone. (A newer one
-            // says EINVAL too, of pages that may not be written: a touch of those would trap.)
-            Err(MapError::Kernel { errno: Errno::EINVAL, .. })
-                if self.access >= needed && !self.kernel_knows(advice) =>
-            {
-                let first = part.start().as_usize() - self.range.start().as_usize();
-                for page in 0..part.pages().get() {
-                    let at = first + page * PAGE_SIZE;
-                    let touched = match for_writing {
-                        true => self.bytes().fetch_add_u64(at, 0),
-                        false => self.bytes().load_u64(at),
-                    };
-                    debug_assert!(touched.is_ok(), "checked above");
-                }
-                Ok(())
+            Err(MapError::Kernel { errno: Errno::EINVAL, .. }) if !self.kernel_knows(advice) => {
+                self.touch(part, for_writing)
             }
             other => other,
         }
+    }
+
+    /// What [`populate`](Self::populate) is on a kernel before 5.14: touches each page; a write adds zero in one step, so nobody's
+    /// write is undone.
+    #[cold]
+    fn touch(&self, part: PageRange, for_writing: bool) -> Result<(), MapError> {
+        let needed = if for_writing { Protection::ReadWrite } else { Protection::Read };
+        if self.access < needed {
+            return Err(map_error("madvise", part.pages())(Errno::EINVAL));
+        }
+        let first = part.start().as_usize() - self.range.start().as_usize();
+        for page in 0..part.pages().get() {
+            let at = first + page * PAGE_SIZE;
+            let touched = match for_writing {
+                true => self.bytes().fetch_add_u64(at, 0),
+                false => self.bytes().load_u64(at),
+            };
+            debug_assert!(touched.is_ok(), "checked above");
+        }
+        Ok(())
     }
 
     /// Drops `part` from this page table; the frames stay in the object and come back on the next touch.
