@@ -124,14 +124,17 @@ impl Caller for Ours {
 
     fn call(&mut self) -> u64 {
         let call = Call::new().attributes(self.attributes);
-        let has_result = self.lent.is_some() || !self.own.is_empty();
-        let call = match &self.lent {
-            Some(buffer) => call.lend(buffer).output(&mut self.answer, 8),
-            None if has_result => call.input(&self.own).output(&mut self.answer, 8),
-            None => call,
+        // Each as its caller would write it: what a call holds is not moved about for the sake of the others.
+        let done = match &self.lent {
+            Some(buffer) => self.client.call(self.portal, call.lend(buffer).output(&mut self.answer, 8)),
+            None if self.own.is_empty() => {
+                self.client.call(self.portal, call).expect("a call");
+                return 0;
+            }
+            None => self.client.call(self.portal, call.input(&self.own).output(&mut self.answer, 8)),
         };
-        self.client.call(self.portal, call).expect("a call");
-        if has_result { u64::from_ne_bytes(self.answer[..].try_into().expect("a word")) } else { 0 }
+        done.expect("a call");
+        u64::from_ne_bytes(self.answer[..].try_into().expect("a word"))
     }
 }
 

@@ -8,10 +8,10 @@
 //! `recorded/`), one line a mapping: start, pages, `a`nonymous or `f`ile, and the runs of resident pages.
 
 use crate::report::Report;
-use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_base::{PAGE_SIZE, PageCount, Protection, VirtAddr};
 use peregrine_space::{
-    Access, AddressSpace, Arena, Backing, Change, Contents, FrameId, Frames, Mapping, MemberId, MemberSet,
-    Mmu, Place, Sizes, SpaceId, Spaces,
+    Access, AddressSpace, Arena, Backing, FrameId, Frames, Mapping, MemberId, NoViews, Place, Sizes, SpaceId,
+    Spaces,
 };
 use std::cell::Cell;
 use std::fmt::Write;
@@ -128,24 +128,6 @@ pub fn record(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// No views: only the structures are of interest.
-struct Blind;
-impl Mmu for Blind {
-    type Error = core::convert::Infallible;
-    fn fill(
-        &self,
-        _: SpaceId,
-        _: MemberId,
-        _: PageRange,
-        _: Contents,
-        _: Protection,
-    ) -> Result<(), Self::Error> {
-        Ok(())
-    }
-    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
-    fn wait(&self, _: MemberId, _: MemberId) {}
-}
-
 /// Frames without memory.
 struct Numbers(Cell<u32>);
 impl Numbers {
@@ -187,7 +169,7 @@ fn radix_bytes(picture: &Picture, members: usize) -> Result<usize, String> {
     for _ in 1..members {
         others.push(spaces.join().map_err(|e| e.to_string())?);
     }
-    let space = AddressSpace::create(&mut me, Blind, Numbers(Cell::new(0))).map_err(|e| e.to_string())?;
+    let space = AddressSpace::create(&mut me, NoViews, Numbers(Cell::new(0))).map_err(|e| e.to_string())?;
     for (i, e) in picture.extents.iter().enumerate() {
         let backing = if e.file {
             Backing::ObjectPrivate { object: i as u64 + 1, first: 0 }

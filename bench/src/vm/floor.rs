@@ -3,9 +3,10 @@
 use super::raw::{self, Bare};
 use super::{Way, dirty};
 use crate::measure::time_ns;
-use peregrine_base::sync::{AtomicU8, Ordering};
+use peregrine_base::sync::Ordering;
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
 use peregrine_vm::{DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageRange, Tracker, VirtAddr};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// `PAGEMAP_SCAN` in a loop.
@@ -47,7 +48,8 @@ pub enum Floor {
     /// pager has an alias and a descriptor of its own, and lifts and wakes in two calls, as one that keeps books has to.
     Trapping {
         bare: Bare,
-        books: Box<[AtomicU8]>,
+        /// A byte a page, eight to a word.
+        books: Box<[Cell<u64>]>,
     },
     Compare {
         now: Vec<u8>,
@@ -77,7 +79,7 @@ impl Floor {
         } else {
             Bare::beside(way, tracker.userfaultfd(), memory, unit)
         };
-        let books = (0..memory.range().pages().get()).map(|_| AtomicU8::new(0)).collect();
+        let books = (0..memory.range().pages().get().div_ceil(8)).map(|_| Cell::new(0)).collect();
         Self::Trapping { bare, books }
     }
 
@@ -117,21 +119,37 @@ impl Floor {
 }
 
 /// Clears each run of bytes that are set, and protects its pages.
-fn take_noted(bare: &Bare, books: &[AtomicU8]) {
+fn take_noted(bare: &Bare, books: &[Cell<u64>]) {
     let first = bare.memory.range().start().as_usize();
-    let mut at = 0;
-    while at < books.len() {
-        // As `memchr` would: eight at a time.
-        let clean = |eight: &&[AtomicU8]| eight.iter().fold(0, |all, b| all | b.load(Ordering::Relaxed)) == 0;
-        at += books[at..].chunks(8).take_while(clean).count() * 8;
-        let is_set = |byte: &AtomicU8| byte.load(Ordering::Relaxed) != 0;
-        let Some(skipped) = books.get(at..).and_then(|rest| rest.iter().position(is_set)) else { return };
-        let start = at + skipped;
-        at = start;
-        while books.get(at).is_some_and(is_set) {
-            books[at].store(0, Ordering::Relaxed);
+    // No handler runs now; what it wrote the compiler can't know.
+    let books = std::hint::black_box(books);
+    let (mut at, mut start, pages) = (0, None, books.len() * 8);
+    let close = |from: usize, to: usize| {
+        bare.close(PageRange::new(VirtAddr::new(first + from * PAGE_SIZE), PageCount::new(to - from)));
+    };
+    while at < pages {
+        let seen = books[at / 8].get();
+        if seen == 0 {
+            if let Some(from) = start.take() {
+                close(from, at);
+            }
+            at += 8;
+            continue;
+        }
+        for byte in seen.to_le_bytes() {
+            match (byte != 0, start) {
+                (true, None) => start = Some(at),
+                (false, Some(from)) => {
+                    close(from, at);
+                    start = None;
+                }
+                _ => {}
+            }
             at += 1;
         }
-        bare.close(PageRange::new(VirtAddr::new(first + start * PAGE_SIZE), PageCount::new(at - start)));
+        books[at / 8 - 1].set(0);
+    }
+    if let Some(from) = start {
+        close(from, pages);
     }
 }

@@ -3,6 +3,7 @@
 mod dirty;
 mod fill;
 mod floor;
+mod leave;
 mod parts;
 pub mod path;
 mod raw;
@@ -239,6 +240,11 @@ impl Goals {
                  memfd page read-only when write-protect is lifted, so the write faults once more: {second:.0} ns; populating it in the \
                  handler takes {populate:.0}. (That same omission is why it needs no interrupt with a second thread.)"
             ));
+        }
+        let usual = get("Appel2 mprotect READ anonymous 1").unwrap_or(f64::NAN);
+        for name in parts::OTHER_WAYS {
+            let ratio = usual / part(name).unwrap_or(f64::NAN);
+            report.note(&format!("    {name}: ratio {ratio:.2}"));
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::raw::{self, Bare};
 use super::{Goals, Kind, Way};
-use crate::measure::{Options, alone, time_ns};
+use crate::measure::{Options, Rng, alone, time_ns};
 use crate::report::Report;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::fault::{self, Action, SIGSEGV};
@@ -13,6 +13,14 @@ use peregrine_vm::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use std::ffi::c_void;
 
 const COUNT: usize = 100;
+
+/// Appel2 on a memfd by what else there is: what no way on this machine is better than.
+pub const OTHER_WAYS: [&str; 4] = [
+    "Appel2 by write-protect, as ever",
+    "Appel2 by write-protect, back from the handler without the kernel (xrstor, iretq)",
+    "Appel2 by absence (reads trap too): dropped, and mapped again in the trap (UFFDIO_CONTINUE)",
+    "Appel2 by absence, back from the handler without the kernel",
+];
 const SIGTRAP: i32 = 5;
 const FLAGS: u64 = fault::SA_ONSTACK | fault::SA_NODEFER;
 
@@ -25,7 +33,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new() -> Self {
+    fn new(mode: RegisterMode) -> Self {
         let memory = Kind::Memfd.make(PageCount::new(COUNT));
         let features = Features::SIGBUS
             | Features::PAGEFAULT_FLAG_WP
@@ -33,7 +41,7 @@ impl Shared {
             | Features::MINOR_SHMEM;
         let uffd = Uffd::open(features).expect("userfaultfd");
         // SAFETY: the memory is this value's.
-        unsafe { uffd.by_ref().register(memory.range(), RegisterMode::WP).expect("register") };
+        unsafe { uffd.by_ref().register(memory.range(), mode).expect("register") };
         Self { memory, uffd }
     }
 
@@ -43,7 +51,11 @@ impl Shared {
     }
 
     fn write_each(&self) {
-        for i in 0..COUNT {
+        self.write_in(0..COUNT);
+    }
+
+    fn write_in(&self, order: impl IntoIterator<Item = usize>) {
+        for i in order {
             // SAFETY: in the mapping, which is behind no reference.
             unsafe { self.page(i).start().as_ptr::<u8>().write_volatile(1) };
         }
@@ -54,6 +66,17 @@ impl Shared {
         self.lift(self.memory.range());
         self.write_each();
         self.uffd.by_ref().write_protect(self.memory.range(), true).expect("protect");
+    }
+
+    /// Every page can be written.
+    fn lift_or_fill(&self, absence: bool) {
+        if !absence {
+            return self.lift(self.memory.range());
+        }
+        for i in 0..COUNT {
+            // SAFETY: this value's memory; nobody relies on a page being absent. One that is there is no error here.
+            let _ = unsafe { self.uffd.by_ref().continue_(self.page(i), FillMode::default()) };
+        }
     }
 
     fn lift(&self, range: PageRange) {
@@ -103,7 +126,7 @@ pub fn run(report: &mut Report, options: &Options, goals: &mut Goals) {
             time_ns(|| (0..COUNT).for_each(send)) / COUNT as f64
         })
     });
-    let shared = Shared::new();
+    let shared = Shared::new(RegisterMode::WP);
     row("UNPROT of a memfd page (write-protect lifted)", &mut || {
         shared.protected();
         time_ns(|| (0..COUNT).for_each(|i| shared.lift(shared.page(i)))) / COUNT as f64
@@ -147,4 +170,29 @@ pub fn run(report: &mut Report, options: &Options, goals: &mut Goals) {
         let order = (0..3).flat_map(|first| (first..COUNT).step_by(3));
         time_ns(|| order.for_each(|i| anonymous.open(page(i)))) / COUNT as f64
     });
+    let absent = Shared::new(RegisterMode::MINOR);
+    let order = Rng(0xa11).permutation(COUNT);
+    for (way, name) in OTHER_WAYS.iter().enumerate() {
+        let (absence, leave) = (way >= 2, way % 2 == 1);
+        row(name, &mut || {
+            let pages = if absence { &absent } else { &shared };
+            let all = pages.memory.range();
+            pages.lift_or_fill(absence);
+            pages.write_each();
+            raw::aim_at(&pages.uffd, all, absence);
+            raw::LEAVE.store(leave, Ordering::Relaxed);
+            let ns = raw::with_handler(|| {
+                time_ns(|| {
+                    match absence {
+                        // SAFETY: this benchmark's memory, whose contents stay in the memfd.
+                        true => unsafe { mem::advise(all, Advice::DontNeed).expect("drop") },
+                        false => pages.uffd.by_ref().write_protect(all, true).expect("protect"),
+                    }
+                    pages.write_in(order.iter().copied());
+                })
+            });
+            raw::LEAVE.store(false, Ordering::Relaxed);
+            ns / COUNT as f64
+        });
+    }
 }

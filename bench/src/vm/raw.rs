@@ -1,6 +1,6 @@
 //! The floor: the same work by bare system calls and a bare signal handler, as a careful C program would do it.
 
-use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicU8, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, Frame, SIGBUS, SIGSEGV};
 use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd, UffdRef};
 use peregrine_sys::{guard, mem};
@@ -20,6 +20,8 @@ static START: AtomicUsize = AtomicUsize::new(0);
 pub static IDLE: AtomicUsize = AtomicUsize::new(0);
 /// Appel1: the unit to protect next, or 0 for none.
 pub static LAST: AtomicUsize = AtomicUsize::new(0);
+/// The handler goes back without the kernel.
+pub static LEAVE: AtomicBool = AtomicBool::new(false);
 /// A pager's: lift first, wake after it, as whoever has books to close between the two must.
 pub static LIFT_QUIETLY: AtomicBool = AtomicBool::new(false);
 pub static REPROTECT: AtomicUsize = AtomicUsize::new(0);
@@ -32,6 +34,8 @@ fn ignore<T, E>(_: Result<T, E>) {}
 
 /// # Safety
 /// The range is the benchmark's.
+// Into its callers, as a C program would write the call itself.
+#[inline(always)]
 unsafe fn set(way: usize, fd: i32, range: PageRange, access: Protection) {
     // SAFETY: the caller's promise; the descriptor is a userfaultfd that outlives the sample.
     unsafe {
@@ -48,11 +52,13 @@ unsafe fn set(way: usize, fd: i32, range: PageRange, access: Protection) {
 }
 
 /// Notes that a unit was opened, if books are kept.
+#[inline(always)]
 fn note(unit: usize) {
     let books = BOOKS.load(Ordering::Relaxed);
     if books != 0 {
-        // SAFETY: an atomic for every unit of what is aimed at lies there (`Floor::write`).
-        unsafe { &*VirtAddr::new(books + unit).as_ptr::<AtomicU8>() }.store(1, Ordering::Relaxed);
+        // SAFETY: a byte for every unit of what is aimed at lies there (`Floor::write`), which is read and cleared when no
+        // handler runs.
+        unsafe { VirtAddr::new(books + unit).as_ptr::<u8>().write_volatile(1) };
     }
 }
 
@@ -104,6 +110,10 @@ unsafe extern "C" fn on_signal(_: i32, info: *mut c_void, context: *mut c_void) 
                 note((unit - start) / unit_bytes);
                 set(way, fd, range, Protection::ReadWrite);
             }
+        }
+        if LEAVE.load(Ordering::Relaxed) {
+            // Nothing here needs to be dropped.
+            super::leave::leave(context);
         }
     }
 }
@@ -233,11 +243,13 @@ impl Bare {
         START.store(self.memory.range().start().as_usize(), Ordering::Relaxed);
     }
 
+    #[inline(always)]
     pub fn close(&self, range: PageRange) {
         // SAFETY: a part of this value's memory.
         unsafe { set(self.way, self.fd, range, closed(self.way)) };
     }
 
+    #[inline(always)]
     pub fn open(&self, range: PageRange) {
         // SAFETY: a part of this value's memory.
         unsafe { set(self.way, self.fd, range, Protection::ReadWrite) };
@@ -275,4 +287,13 @@ pub fn aim_fill(uffd: BorrowedFd<'_>, memory: PageRange, unit: PageCount, fill: 
     UNIT_BYTES.store(unit.bytes(), Ordering::Relaxed);
     START.store(memory.start().as_usize(), Ordering::Relaxed);
     SOURCE.store(source, Ordering::Relaxed);
+}
+
+/// Points the handler at memory that is write-protected, or absent and in its memfd.
+pub fn aim_at(uffd: &Uffd, memory: PageRange, absent: bool) {
+    aim_fill(uffd.as_fd(), memory, PageCount::new(1), Fill::Continue, 0);
+    if !absent {
+        WAY.store(WP, Ordering::Relaxed);
+    }
+    IDLE.store(0, Ordering::Relaxed);
 }

@@ -8,11 +8,12 @@
 //! | `lend` | the caller, in place | none, unless the callee makes one; of memory that is not a [`Buffer`], one, to where the callee reads it |
 //! | `give` | the caller, before; gone afterwards | none; of bytes that are no [`Gift`], one |
 
+use crate::arg_list::ArgList;
 use crate::attributes::{Affinity, Attributes};
 use crate::chain::Deadline;
 use crate::error::CallError;
-use crate::line::MAX_ARGS;
 use crate::memory::{Buffer, Gift, Part};
+use std::any::Any;
 use zerocopy::{Immutable, IntoBytes};
 
 /// What can be lent for the length of a call: a [`Buffer`] or a [`Part`] of one, which crosses in place; or plain data anywhere in the
@@ -31,6 +32,16 @@ pub struct Lending<'a>(pub(crate) Lend<'a>);
 pub(crate) enum Lend<'a> {
     Part(Part<'a>),
     Bytes(&'a [u8]),
+    /// A runtime's own.
+    Elsewhere(&'a (dyn Any + Send + Sync), usize, usize),
+}
+
+impl<'a> Lending<'a> {
+    /// Memory that a runtime keeps for threads of its own, which only its own [carrier](crate::interface::Carrier) can lend: `of` is what it
+    /// knows it by ([`Argument::Elsewhere`]). A [`Client`](crate::Client) refuses it.
+    pub const fn elsewhere(of: &'a (dyn Any + Send + Sync), offset_bytes: usize, len_bytes: usize) -> Self {
+        Self(Lend::Elsewhere(of, offset_bytes, len_bytes))
+    }
 }
 
 impl<'a> From<Part<'a>> for Lending<'a> {
@@ -130,8 +141,7 @@ pub(crate) enum Arg<'a> {
 #[derive(Debug)]
 #[must_use = "a call is made by `Client::call`"]
 pub struct Call<'a> {
-    pub(crate) args: [Arg<'a>; MAX_ARGS],
-    pub(crate) count: usize,
+    pub(crate) args: ArgList<'a>,
     pub(crate) attributes: Attributes,
 }
 
@@ -139,14 +149,12 @@ impl<'a> Call<'a> {
     /// No arguments, default attributes.
     #[inline]
     pub fn new() -> Self {
-        Self { args: Default::default(), count: 0, attributes: Attributes::default() }
+        Self { args: ArgList::new(), attributes: Attributes::NONE }
     }
 
     #[inline]
     fn push(mut self, arg: Arg<'a>) -> Self {
-        assert!(self.count < MAX_ARGS, "a call has {MAX_ARGS} arguments at most: put several in one");
-        self.args[self.count] = arg;
-        self.count += 1;
+        self.args.push(arg);
         self
     }
 
@@ -207,6 +215,7 @@ impl<'a> Call<'a> {
 
 /// An argument of a call, for a runtime that carries calls of threads of its own: see [`Call::argument`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Argument<'b> {
     /// Bytes for the callee.
     Input(&'b [u8]),
@@ -218,6 +227,8 @@ pub enum Argument<'b> {
     Output(&'b mut Vec<u8>, usize),
     /// Bytes for the callee, and its result with its bound.
     InOut(&'b mut Vec<u8>, usize),
+    /// Memory of a runtime's own that is lent: what it knows it by, and the part of it, in bytes ([`Lending::elsewhere`]).
+    Elsewhere(&'b (dyn Any + Send + Sync), usize, usize),
     /// Memory that is lent without being copied, or given: of a connection of the caller's own.
     Memory,
 }
@@ -225,12 +236,12 @@ pub enum Argument<'b> {
 impl Call<'_> {
     /// How many arguments there are.
     pub const fn len(&self) -> usize {
-        self.count
+        self.args.len()
     }
 
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
-        self.count == 0
+        self.len() == 0
     }
 
     /// Argument `index`. What a runtime needs to carry the call by a connection that is not its caller's; everybody else passes the whole call on.
@@ -238,9 +249,10 @@ impl Call<'_> {
     /// # Panics
     /// If there are not so many.
     pub fn argument(&mut self, index: usize) -> Argument<'_> {
-        match &mut self.args[..self.count][index] {
+        match &mut self.args[index] {
             Arg::In(bytes) => Argument::Input(bytes),
             Arg::Lend(Lend::Bytes(bytes)) => Argument::Lent(bytes),
+            Arg::Lend(Lend::Elsewhere(of, offset, len)) => Argument::Elsewhere(*of, *offset, *len),
             Arg::Give(Give::Bytes(bytes)) => Argument::Given(bytes),
             Arg::Out(into, most) => Argument::Output(into, *most),
             Arg::InOut(bytes, most) => Argument::InOut(bytes, *most),

@@ -21,7 +21,7 @@ pub enum Affinity {
     /// where a null call takes 0.3, as much as the least copying between two spinning processes does. Lent in a
     /// [`Buffer`](crate::Buffer) it costs what the callee reads of it.
     Apart,
-    /// Wherever the kernel puts it. Nobody spins.
+    /// Wherever the kernel puts it, of the cores that the domain was given: what earlier calls asked for is undone. Nobody spins.
     Anywhere,
 }
 
@@ -37,4 +37,16 @@ pub struct Attributes {
     /// Measure the processor time of the callee, and of all that it calls, and add it to the calling thread's
     /// [`charges`](crate::usage::charges).
     pub charge: bool,
+}
+
+impl Attributes {
+    /// The default, for where it must be known to the compiler.
+    pub(crate) const NONE: Self =
+        Self { affinity: Affinity::Together, deadline: None, priority: false, charge: false };
+
+    /// Whether there is none that costs something.
+    #[inline]
+    pub(crate) const fn are_free(&self) -> bool {
+        self.deadline.is_none() && !self.priority && !self.charge
+    }
 }

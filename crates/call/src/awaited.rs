@@ -41,9 +41,9 @@ impl Pending<'_> {
         loop {
             // One that is still to be rung for wakes nobody.
             let most = self.owes_ring().then_some(LONGEST);
-            let left = self.deadline().map(|d| d.left().unwrap_or_default());
-            let deadline = left.into_iter().chain(most).min().map(Timer::after);
-            either(readable.readable(), deadline).await?;
+            let left = self.deadline().map_or(Self::LOOK_AGAIN, |d| d.left().unwrap_or_default());
+            let timer = Timer::after(most.map_or(left, |most| left.min(most)));
+            either(readable.readable(), timer).await?;
             if let Some(outcome) = self.try_finish() {
                 return outcome;
             }
@@ -54,17 +54,14 @@ impl Pending<'_> {
 /// Ready when the descriptor is, or the time has come.
 async fn either(
     readable: impl Future<Output = std::io::Result<()>>,
-    mut timer: Option<Timer>,
+    mut timer: Timer,
 ) -> Result<(), CallError> {
     let mut readable = pin!(readable);
     std::future::poll_fn(|context| {
         if let Poll::Ready(r) = readable.as_mut().poll(context) {
             return Poll::Ready(r.map_err(system));
         }
-        match &mut timer {
-            Some(timer) => pin!(timer).poll(context).map(|_| Ok(())),
-            None => Poll::Pending,
-        }
+        pin!(&mut timer).poll(context).map(|_| Ok(()))
     })
     .await
 }

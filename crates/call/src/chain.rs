@@ -80,21 +80,39 @@ pub(crate) fn now_ns() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
-thread_local! {
+/// What calls of the running code are made with: one thread-local, for each call asks for all of it.
+struct Here {
     /// The link that this OS thread runs: an activation's in a call, or its own as the home of a chain, made when it is first needed.
-    static CURRENT: Cell<Option<ChainLink>> = const { Cell::new(None) };
+    link: Cell<Option<ChainLink>>,
+    /// Whether its calls are charged though they don't ask for it.
+    charge: Cell<bool>,
+}
+
+thread_local! {
+    static HERE: Here = const { Here { link: Cell::new(None), charge: Cell::new(false) } };
 }
 
 /// The link that the calling thread runs: its activation's, or its own as the home of a chain.
 #[inline]
 pub fn current() -> ChainLink {
-    CURRENT.get().unwrap_or_else(new_home)
+    HERE.with(|here| here.link.get()).unwrap_or_else(new_home)
+}
+
+/// Whether nested calls of the running handler are charged because it is.
+#[cfg(test)]
+pub(crate) fn is_charged() -> bool {
+    HERE.with(|here| here.charge.get())
+}
+
+/// Says whether they are; what was said before.
+pub(crate) fn set_charged(charged: bool) -> bool {
+    HERE.with(|here| here.charge.replace(charged))
 }
 
 #[cold]
 fn new_home() -> ChainLink {
     let home = ChainLink { chain: ChainId(random_words()), depth: 0, deadline: None };
-    CURRENT.set(Some(home));
+    HERE.with(|here| here.link.set(Some(home)));
     home
 }
 
@@ -119,7 +137,8 @@ impl Caller {
     /// The running OS thread.
     #[inline]
     pub fn current() -> Self {
-        Self { link: current(), charge: crate::usage::inherited() }
+        let (link, charge) = HERE.with(|here| (here.link.get(), here.charge.get()));
+        Self { link: link.unwrap_or_else(new_home), charge }
     }
 
     /// A logical thread that has made no call yet, with an identity of its own.
@@ -134,15 +153,14 @@ pub(crate) struct Entered(Option<ChainLink>);
 impl Entered {
     #[inline]
     pub fn new(link: ChainLink) -> Self {
-        // `with`: the shorthands of a key for cells handle an initial value besides, at each call.
-        Self(CURRENT.with(|current| current.replace(Some(link))))
+        Self(HERE.with(|here| here.link.replace(Some(link))))
     }
 }
 
 impl Drop for Entered {
     #[inline]
     fn drop(&mut self) {
-        CURRENT.with(|current| current.set(self.0));
+        HERE.with(|here| here.link.set(self.0));
     }
 }
 

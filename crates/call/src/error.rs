@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! never began        Unreachable  Refused  Version  TooLarge  BadArgument      nothing was executed
-//! began, unfinished  DomainDied   Terminated  Deadline            may have been executed, in part or in whole
+//! began, unfinished  DomainDied   Terminated  Deadline  Stopped   may have been executed, in part or in whole
 //! came back          Callee  Panicked  BadReply                   the domain lives
 //! ```
 //!
@@ -12,6 +12,7 @@
 use crate::portal::PortalId;
 use peregrine_sys::raw::Errno;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a call did not return its results.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,6 +65,18 @@ pub enum CallError {
     /// The deadline passed first. The callee may still run; its reply is dropped.
     #[error("the deadline passed before the reply; the callee may still run")]
     Deadline,
+    /// The domain's process has been stopped, by a signal or a debugger, for as long as this client has
+    /// [patience](crate::Client::set_patience), and the call has no deadline. It may be executed, in part or in whole, now or when the domain
+    /// goes on; its reply is dropped.
+    #[error(
+        "the domain (process {pid}) has been stopped for {patience:?} or more; let it go on (kill -CONT {pid}), or give the call a deadline, or the client more patience"
+    )]
+    Stopped {
+        /// The domain's process.
+        pid: u32,
+        /// For how long it was waited for.
+        patience: Duration,
+    },
     /// The callee's own error.
     #[error("the callee failed with code {}, {} bytes of detail", .0.code, .0.detail.len())]
     Callee(Failure),
@@ -93,6 +106,9 @@ pub enum Refusal {
     /// The credentials don't satisfy the portal's access rule.
     #[error("this user may not call {0:?}")]
     Access(PortalId),
+    /// The portal was found in another domain, or in one that was at the same path before.
+    #[error("the portal was found in another domain than is called; look it up by name in this one")]
+    OtherDomain,
     /// The domain has no such portal.
     #[error("the domain exports no portal {0}")]
     NoPortal(String),

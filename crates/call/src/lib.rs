@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod arg_list;
 mod args;
 pub mod attributes;
 #[cfg(feature = "async")]
@@ -27,7 +28,7 @@ mod wire;
 pub use args::{Argument, Call, Giving, Lending};
 pub use attributes::{Affinity, Attributes};
 pub use chain::Deadline;
-pub use client::{Client, Finding, Opening, Pending};
+pub use client::{Client, Finding, Offering, Opening, Pending};
 pub use credentials::Credentials;
 pub use domain::{Activations, Domain, DomainBuilder, DomainStats, Invocation};
 pub use error::{CallError, DomainError, Failure, Refusal};
@@ -96,6 +97,24 @@ pub use limits::Limits;
 pub use peregrine_call_macros::interface;
 
 pub use memory::{Buffer, Gift, Given, Lent, Part};
+
+/// What goes from thread to thread, and what several may use at once.
+const _: () = {
+    const fn goes<T: Send>() {}
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<Client>();
+    is_shared::<Domain>();
+    is_shared::<Buffer>();
+    is_shared::<Given>();
+    is_shared::<CallError>();
+    goes::<Gift>();
+    goes::<Opening>();
+    goes::<Finding>();
+    goes::<Offering>();
+    goes::<Pending<'static>>();
+    goes::<Call<'static>>();
+};
+
 pub use portal::{Access, Handler, PortalId};
 pub use socket::pair as socket_pair;
 pub use wire::Wire;

@@ -152,7 +152,7 @@ const CHARGE: u64 = 1 << 8;
 const PRIORITY: u64 = 1 << 9;
 
 impl Header {
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, words: Words<'_>) {
         let affinity = match self.affinity {
             Affinity::Together => 0,
@@ -177,14 +177,10 @@ impl Header {
         words.word64(PAYLOAD).store(payload, Ordering::Relaxed);
     }
 
-    /// A private copy, each word read once. Any bits make a header; what they mean is checked by the domain.
-    #[inline]
-    pub fn read(words: Words<'_>) -> Self {
-        // Relaxed: ordered by the load of `call` that preceded.
-        let target = words.word64(TARGET).load(Ordering::Relaxed);
+    /// What the words of a private copy say. Any bits make a header; what they mean is checked by the domain.
+    pub const fn of(raw: RawHeader) -> Self {
+        let [target, deadline, chain_a, chain_b, place, payload] = raw.0;
         let flags = target >> 32;
-        let place = words.word64(PLACE).load(Ordering::Relaxed);
-        let payload = words.word64(PAYLOAD).load(Ordering::Relaxed);
         Self {
             portal: target as u32,
             args: flags as u8,
@@ -195,17 +191,35 @@ impl Header {
                 1 => Affinity::Apart,
                 _ => Affinity::Anywhere,
             },
-            deadline: Deadline::from_wire(words.word64(DEADLINE).load(Ordering::Relaxed)),
-            chain: ChainId([
-                words.word64(CHAIN[0]).load(Ordering::Relaxed),
-                words.word64(CHAIN[1]).load(Ordering::Relaxed),
-            ]),
+            deadline: Deadline::from_wire(deadline),
+            chain: ChainId([chain_a, chain_b]),
             depth: place as u32,
             cpu: (place >> 32) as u16,
             nice: (place >> 48) as u8 as i8,
             payload_bytes: payload as u32,
             spill: (payload >> 32) as u32,
         }
+    }
+}
+
+/// The words of a header: a private copy, for whoever has the line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RawHeader([u64; 6]);
+
+impl RawHeader {
+    /// Each word is read once.
+    #[inline(always)]
+    pub fn read(words: Words<'_>) -> Self {
+        // Relaxed: ordered by the load of `call` that preceded.
+        let word = |at| words.word64(at).load(Ordering::Relaxed);
+        Self([word(TARGET), word(DEADLINE), word(CHAIN[0]), word(CHAIN[1]), word(PLACE), word(PAYLOAD)])
+    }
+
+    /// Whether they are the same, by a comparison without a branch for each.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let ([a, b, c, d, e, f], o) = (self.0, &other.0);
+        (a ^ o[0]) | (b ^ o[1]) | (c ^ o[2]) | (d ^ o[3]) | (e ^ o[4]) | (f ^ o[5]) == 0
     }
 }
 
@@ -291,6 +305,13 @@ impl ReplyHead {
         words.0.word(CHARGE_ROWS).store(self.charge_rows, Ordering::Relaxed);
     }
 
+    /// Writes that a call was done that has no results, and is not charged.
+    #[inline(always)]
+    pub fn write_done(words: Words<'_>) {
+        // Relaxed: as in `write`.
+        words.word64(STATUS).store(Status::Done as u64, Ordering::Relaxed);
+    }
+
     /// Whether it says that the call was done: for one that has no results there is nothing else to read.
     #[inline]
     pub fn is_done(words: Words<'_>) -> bool {
@@ -373,7 +394,7 @@ mod tests {
             spill: 4,
         };
         header.write(words);
-        assert_eq!(Header::read(words), header);
+        assert_eq!(Header::of(RawHeader::read(words)), header);
         let descriptor = Descriptor { kind: Kind::Lend, id: 8, len: u64::MAX, bound: 3 };
         descriptor.write(words, MAX_ARGS - 1);
         assert_eq!(Descriptor::read(words, MAX_ARGS - 1), Some(descriptor));
@@ -384,7 +405,7 @@ mod tests {
         assert_eq!(ReplyHead::read(words, MAX_ARGS), reply);
         write_charge(words, 7, 1, 2);
         assert_eq!(read_charge(words, 7), (1, 2));
-        assert_eq!(Header::read(words), header, "nothing overlaps");
+        assert_eq!(Header::of(RawHeader::read(words)), header, "nothing overlaps");
     }
 
     #[test]

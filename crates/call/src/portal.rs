@@ -8,10 +8,28 @@ use std::sync::Arc;
 
 /// A portal of the domain that one client is connected to, as [`Client::portal`](crate::Client::portal) found it.
 ///
-/// The number means nothing to another domain, and a forged one gets nothing that asking by name would not: access is
-/// checked at each call.
+/// It is of that domain, and of this life of it: a call into another, or into its successor at the same path, is refused
+/// ([`Refusal::OtherDomain`](crate::Refusal::OtherDomain)), where it would reach whatever portal has that number there, in whatever version. Another
+/// client of the same domain can use it, and gets nothing that asking by name would not: access is checked at each call.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct PortalId(pub(crate) u32);
+pub struct PortalId(
+    /// Its place in the domain's table.
+    pub(crate) u32,
+    /// Half of the domain's random identity.
+    pub(crate) u32,
+);
+
+impl PortalId {
+    pub(crate) const fn new(index: u32, domain: u64) -> Self {
+        Self(index, domain as u32)
+    }
+
+    /// Whether it was found in this domain.
+    #[inline]
+    pub(crate) const fn is_of(self, domain: u64) -> bool {
+        self.1 == domain as u32
+    }
+}
 
 /// What runs behind a portal, on an activation's stack.
 ///

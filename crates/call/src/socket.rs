@@ -187,20 +187,20 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
         Err(Errno::PIPE) => return Err(RecvError::Closed),
         Err(e) => return Err(RecvError::Kernel(e)),
     };
-    let (mut sent, mut astray) = (None, false);
+    let (mut sent, mut astray) = (None, Vec::new());
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             for fd in fds {
                 if sent.is_none() && strays::closes_at_once(&fd) {
                     sent = Some(fd);
                 } else {
-                    astray = true;
-                    strays.take(fd);
+                    astray.push(fd);
                 }
             }
         }
     }
-    if astray {
+    if !astray.is_empty() {
+        strays.take(astray);
         return Err(RecvError::Garbage);
     }
     if len == 0 {
@@ -240,26 +240,26 @@ mod tests {
         let sent = FromClient::AddBuffer { len_bytes: 1 << 40, results: true };
         let memory = crate::shared::sealed_memfd(c"test", 4096).unwrap();
         send(&a, &sent, Some(memory.as_fd())).unwrap();
-        let (got, fd) = receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close).unwrap();
+        let (got, fd) = receive::<FromClient>(&b, RecvFlags::empty(), Strays::Thread).unwrap();
         assert_eq!(got, sent);
         assert!(fd.is_some());
         assert!(matches!(
-            receive::<FromClient>(&b, RecvFlags::DONTWAIT, Strays::Close),
+            receive::<FromClient>(&b, RecvFlags::DONTWAIT, Strays::Thread),
             Err(RecvError::Nothing)
         ));
         net::send(&a, &[255; 40], SendFlags::empty()).unwrap();
         assert!(matches!(
-            receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close),
+            receive::<FromClient>(&b, RecvFlags::empty(), Strays::Thread),
             Err(RecvError::Garbage)
         ));
         send(&a, &sent, Some(b.as_fd())).unwrap();
         assert!(
-            matches!(receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close), Err(RecvError::Garbage)),
+            matches!(receive::<FromClient>(&b, RecvFlags::empty(), Strays::Thread), Err(RecvError::Garbage)),
             "a socket is not memory"
         );
         drop((a, fd));
         assert!(matches!(
-            receive::<FromClient>(&b, RecvFlags::empty(), Strays::Close),
+            receive::<FromClient>(&b, RecvFlags::empty(), Strays::Thread),
             Err(RecvError::Closed)
         ));
     }

@@ -3,10 +3,11 @@
 //! To close a descriptor may block for as long as whoever made it likes: a socket that lingers, a file whose server does not answer. What
 //! may come is memory and the ends of pipes, which close at once; the kernel tells them from everything else by a look at the open file
 //! alone (a file's own server is not asked, as it would be by `fstat`). Everything else costs its sender the connection, and is closed by
-//! a thread that does nothing else, so that whoever is made to wait is not the one who received it.
+//! a thread that does nothing else, or a process, so that whoever is made to wait is not the one who received it.
 //!
 //! **What is in the queue of a socket is closed by whoever closes the socket.** So it is emptied first: [`empty`].
 
+use peregrine_sys::elsewhere::close_elsewhere;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::io::IoSliceMut;
@@ -23,22 +24,27 @@ pub(crate) const MOST: usize = 256;
 /// More messages than a socket's queue holds.
 const MOST_MESSAGES: usize = 100_000;
 
-/// What becomes of strays.
+/// Who closes strays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Strays {
-    /// A thread closes them.
-    Close,
-    /// They stay open: for a process that has one thread, and must not have another.
-    Keep,
+    /// A thread.
+    Thread,
+    /// A process made for it: where there must be no other thread, and statics are somebody else's.
+    Process,
 }
 
 impl Strays {
-    /// Gets rid of a descriptor that is of no use, without waiting for anything.
-    pub fn take(self, fd: OwnedFd) {
-        if closes_at_once(&fd) {
-            drop(fd);
-        } else if self == Self::Keep || !close_elsewhere(fd) {
-            // Kept: one for each connection that a hostile peer is granted, which ends with it.
+    /// Gets rid of descriptors that are of no use, without waiting for anything.
+    pub fn take(self, fds: Vec<OwnedFd>) {
+        let slow: Vec<OwnedFd> = fds.into_iter().filter(|fd| !closes_at_once(fd)).collect();
+        match self {
+            Self::Thread => slow.into_iter().for_each(close_by_thread),
+            Self::Process => {
+                if let Err((_, fds)) = close_elsewhere(slow) {
+                    // Neither memory nor processes to be had. Open for ever is better than a wait for ever.
+                    fds.into_iter().for_each(std::mem::forget);
+                }
+            }
         }
     }
 }
@@ -79,7 +85,7 @@ pub(crate) fn empty(socket: impl AsFd, strays: Strays) {
         for message in control.drain() {
             any = true;
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                fds.for_each(|fd| strays.take(fd));
+                strays.take(fds.collect());
             }
         }
         if !any {
@@ -107,21 +113,20 @@ fn closer() -> MutexGuard<'static, Closer> {
     CLOSER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has a thread close it; false if there is no thread to be had.
-fn close_elsewhere(fd: OwnedFd) -> bool {
+/// Has the thread close it; it stays open if there is no thread to be had.
+fn close_by_thread(fd: OwnedFd) {
     let me = peregrine_sys::process::pid();
     let mut closer = closer();
     if closer.running != me {
         let thread = std::thread::Builder::new().name("peregrine-strays".into()).stack_size(64 * 1024);
         if thread.spawn(run).is_err() {
             std::mem::forget(fd);
-            return false;
+            return;
         }
         closer.running = me;
     }
     closer.queue.push(fd);
     closer.waiting += 1;
-    true
 }
 
 fn run() {
@@ -140,28 +145,15 @@ fn run() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use std::time::{Duration, Instant};
-
-    /// A connection with unsent bytes that is to linger for a minute: closing its last descriptor takes that long.
-    pub(crate) fn lingering() -> (OwnedFd, std::net::TcpStream) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (theirs, _) = listener.accept().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        while ours.write(&[0; 65536]).is_ok() {}
-        ours.set_nonblocking(false).unwrap();
-        rustix::net::sockopt::set_socket_linger(&ours, Some(Duration::from_secs(60))).unwrap();
-        (ours.into(), theirs)
-    }
 
     #[test]
     fn what_would_block_is_closed_by_somebody_else() {
         let begun = Instant::now();
-        let (stray, reader) = lingering();
-        Strays::Close.take(stray);
+        let (stray, reader) = testkit::lingering();
+        Strays::Thread.take(vec![stray]);
         let (a, b) = crate::socket_pair().unwrap();
-        let (stray, another_reader) = lingering();
+        let (stray, another_reader) = testkit::lingering();
         for bytes in [&b""[..], b"x", b""] {
             let fds = [stray.as_fd(), stray.as_fd(), stray.as_fd()];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
@@ -174,7 +166,7 @@ mod tests {
         }
         drop(stray);
         rustix::net::shutdown(&b, rustix::net::Shutdown::Both).unwrap();
-        empty(&b, Strays::Close);
+        empty(&b, Strays::Thread);
         let mut left = [0];
         assert_eq!(
             rustix::net::recv(&b, &mut left, RecvFlags::DONTWAIT).map(|r| r.0),
@@ -190,6 +182,25 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(55), "closed once it can be");
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    #[test]
+    fn where_there_must_be_no_thread_a_process_closes() {
+        let begun = Instant::now();
+        let (a, b) = crate::socket_pair().unwrap();
+        let (stray, _reader) = testkit::lingering();
+        let memory = crate::shared::sealed_memfd(c"test", 4096).unwrap();
+        let fds = [stray.as_fd(), memory.as_fd(), stray.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
+        let parts = [std::io::IoSlice::new(b"x")];
+        rustix::net::sendmsg(&a, &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
+        let (another, _another_reader) = testkit::lingering();
+        drop(stray);
+        empty(&b, Strays::Process);
+        Strays::Process.take(vec![another, memory]);
+        assert!(begun.elapsed() < Duration::from_secs(50), "it was waited for: {:?}", begun.elapsed());
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! clock read before and after its handler, and the reply lists what this call cost in each domain that it reached, so that
 //! a thread learns what it spent three domains away ([`charges`]).
 
+use crate::chain;
 use crate::line::MAX_CHARGES;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 /// A domain, as rows of processor time name it: random, made when the domain starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -29,7 +30,6 @@ pub struct Usage {
 
 thread_local! {
     static CHARGES: RefCell<Vec<(u64, u64)>> = const { RefCell::new(Vec::new()) };
-    static CHARGING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What the calling thread's charged calls have cost so far: nanoseconds of processor time by domain.
@@ -42,12 +42,6 @@ pub fn charges() -> Vec<(DomainId, u64)> {
 /// Adds to the calling thread's account what a runtime was told that a call of its cost: [`Pending::charges`](crate::Pending::charges).
 pub fn settle(rows: &[(u64, u64)]) {
     rows.iter().for_each(|&(domain, ns)| add(domain, ns));
-}
-
-/// Whether nested calls of the running handler are charged because it is.
-#[inline]
-pub(crate) fn inherited() -> bool {
-    CHARGING.get()
 }
 
 /// Adds a row to the running thread's account.
@@ -69,7 +63,7 @@ impl Account {
     pub fn open() -> Self {
         Self {
             outer: CHARGES.take(),
-            was_charging: CHARGING.replace(true),
+            was_charging: chain::set_charged(true),
             begun_ns: peregrine_sys::timer::thread_cpu_ns(),
         }
     }
@@ -77,7 +71,7 @@ impl Account {
     /// The call's own time, and its nested calls' by domain: at most as many rows as a reply carries.
     pub fn close(mut self) -> (u64, Vec<(u64, u64)>) {
         let own = peregrine_sys::timer::thread_cpu_ns().saturating_sub(self.begun_ns);
-        CHARGING.set(self.was_charging);
+        chain::set_charged(self.was_charging);
         let mut rows = CHARGES.replace(std::mem::take(&mut self.outer));
         if rows.len() > MAX_CHARGES {
             let rest = rows.drain(MAX_CHARGES - 1..).map(|row| row.1).fold(0, u64::saturating_add);
@@ -103,6 +97,6 @@ mod tests {
         assert_eq!(rows[0], (1, 11));
         assert_eq!(rows.iter().map(|r| r.1).sum::<u64>(), 20 * 10 + 210);
         assert_eq!(rows[MAX_CHARGES - 1].0, DomainId::OTHERS.0);
-        assert!(charges().is_empty() && !inherited());
+        assert!(charges().is_empty() && !chain::is_charged());
     }
 }

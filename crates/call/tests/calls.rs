@@ -5,6 +5,7 @@ use peregrine_call::{
     Access, Affinity, Attributes, Call, CallError, Client, Deadline, Failure, Gift, Invocation, Limits,
     PortalId, Refusal,
 };
+use peregrine_sys::process;
 use std::time::{Duration, Instant};
 
 mod scene;
@@ -82,6 +83,34 @@ fn inout_changes_on_success_only() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+fn arguments_beyond_the_domains_limit_are_refused_before_anything_is_sent() -> testkit::Outcome {
+    const LIMIT: usize = 400_000;
+    let served =
+        serve(|d| d.portal("echo", 1, echo).limits(Limits { argument_bytes: LIMIT, ..Limits::default() }));
+    let client = served.connect();
+    let echo = client.portal("echo", 1).unwrap();
+    assert_eq!(call_echo(&client, echo, &vec![1; LIMIT]).map(|back| back.len()), Ok(LIMIT));
+    // It could answer nothing.
+    served.stop();
+    let (most, mut out) = (vec![1; LIMIT], b"before".to_vec());
+    for call in [
+        Call::new().input(&most).input(b"x"),
+        Call::new().lend(&most).input(b"x"),
+        Call::new().input(b"x").inout(&mut out, LIMIT).input(&most),
+    ] {
+        let refused = client.call(echo, call);
+        assert!(
+            matches!(refused, Err(CallError::TooLarge { asked_bytes, limit_bytes, .. })
+                if asked_bytes > LIMIT as u64 && limit_bytes == LIMIT as u64),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(out, b"before");
+    served.go_on();
+    assert_eq!(call_echo(&client, echo, b"again").unwrap(), b"again");
+    testkit::Outcome::Passed
+}
+
 fn lent_memory_is_read_in_place_and_gifts_change_hands() -> testkit::Outcome {
     let served = serve(|d| {
         d.portal("sum", 1, |call: &mut Invocation<'_>| {
@@ -126,6 +155,62 @@ fn an_old_client_gets_a_clear_mismatch() -> testkit::Outcome {
     assert!(
         matches!(client.portal("nothing", 1), Err(CallError::Refused(Refusal::NoPortal(n))) if n == "nothing")
     );
+    testkit::Outcome::Passed
+}
+
+fn a_portal_of_another_domain_is_refused_and_not_mistaken_for_the_one_of_its_number() -> testkit::Outcome {
+    // In each the first of its portals.
+    let served = echoing();
+    let other = serve(|d| d.portal("other", 7, |_: &mut Invocation<'_>| process::exit_now(55)));
+    let (client, others) = (served.connect(), other.connect());
+    let echo = client.portal("echo", 1).unwrap();
+    let refused = Err(CallError::Refused(Refusal::OtherDomain));
+    assert_eq!(others.call(echo, Call::new()), refused);
+    assert_eq!(others.start(echo, Call::new()).map(drop), refused);
+    let caller = peregrine_call::chain::Caller::current();
+    assert_eq!(others.start_for(caller, echo, Call::new()).map(drop), refused);
+    assert_eq!(others.start_at_once(caller, echo, Call::new()).map(drop), refused);
+    assert!(!other.has_ended());
+    // Another connection to the same domain may use it.
+    assert_eq!(call_echo(&served.connect(), echo, b"mine").unwrap(), b"mine");
+    testkit::Outcome::Passed
+}
+
+fn the_callers_mappings_stay_as_they_are_while_it_is_away() -> testkit::Outcome {
+    fn maps(pid: u32) -> String {
+        std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap()
+    }
+    let served = serve(|d| {
+        d.portal("maps", 1, |call: &mut Invocation<'_>| {
+            *call.output(0)? = maps(call.caller().pid).into_bytes();
+            *call.output(1)? = maps(std::process::id()).into_bytes();
+            Ok(())
+        })
+    });
+    let client = served.connect();
+    let portal = client.portal("maps", 1).unwrap();
+    // The first calls make a line, and room for what comes back.
+    for last in [false, false, false, true] {
+        let (mut meanwhile, mut theirs) = (Vec::new(), Vec::new());
+        let before = maps(std::process::id());
+        client
+            .call(portal, Call::new().output(&mut meanwhile, 1 << 20).output(&mut theirs, 1 << 20))
+            .unwrap();
+        if last {
+            assert_eq!(String::from_utf8(meanwhile).unwrap(), before);
+            // Of the two processes' memory they share the line and what results need, and nothing else that can be written.
+            let shared: Vec<String> = std::str::from_utf8(&theirs)
+                .unwrap()
+                .lines()
+                .filter(|line| line.contains("rw-s"))
+                .map(|line| line.split_whitespace().skip(5).collect::<Vec<_>>().join(" "))
+                .collect();
+            assert!(
+                !shared.is_empty() && shared.iter().all(|name| name.starts_with("/memfd:peregrine-")),
+                "{shared:?}"
+            );
+        }
+    }
     testkit::Outcome::Passed
 }
 
@@ -317,8 +402,11 @@ fn main() -> std::process::ExitCode {
         arguments_of_all_sizes_come_back_as_they_were,
         results_beyond_the_line_come_in_memory_of_their_own,
         inout_changes_on_success_only,
+        arguments_beyond_the_domains_limit_are_refused_before_anything_is_sent,
         lent_memory_is_read_in_place_and_gifts_change_hands,
         an_old_client_gets_a_clear_mismatch,
+        a_portal_of_another_domain_is_refused_and_not_mistaken_for_the_one_of_its_number,
+        the_callers_mappings_stay_as_they_are_while_it_is_away,
         a_panic_is_the_callers_error_and_the_domain_lives,
         a_deadline_ends_the_wait_and_the_line_is_used_again,
         all_affinities_give_the_same_answers,

@@ -188,6 +188,33 @@ fn the_activation_runs_on_the_callers_core_and_not_outside_its_own_set() -> test
     testkit::Outcome::Passed
 }
 
+fn a_call_that_may_run_anywhere_is_not_bound_by_those_before_it() -> testkit::Outcome {
+    let all = CpuSet::current().unwrap();
+    if all.iter().count() < 2 {
+        testkit::skip!("needs two processors");
+    }
+    let served = serve(|d| {
+        d.activations(1).portal("may", 1, |call: &mut Invocation<'_>| {
+            call.output(0)?.extend(CpuSet::current().unwrap().iter().map(|cpu| cpu as u8));
+            Ok(())
+        })
+    });
+    let client = served.connect();
+    let may = client.portal("may", 1).unwrap();
+    let cpus = |affinity| {
+        let mut out = Vec::new();
+        client.call(may, Call::new().output(&mut out, 256).affinity(affinity)).unwrap();
+        out.into_iter().map(usize::from).collect::<Vec<_>>()
+    };
+    let everywhere: Vec<usize> = all.iter().collect();
+    assert_eq!(cpus(Affinity::Anywhere), everywhere);
+    for bound in [Affinity::Together, Affinity::Apart, Affinity::Together] {
+        assert_eq!(cpus(bound).len(), 1);
+        assert_eq!(cpus(Affinity::Anywhere), everywhere, "after {bound:?}");
+    }
+    testkit::Outcome::Passed
+}
+
 fn a_more_urgent_caller_lends_its_priority_for_the_call() -> testkit::Outcome {
     if !process::is_root() {
         testkit::skip!("a nice value below 0 needs root or RLIMIT_NICE");
@@ -443,6 +470,7 @@ fn main() -> std::process::ExitCode {
         shutdown_lets_running_calls_end_and_terminates_those_that_wait,
         a_wired_domain_runs_each_call_on_a_thread_of_its_own_library,
         the_activation_runs_on_the_callers_core_and_not_outside_its_own_set,
+        a_call_that_may_run_anywhere_is_not_bound_by_those_before_it,
         a_more_urgent_caller_lends_its_priority_for_the_call,
         a_domain_over_an_inherited_pair_serves_one_client,
         a_death_in_a_long_call_wakes_all_its_callers,

@@ -74,6 +74,60 @@ fn who_is_stopped_is_unreachable_and_serves_on_afterwards() -> Outcome {
     Outcome::Passed
 }
 
+fn a_call_without_a_deadline_is_told_that_its_domain_is_stopped() -> Outcome {
+    let portals = |d: peregrine_call::DomainBuilder, path: &Path| {
+        let held = path.with_extension("held");
+        d.activations(8).portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())).portal(
+            "hold",
+            1,
+            move |_: &mut Invocation<'_>| {
+                std::fs::write(&held, "").unwrap();
+                loop {
+                    std::thread::park();
+                }
+            },
+        )
+    };
+    let (served, working) = (scene::serve_at(portals), scene::serve_at(portals));
+    let patience = Duration::from_millis(1500);
+    let portals_of = |served: &scene::Served| {
+        let client = served.connect();
+        client.set_patience(patience);
+        let [hold, nothing] = ["hold", "nothing"].map(|name| client.portal(name, 1).unwrap());
+        client.call(nothing, Call::new()).unwrap();
+        (client, hold, nothing)
+    };
+    let (client, hold, nothing) = portals_of(&served);
+    let (other, others_hold, others_nothing) = portals_of(&working);
+    let stopped = Err(CallError::Stopped { pid: served.pid as u32, patience });
+    std::thread::scope(|scope| {
+        // In its handler for as long as it likes: who works is waited for.
+        let long = scope.spawn(|| other.call(others_hold, Call::new()));
+        let held = scope.spawn(|| client.call(hold, Call::new()));
+        let begun = Instant::now();
+        [&served, &working].iter().for_each(|served| scene::wait_for(&served.path().with_extension("held")));
+        served.stop();
+        assert_eq!(client.call(nothing, Call::new()), stopped, "on a line that is there");
+        assert_eq!(held.join().unwrap(), stopped, "in mid-call");
+        assert_eq!(client.start(nothing, Call::new()).and_then(peregrine_call::Pending::wait), stopped);
+        let large = vec![0; 4 << 20];
+        assert_eq!(client.call(nothing, Call::new().input(&large)), stopped, "room is asked for");
+        let limited = client.call(nothing, Call::new().deadline(within(50)));
+        assert_eq!(limited, Err(CallError::Deadline), "who has a deadline has that");
+        assert!(begun.elapsed() > patience, "not at the first look");
+        served.go_on();
+        let begun = Instant::now();
+        while client.call(nothing, Call::new()).is_err() {
+            assert!(begun.elapsed() < SOON, "it serves on");
+        }
+        assert!(!long.is_finished(), "as long as it works");
+        other.call(others_nothing, Call::new()).unwrap();
+        working.kill();
+        assert_eq!(long.join().unwrap(), Err(CallError::DomainDied));
+    });
+    Outcome::Passed
+}
+
 fn one_caller_that_gives_up_takes_nothing_from_the_others() -> Outcome {
     let served = serve(|d| {
         d.activations(2).portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())).portal(
@@ -285,6 +339,7 @@ fn a_pipe_that_would_block_does_not_block_its_caller() -> Outcome {
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         who_is_stopped_is_unreachable_and_serves_on_afterwards,
+        a_call_without_a_deadline_is_told_that_its_domain_is_stopped,
         one_caller_that_gives_up_takes_nothing_from_the_others,
         a_large_call_to_a_stopped_domain_ends_with_its_deadline,
         gifts_of_calls_that_come_too_late_are_not_kept,

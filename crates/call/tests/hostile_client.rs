@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 mod attack;
 use attack::client::{back_to, fuzz, honest_calls, portals};
-use attack::raw::{CALL, DESCRIPTORS, FromClient, FromDomain, PLACE, REPLY, STATUS, Socket, TARGET};
+use attack::raw::{
+    CALL, DESCRIPTORS, FromClient, FromDomain, MODE, PARKED, PAYLOAD, PLACE, REPLY, STATUS, Socket, TARGET,
+};
 use attack::scene::serve;
 
 fn a_hostile_client_hurts_only_itself() -> testkit::Outcome {
@@ -133,6 +135,59 @@ fn a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones() -> te
     testkit::Outcome::Passed
 }
 
+fn the_limits_hold_whatever_a_client_thinks_of_them() -> testkit::Outcome {
+    const TOO_LARGE: u32 = 8;
+    const TOO_DEEP: u32 = 9;
+    const ACCESS: u32 = 5;
+    let served = serve(|d| {
+        portals(d).portal_for(
+            "secret",
+            1,
+            peregrine_call::Access::Users(vec![12_345]),
+            |_: &mut peregrine_call::Invocation<'_>| peregrine_sys::process::exit_now(44),
+        )
+    });
+    let socket = Socket::greeted(&served.path()).unwrap();
+    let (line, _) = socket.open_line().unwrap();
+    let mut call = 0;
+    let mut status = |target: u64, depth: u64, payload: u64| {
+        call += 1;
+        line.set64(TARGET, target);
+        line.set64(PLACE, depth);
+        line.set64(PAYLOAD, payload);
+        line.set(CALL, call);
+        let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
+        if line.get(MODE) != PARKED {
+            socket.send(&FromClient::Ring { line: 0 }, None);
+        }
+        let begun = Instant::now();
+        while line.get(REPLY) != call {
+            assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
+            std::thread::yield_now();
+        }
+        line.get(STATUS)
+    };
+    // More bytes than it takes, a deeper chain, and a portal that is not for us, asked for by its number.
+    assert_eq!(status(1, 1, (1 << 20) + 1), TOO_LARGE);
+    assert_eq!(status(1, 65, 0), TOO_DEEP);
+    assert_eq!(status(2, 1, 0), ACCESS);
+    // As many lines, and as much memory, as it allows.
+    for _ in 1..4 {
+        socket.open_line().expect("up to four");
+    }
+    assert!(socket.open_line().is_none(), "a fifth line");
+    let mut held = Vec::new();
+    for n in 0..9 {
+        let memory = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
+        memfd::seal_size(&memory).unwrap();
+        let add = FromClient::AddBuffer { len_bytes: 4096, results: false };
+        let (answer, _) = socket.ask(&add, Some(memory.as_fd())).unwrap();
+        assert_eq!(matches!(answer, FromDomain::Buffer { .. }), n < 8, "buffer {n}: {answer:?}");
+        held.push(memory);
+    }
+    testkit::Outcome::Passed
+}
+
 /// What a client sends must not make the keeper wait when it is closed: here sockets that linger for a minute.
 fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     let served = serve(portals);
@@ -142,7 +197,7 @@ fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     let begun = Instant::now();
     let mut readers = Vec::new();
     for way in 0..6 {
-        let (slow, reader) = lingering();
+        let (slow, reader) = testkit::lingering();
         readers.push(reader);
         let connect = if way < 2 { Socket::greeted } else { Socket::connect };
         let socket = connect(&served.path()).unwrap();
@@ -178,25 +233,13 @@ fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
-/// A connection with unsent bytes: closing its last descriptor takes a minute, or until the other end goes.
-fn lingering() -> (std::os::fd::OwnedFd, std::net::TcpStream) {
-    use std::io::Write;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (theirs, _) = listener.accept().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    while ours.write(&[0; 65536]).is_ok() {}
-    ours.set_nonblocking(false).unwrap();
-    rustix::net::sockopt::set_socket_linger(&ours, Some(Duration::from_secs(60))).unwrap();
-    (ours.into(), theirs)
-}
-
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         a_hostile_client_hurts_only_itself,
         a_client_that_never_reads_is_dropped_and_others_are_served,
         a_client_that_only_rings_is_dropped,
         a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones,
+        the_limits_hold_whatever_a_client_thinks_of_them,
         one_clients_memory_is_not_anothers,
         descriptors_that_are_slow_to_close_delay_nobody_else,
     ])

@@ -3,11 +3,14 @@
 use peregrine_call::{Access, Call, CallError, Client, Domain, Gift, Invocation, Refusal};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use peregrine_sys::{memfd, rustix};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-mod scene;
-use scene::{reap, serve, serve_with};
+mod attack;
+use attack::raw::{FromClient, FromDomain, Memory, Socket};
+use attack::scene::{self, reap, serve, serve_with};
 
 const NOBODY: u32 = 65534;
 
@@ -105,6 +108,7 @@ fn a_client_of_another_user_is_served_if_a_rule_says_so() -> testkit::Outcome {
         // The socket itself lets every user write, as far as the file system is asked.
         std::fs::set_permissions(domain.path(), PermissionsExt::from_mode(0o777)).unwrap();
     }
+    let all = portal.connect().portal("all", 1).unwrap();
     as_nobody(|| {
         let refused = Client::connect(strict.path()).map(drop);
         assert_eq!(refused, Err(CallError::Refused(Refusal::NotAdmitted)));
@@ -112,6 +116,9 @@ fn a_client_of_another_user_is_served_if_a_rule_says_so() -> testkit::Outcome {
         assert_eq!(use_it(&Client::connect(groups.path()).unwrap()), Ok(NOBODY));
         let client = Client::connect(portal.path()).unwrap();
         assert!(matches!(client.portal("all", 1), Err(CallError::Refused(Refusal::Access(_)))));
+        // The rule is asked at the call, not when the number is told: another's number opens nothing.
+        let forged = client.call(all, Call::new());
+        assert_eq!(forged, Err(CallError::Refused(Refusal::Access(all))));
         client.call(client.portal("some", 1).unwrap(), Call::new()).unwrap();
     });
     testkit::Outcome::Passed
@@ -156,11 +163,153 @@ fn a_client_over_a_dead_path_is_told_so() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+fn a_priority_that_the_kernel_does_not_permit_is_not_adopted_and_the_call_is_made() -> testkit::Outcome {
+    if !process::is_root() {
+        testkit::skip!("needs root, to have a second user");
+    }
+    process::set_nice(0, 0).unwrap();
+    // The domain would permit it; its user may not.
+    let served = serve_with(
+        |d| {
+            d.activations(1).most_urgent_nice(-10).portal("nice", 1, |call: &mut Invocation<'_>| {
+                call.output(0)?.push(process::nice_of(0).unwrap() as i8 as u8);
+                Ok(())
+            })
+        },
+        |path| {
+            open_to_all(path);
+            process::become_user(NOBODY).unwrap();
+        },
+    );
+    let client = served.connect();
+    let nice = client.portal("nice", 1).unwrap();
+    process::set_nice(0, -5).unwrap();
+    for _ in 0..2 {
+        let mut out = Vec::new();
+        let attributes = peregrine_call::Attributes { priority: true, ..Default::default() };
+        client.call(nice, Call::new().output(&mut out, 1).attributes(attributes)).unwrap();
+        assert_eq!(out, [0]);
+    }
+    testkit::Outcome::Passed
+}
+
+/// What a client lends has this in it, and nothing else.
+const LENT: u8 = 0x5a;
+const LENT_BYTES: usize = 5000;
+const LINE_BYTES: usize = 64 * 1024;
+
+/// A domain of another user that tries everything with what it is handed, and exits with the number of the first thing that works.
+fn tries_everything(socket: &Socket, client: u32) -> i32 {
+    let mut tried = [false; 2];
+    while let Some((message, fd)) = socket.receive::<FromClient>(std::time::Duration::from_millis(999)) {
+        let (results, len) = match message {
+            FromClient::Hello { .. } => {
+                let name = "other".into();
+                let welcome =
+                    FromDomain::Welcome { id: 1, name, calls_in_flight: 4, argument_bytes: 1 << 20 };
+                socket.send(&welcome, None);
+                continue;
+            }
+            FromClient::Resolve { .. } => {
+                socket.send(&FromDomain::Portal { id: 0, version: 1 }, None);
+                continue;
+            }
+            FromClient::OpenLine => {
+                let pages = peregrine_base::PageCount::for_bytes(LINE_BYTES);
+                let line = memfd::create(c"peregrine-line", pages, memfd::Pages::Base).unwrap();
+                memfd::seal_size(&line).unwrap();
+                socket.send(&FromDomain::Line { index: 0, len_bytes: LINE_BYTES as u64 }, Some(line.as_fd()));
+                continue;
+            }
+            FromClient::AddBuffer { len_bytes, results } => (results, len_bytes as usize),
+            // The client's test is over.
+            FromClient::Usage => return if tried == [true; 2] { 0 } else { 80 },
+            _ => continue,
+        };
+        let Some(fd) = fd else { return 1 };
+        let what = attempts(&fd, results, len, client);
+        if what != 0 {
+            return what;
+        }
+        tried[usize::from(results)] = true;
+        socket.send(&FromDomain::Buffer { id: 1 }, None);
+    }
+    90
+}
+
+/// The number of the first attempt that works; 0 if none does.
+fn attempts(fd: &OwnedFd, results: bool, len: usize, client: u32) -> i32 {
+    use rustix::fs::{Mode, OFlags};
+    let same = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).is_ok();
+    let size = rustix::fs::fstat(fd).unwrap().st_size as usize;
+    // Beyond what it is given, all is zeros: of the last page too.
+    let mut all = vec![1; size + 4096];
+    let read = rustix::io::pread(fd, &mut all, 0).unwrap();
+    let others = if results { 0 } else { len };
+    // It may be asked to write results; then it may write them and nothing more.
+    let writable = rustix::io::pwrite(fd, &[LENT], 0).is_ok() || Memory::map(fd, len).is_some();
+    let tries = [
+        open(&same, OFlags::RDWR),
+        open(&same, OFlags::WRONLY | OFlags::TRUNC),
+        open(&same, OFlags::RDONLY),
+        rustix::fs::ftruncate(fd, 0).is_ok(),
+        rustix::fs::ftruncate(fd, 1 << 20).is_ok(),
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(0o666)).is_ok(),
+        rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(NOBODY)), None).is_ok(),
+        rustix::fs::fcntl_add_seals(fd, rustix::fs::SealFlags::WRITE).is_ok(),
+        writable && !results,
+        read != size || size > len.next_multiple_of(4096),
+        all[others..read].iter().any(|&b| b != 0),
+        open(&format!("/proc/{client}/mem"), OFlags::RDONLY),
+        std::fs::read_dir(format!("/proc/{client}/fd")).is_ok(),
+        std::fs::read(format!("/proc/{client}/maps")).is_ok_and(|maps| !maps.is_empty()),
+    ];
+    tries.iter().position(|&works| works).map_or(0, |at| at as i32 + 2)
+}
+
+fn a_hostile_domain_of_another_user_can_do_nothing_with_what_it_is_lent_but_read_it() -> testkit::Outcome {
+    if !process::is_root() {
+        testkit::skip!("needs root, to have a second user");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("domain");
+    let listener =
+        net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    net::listen(&listener, 4).unwrap();
+    let me = std::process::id();
+    // SAFETY: this process has one thread.
+    let Forked::Parent(pid) = (unsafe { process::fork_with(ForkFlags::default()) }).unwrap() else {
+        process::die_with_parent();
+        process::become_user(NOBODY).unwrap();
+        let socket = Socket(net::accept(&listener).unwrap());
+        process::exit_now(tries_everything(&socket, me));
+    };
+    drop(listener);
+    let client = Client::connect(&path).unwrap();
+    let portal = client.portal("any", 1).unwrap();
+    for _ in 0..2 {
+        // Its attempts are over when it answers; it does not if one of them worked.
+        let Ok(lent) = client.buffer(LENT_BYTES) else { panic!("attempt {:?} worked", reap(pid)) };
+        lent.write(0, &[LENT; LENT_BYTES]).unwrap();
+    }
+    // Room for large arguments and results.
+    let soon = peregrine_call::Deadline::after(std::time::Duration::from_millis(300));
+    let large = vec![0; 900_000];
+    let _ = client.call(portal, Call::new().input(&large).output(&mut Vec::new(), 1 << 20).deadline(soon));
+    let _ = client.usage();
+    assert_eq!(reap(pid), Some(0), "the attempt of that number, less two, worked");
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         a_domain_of_another_user_serves_root_and_nobody_else,
         a_client_of_another_user_is_served_if_a_rule_says_so,
         a_domain_over_an_inherited_listener_serves_whoever_connects,
         a_client_over_a_dead_path_is_told_so,
+        a_priority_that_the_kernel_does_not_permit_is_not_adopted_and_the_call_is_made,
+        a_hostile_domain_of_another_user_can_do_nothing_with_what_it_is_lent_but_read_it,
     ])
 }

@@ -3,6 +3,8 @@
 //! Each test runs an example program as a user would, kills its supervisor with SIGKILL (which ends every process of the World)
 //! at some moment, resumes it, and compares what it wrote with an undisturbed run.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -63,23 +65,47 @@ fn undisturbed(program: &Path, args: &[&str]) -> Vec<u8> {
     done.stdout
 }
 
+/// The names of the World's images that are whole.
+fn images(store: &Path) -> BTreeSet<OsString> {
+    std::fs::read_dir(store.join("world"))
+        .map_or_else(|_| BTreeSet::new(), |all| all.filter_map(|e| Some(e.ok()?.file_name())).collect())
+}
+
 /// Waits until the store holds an image: before that there is nothing to resume.
 fn wait_for_image(store: &Path) {
     let begun = Instant::now();
-    while std::fs::read_dir(store.join("world")).map_or(0, Iterator::count) == 0 {
+    while images(store).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(60), "no image within a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Kills after the first `first` and then each life a little later than the one before, until one ends by itself.
-fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
+/// Waits until this life has written `count` images; its status if it ended before.
+fn wait_for_images(child: &mut Child, store: &Path, count: usize) -> Option<ExitStatus> {
+    let mut seen = images(store);
+    let begun = Instant::now();
+    let mut written = 0;
+    while written < count {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return Some(status);
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "no {count} images within two minutes");
+        std::thread::sleep(Duration::from_millis(2));
+        let now = images(store);
+        written += now.difference(&seen).count();
+        seen = now;
+    }
+    None
+}
+
+/// Kills each life some milliseconds after it has written an image, later ones after a few more, until one ends by itself. It goes
+/// by images and not by the clock, so that each life gets on, on a machine of any speed.
+fn kill_until_done(life: &Life<'_>) -> usize {
     let mut child = life.start("PEREGRINE_STORE", 0);
-    wait_for_image(life.store);
-    let mut lives = 1;
-    let mut patience = first;
-    loop {
-        if let Some(status) = wait(&mut child, patience) {
+    for lives in 1..200 {
+        let ended = wait_for_images(&mut child, life.store, 1 + lives / 4)
+            .or_else(|| wait(&mut child, Duration::from_millis(lives as u64 * 7 % 20)));
+        if let Some(status) = ended {
             let mut said = String::new();
             if let Some(mut err) = child.stderr.take() {
                 let _ = std::io::Read::read_to_string(&mut err, &mut said);
@@ -89,53 +115,55 @@ fn kill_until_done(life: &Life<'_>, first: Duration) -> u32 {
         }
         child.kill().expect("kill");
         child.wait().expect("wait");
-        assert!(lives < 200, "no end in sight");
-        patience += Duration::from_millis(20);
-        child = life.start("PEREGRINE_RESUME", lives as usize);
-        lives += 1;
+        child = life.start("PEREGRINE_RESUME", lives);
     }
+    panic!("no end in sight after 200 lives")
 }
 
-fn survives(program: &Path, args: &[&str], first: Duration, least_lives: u32) {
-    survives_on(&["2"], &[], program, args, first, least_lives);
+fn survives(program: &Path, args: &[&str], rounds: u32) {
+    survives_on(&["2"], &[], program, args, rounds);
 }
 
-fn survives_on(
-    nodes: &[&str],
-    env: &[(&str, &str)],
-    program: &Path,
-    args: &[&str],
-    first: Duration,
-    least_lives: u32,
-) {
-    let expected = undisturbed(program, args);
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
-    let lives = kill_until_done(&Life { program, args, env, nodes, store: &store, output: &output }, first);
-    let found = std::fs::read(&output).expect("output");
-    assert!(lives >= least_lives, "only {lives} lives: the program was too quick for this test");
-    assert!(
-        found == expected,
-        "after {lives} lives the output differs:\n{}\nexpected:\n{}",
-        String::from_utf8_lossy(&found),
-        String::from_utf8_lossy(&expected)
-    );
-    println!("{lives} lives");
+/// Lives fewer than these don't show that an image of a resumed life is resumed.
+const LEAST_LIVES: usize = 3;
+
+/// Kills everything again and again; the program works for so many `rounds`, its last argument, and for twice as many whenever
+/// it has ended before it was killed twice.
+fn survives_on(nodes: &[&str], env: &[(&str, &str)], program: &Path, args: &[&str], rounds: u32) {
+    for rounds in (0..8).map(|times| (rounds << times).to_string()) {
+        let args = &[args, &[rounds.as_str()]].concat();
+        let expected = undisturbed(program, args);
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+        let lives = kill_until_done(&Life { program, args, env, nodes, store: &store, output: &output });
+        let found = std::fs::read(&output).expect("output");
+        assert!(
+            found == expected,
+            "after {lives} lives the output differs:\n{}\nexpected:\n{}",
+            String::from_utf8_lossy(&found),
+            String::from_utf8_lossy(&expected)
+        );
+        println!("{lives} lives with {rounds} rounds");
+        if lives >= LEAST_LIVES {
+            return;
+        }
+    }
+    panic!("the program ends too soon to be killed");
 }
 
 #[test]
 fn output_in_a_file_is_exactly_that_of_an_undisturbed_run_after_many_kills_of_everything() {
-    survives(&example("steps"), &["120"], Duration::from_millis(300), 3);
+    survives(&example("steps"), &[], 120);
 }
 
 #[test]
 fn every_kind_of_value_is_held_through_kills_of_everything() {
-    survives(&example("keeps"), &["150"], Duration::from_millis(400), 3);
+    survives(&example("keeps"), &[], 300);
 }
 
 #[test]
 fn a_thread_on_a_carried_call_goes_on_in_its_domain_with_any_number_of_nodes() {
-    survives_on(&["2", "3", "1"], &[], &example("carried"), &["150"], Duration::from_millis(150), 3);
+    survives_on(&["2", "3", "1"], &[], &example("carried"), &[], 150);
 }
 
 #[test]
@@ -143,7 +171,7 @@ fn threads_of_all_kinds_go_on_after_kills_of_everything_in_windows_and_packed() 
     let (program, nodes) = (example("kinds"), ["2", "3", "1"]);
     for pack_after in ["0", "5", "86400000"] {
         let env = [("PEREGRINE_WINDOWS", "2"), ("PEREGRINE_PACK_AFTER", pack_after)];
-        survives_on(&nodes, &env, &program, &["150"], Duration::from_millis(150), 3);
+        survives_on(&nodes, &env, &program, &[], 150);
     }
 }
 
@@ -151,7 +179,7 @@ fn threads_of_all_kinds_go_on_after_kills_of_everything_in_windows_and_packed() 
 fn a_program_goes_on_after_kills_of_everything_whatever_kind_its_threads_are() {
     for kind in ["alias", "copy"] {
         let env = [("PEREGRINE_STACK_KIND", kind), ("PEREGRINE_WINDOWS", "1"), ("PEREGRINE_WINDOW", "8192")];
-        survives_on(&["2"], &env, &example("steps"), &["120"], Duration::from_millis(300), 3);
+        survives_on(&["2"], &env, &example("steps"), &[], 120);
     }
 }
 
@@ -185,7 +213,7 @@ fn other_windows_than_those_of_the_image_are_refused_by_name() {
 #[test]
 fn an_unmodified_javascript_engine_goes_on_after_kills_of_everything() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../js/scripts/identity.js");
-    survives(&example("script"), &[script, "4"], Duration::from_millis(400), 2);
+    survives(&example("script"), &[script], 4);
 }
 
 /// Two scripts, one after the other on the same nodes, preempted all the time and moved every millisecond, in an executable at a
@@ -257,7 +285,7 @@ fn fixed(name: &str) -> Option<PathBuf> {
 #[test]
 fn an_executable_at_a_fixed_address_is_resumed_with_randomisation_on() {
     let Some(program) = fixed("fixed") else { return };
-    survives(&program, &["120"], Duration::from_millis(300), 3);
+    survives(&program, &[], 120);
 }
 
 #[test]
@@ -294,7 +322,7 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
     };
     let mut first = life.start("PEREGRINE_STORE", 0);
     wait_for_image(&store);
-    let refused = |program: &Path, variable: &str, word: &str| {
+    let said_to = |program: &Path, variable: &str| {
         let done = Command::new(program)
             .env(variable, &store)
             .stdout(File::create(dir.path().join("other")).expect("file"))
@@ -302,12 +330,24 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
             .output()
             .expect("the program runs");
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(!done.status.success() && said.contains(word), "{said}");
+        assert!(!done.status.success(), "{said}");
+        said
+    };
+    let refused = |program: &Path, variable: &str, word: &str| {
+        let said = said_to(program, variable);
+        assert!(said.contains(word), "{said}");
     };
     refused(&program, "PEREGRINE_RESUME", "in use by");
     first.kill().expect("kill");
     first.wait().expect("wait");
-    std::thread::sleep(Duration::from_millis(300));
+    // The last of its processes may still be ending.
+    let begun = Instant::now();
+    while said_to(&program, "PEREGRINE_STORE").contains("in use by") {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the store is still in use a minute after the kill"
+        );
+    }
     refused(&program, "PEREGRINE_STORE", "is a store already");
     refused(&example("demo"), "PEREGRINE_RESUME", "was written by build");
 }

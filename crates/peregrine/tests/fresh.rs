@@ -6,7 +6,8 @@
 
 use peregrine::testing::Program;
 use peregrine::{
-    Builder, FreshCallError, Portal, channel, checkpoint, node_id, sleep, spawn, tally, yield_now,
+    Builder, FreshCallError, Loan, Portal, TrustedDomain, channel, checkpoint, node_id, sleep, spawn, tally,
+    yield_now,
 };
 use peregrine_call::interface::Error;
 use peregrine_call::{Attributes, Call, Domain, Failure, Gift, Given, Invocation, LentSlice};
@@ -90,10 +91,24 @@ fn with_domain(program: Program) -> (peregrine::testing::Outcome, Domain) {
     let path = dir.path().join("domain");
     let domain = Domain::builder()
         .activations(64)
-        .limits(peregrine_call::Limits { activations_per_client: 64, ..Default::default() })
+        .limits(peregrine_call::Limits {
+            activations_per_client: 64,
+            // Less than what is lent in place.
+            argument_bytes: 2 << 20,
+            ..Default::default()
+        })
         .portal("add", 1, |call: &mut Invocation<'_>| {
             let bytes: Vec<u8> = call.input(0)?.iter().map(|b| b.wrapping_add(1)).collect();
             *call.output(1)? = bytes;
+            Ok(())
+        })
+        .portal("joins", 1, |call: &mut Invocation<'_>| {
+            let mut joined = call.input(0)?.to_vec();
+            (1..4).try_for_each(|index| {
+                call.lent(index)?.append_to(&mut joined);
+                Ok::<(), Failure>(())
+            })?;
+            *call.output(4)? = joined;
             Ok(())
         })
         .portal("gate", 1, |_: &mut Invocation<'_>| {
@@ -251,6 +266,145 @@ fn gives_and_goes_back() {
 #[test]
 fn a_thread_that_goes_back_while_it_gives_still_has_what_it_gave() {
     let (outcome, _) = with_domain(gives_and_goes_back());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2, move_every_ms = 5)]
+fn lends() {
+    const CELLS: usize = 600_000;
+    let path = std::env::var(WHERE).unwrap();
+    let grams = Loan::new(&path, 4 * CELLS).unwrap();
+    let mut heaviest = 0;
+    assert_eq!(kitchen().weigh(&grams, &mut heaviest), Ok(0), "zeros at first");
+    // Beyond what a call may bring by copying.
+    let copied = kitchen().weigh(&vec![0u32; CELLS], &mut heaviest);
+    assert!(matches!(copied, Err(Error::Call(FreshCallError::Other(_)))), "{copied:?}");
+    let whole: Vec<u8> = (0..CELLS as u32).flat_map(|i| (i % 3).to_ne_bytes()).collect();
+    grams.write(0, &whole).unwrap();
+    let sum = (0..CELLS as u32).map(|i| i % 3).sum::<u32>();
+    for round in 1..20u32 {
+        peregrine::migrate_to(round % 2).unwrap();
+        // A cell at a time, wherever the thread is; and the rest stays.
+        grams.write(4 * round as usize * 3, &(100 * round).to_ne_bytes()).unwrap();
+        let expected = sum + 100 * round * (round + 1) / 2;
+        assert_eq!(kitchen().weigh(&grams, &mut heaviest), Ok(expected), "round {round}");
+        assert_eq!(heaviest, 100 * round);
+    }
+    let mut back = [0; 8];
+    grams.read(12, &mut back).unwrap();
+    assert_eq!(back, [100, 0, 0, 0, 1, 0, 0, 0]);
+    // Parts, more than one loan of one call, and bytes beside them.
+    assert_eq!(kitchen().weigh(grams.part(12, 8).unwrap(), &mut heaviest), Ok(101));
+    assert!(grams.part(4 * CELLS, 1).is_err() && grams.write(usize::MAX, &[1]).is_err());
+    peregrine::migrate_to(1).unwrap();
+    let other = Loan::new(&path, 5).unwrap();
+    other.write(0, b"abcde").unwrap();
+    let mut out = Vec::new();
+    let call = Call::new().input(b"z").lend(&other).lend(grams.part(12, 1).unwrap()).lend(b"xy");
+    portal("joins").invoke(call.output(&mut out, 64)).unwrap();
+    assert_eq!(out, b"zabcdedxy");
+    // What is dropped is given back: a client may have 256 at once.
+    for len in 1..300 {
+        Loan::new(&path, len).unwrap();
+    }
+    // Nobody else's: another domain's, a plain client's, a carried call's.
+    let elsewhere = Portal::new("/nowhere/at/all", "any", 1).invoke(Call::new().lend(&other));
+    assert!(matches!(elsewhere, Err(FreshCallError::Other(_))), "{elsewhere:?}");
+    assert!(matches!(Loan::new("/nowhere/at/all", 5), Err(FreshCallError::Unreachable(_))));
+    fn nothing() {}
+    let trusted = TrustedDomain::open("trusted", nothing).unwrap();
+    let (made, used) = trusted.run(|| (Loan::new(&path, 5).map(drop), other.write(0, b"x"))).unwrap();
+    assert!(matches!((made, used), (Err(FreshCallError::Other(_)), Err(FreshCallError::Other(_)))));
+    let others: Vec<_> = (0..40u32)
+        .map(|i| {
+            let lend = |(path, i): (String, u32)| {
+                let own = Loan::new(path, 4000).unwrap();
+                for n in 0..5 {
+                    own.write(4 * n, &i.to_ne_bytes()).unwrap();
+                    sleep(Duration::from_millis(1));
+                }
+                kitchen().weigh(&own, &mut 0).unwrap()
+            };
+            spawn(lend, (path.clone(), i))
+        })
+        .collect();
+    for (i, other) in others.into_iter().enumerate() {
+        assert_eq!(other.join().unwrap(), 5 * i as u32);
+    }
+}
+
+#[test]
+fn a_thread_lends_memory_in_place_call_after_call_wherever_it_runs() {
+    let (outcome, _) = with_domain(lends());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 20)]
+fn lends_and_goes_back() {
+    let path = std::env::var(WHERE).unwrap();
+    let lent = Loan::new(&path, 8).unwrap();
+    lent.write(0, &7u64.to_ne_bytes()).unwrap();
+    let helper = kills_node_1();
+    assert_eq!(portal("slow").call(&[250], 8), Err(FreshCallError::RolledBack));
+    let lost = Err(FreshCallError::LoanLost);
+    assert_eq!((lent.write(0, &[1]), lent.read(0, &mut [0])), (lost.clone(), lost.clone()));
+    assert_eq!(kitchen().weigh(&lent, &mut 0), Err(Error::Call(FreshCallError::LoanLost)));
+    let again = Loan::new(&path, 8).unwrap();
+    again.write(0, &9u64.to_ne_bytes()).unwrap();
+    assert_eq!(lent.write(0, &[1]), lost, "whatever number the new one has");
+    drop(lent);
+    assert_eq!(kitchen().weigh(&again, &mut 0), Ok(9));
+    helper.join().unwrap();
+}
+
+#[test]
+fn a_thread_that_goes_back_finds_nothing_in_place_of_what_it_lent() {
+    let (outcome, _) = with_domain(lends_and_goes_back());
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[peregrine::test(program, nodes = 1)]
+fn lends_to_a_successor() {
+    let path = std::env::var(WHERE).unwrap();
+    let lent = Loan::new(&path, 8).unwrap();
+    assert_eq!(kitchen().weigh(&lent, &mut 0), Ok(0));
+    std::fs::write(format!("{path}.end"), "").unwrap();
+    let begun = Instant::now();
+    loop {
+        match kitchen().weigh(&lent, &mut 0) {
+            Err(Error::Call(FreshCallError::LoanLost)) => break,
+            // Until the old one has gone, and the new one is there.
+            Ok(_) | Err(Error::Call(FreshCallError::DomainDied | FreshCallError::Unreachable(_))) => {}
+            Err(Error::Call(FreshCallError::Terminated)) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    let again = Loan::new(&path, 8).unwrap();
+    again.write(0, &[5]).unwrap();
+    assert_eq!(kitchen().weigh(&again, &mut 0), Ok(5));
+}
+
+#[test]
+fn what_was_lent_to_a_domain_is_not_lent_to_its_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("domain");
+    let served = path.clone();
+    std::thread::spawn(move || {
+        let domain = Domain::builder().interface(KitchenPortal(Cook)).serve(&served).unwrap();
+        while !served.with_extension("end").exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        domain.shutdown();
+        let _successor = Domain::builder().interface(KitchenPortal(Cook)).serve(&served).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    while !path.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let outcome = lends_to_a_successor().run_with(&[(WHERE, path.to_str().unwrap())]);
     assert!(outcome.success(), "{outcome}");
 }
 
@@ -443,4 +597,5 @@ fn calls_go_on_though_nodes_are_killed_and_the_domain_is_left_with_no_dead_clien
 #[test]
 fn outside_a_world_a_portal_is_refused() {
     assert_eq!(Portal::new("/any", "add", 1).call(b"", 0), Err(FreshCallError::NoThread));
+    assert_eq!(Loan::new("/any", 1).map(drop), Err(FreshCallError::NoThread));
 }

@@ -5,13 +5,19 @@
 use peregrine::testing::Program;
 use peregrine::{FreshCallError, Portal, checkpoint, sleep, spawn, tally};
 use peregrine_call::{Domain, Invocation, Limits};
+use peregrine_sys::other::Condition;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+#[path = "../../call/tests/raw/mod.rs"]
+mod raw;
+
+use raw::{FromClient, FromDomain};
 
 const WHERE: &str = "PEREGRINE_TEST_DIR";
 const SERVE: &str = "PEREGRINE_TEST_SERVE";
@@ -76,6 +82,18 @@ fn sleep_os(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
+/// When this returns, no thread of the process runs.
+fn stop(pid: i32) {
+    signal::kill(pid, number::STOP).unwrap();
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let tid = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        peregrine_sys::other::stat(tid).is_none_or(|stat| stat.condition == Condition::Stopped)
+    };
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(is_stopped) {
+        sleep_os(1);
+    }
+}
+
 /// A socket that somebody listens at, and nothing more.
 fn listener(path: &Path, queue: i32) -> OwnedFd {
     let socket =
@@ -112,9 +130,103 @@ fn with_domains(program: Program) {
             });
         }
     });
+    for (name, when) in [("lingers", Lingers::InAnswer), ("queues", Lingers::Unasked)] {
+        let (socket, sent) = (listener(&dir.path().join(name), 16), dir.path().join("sent"));
+        std::thread::spawn(move || {
+            while let Ok(socket) = rustix::net::accept(&socket) {
+                let sent = sent.clone();
+                std::thread::spawn(move || linger(&raw::Socket(socket), when, &sent));
+            }
+        });
+    }
+    let floods = listener(&dir.path().join("floods"), 16);
+    std::thread::spawn(move || {
+        while let Ok(socket) = rustix::net::accept(&floods) {
+            std::thread::spawn(move || flood(&raw::Socket(socket)));
+        }
+    });
     let outcome = program.run_with(&[(WHERE, dir.path().to_str().unwrap())]);
     assert!(outcome.success(), "{outcome}");
     drop((good, stopped));
+}
+
+/// Takes calls, tells of their outcomes all the time, and has none.
+fn flood(socket: &raw::Socket) {
+    const LINE_BYTES: usize = 64 * 1024;
+    while let Some((question, _)) = socket.receive::<FromClient>(Duration::from_millis(999)) {
+        match question {
+            FromClient::Hello { .. } => {
+                let name = "floods".into();
+                let welcome =
+                    FromDomain::Welcome { id: 1, name, calls_in_flight: 4, argument_bytes: 1 << 20 };
+                socket.send(&welcome, None);
+            }
+            FromClient::OpenLine => {
+                let pages = peregrine_base::PageCount::for_bytes(LINE_BYTES);
+                let fd =
+                    peregrine_sys::memfd::create(c"peregrine-line", pages, peregrine_sys::memfd::Pages::Base)
+                        .unwrap();
+                peregrine_sys::memfd::seal_size(&fd).unwrap();
+                socket.send(&FromDomain::Line { index: 0, len_bytes: LINE_BYTES as u64 }, Some(fd.as_fd()));
+            }
+            FromClient::OpenPipe { .. } => {
+                let (reader, writer) = rustix::pipe::pipe().unwrap();
+                socket.send(&FromDomain::Pipe, Some(reader.as_fd()));
+                drop(reader);
+                // Until the node has closed its end.
+                std::thread::spawn(move || while rustix::io::write(&writer, &[1; 4096]).is_ok() {});
+            }
+            FromClient::Resolve { .. } => {
+                socket.send(&FromDomain::Portal { id: 0, version: 1 }, None);
+            }
+            _ => {}
+        }
+    }
+    sleep_os(100_000);
+}
+
+/// When a domain sends descriptors that take a minute to close.
+#[derive(Clone, Copy)]
+enum Lingers {
+    InAnswer,
+    Unasked,
+}
+
+/// Knows every portal, and then sends such descriptors: as the answer to what is asked next, or when nobody reads any more.
+fn linger(socket: &raw::Socket, when: Lingers, sent: &Path) {
+    let mut readers = Vec::new();
+    let mut burden = |message: &FromDomain| {
+        let (slow, reader) = testkit::lingering();
+        // Stopped until we have let go of it: the last to close it is who waits.
+        let node = rustix::net::sockopt::socket_peercred(&socket.0).unwrap().pid.as_raw_nonzero().get();
+        stop(node);
+        socket.send(message, Some(slow.as_fd()));
+        drop(slow);
+        signal::kill(node, number::CONT).unwrap();
+        readers.push(reader);
+    };
+    while let Some((question, _)) = socket.receive::<FromClient>(Duration::from_millis(999)) {
+        match (question, when) {
+            (FromClient::Hello { .. }, _) => {
+                let name = "slow".into();
+                let welcome =
+                    FromDomain::Welcome { id: 1, name, calls_in_flight: 4, argument_bytes: 1 << 20 };
+                socket.send(&welcome, None);
+            }
+            (FromClient::Resolve { .. }, _) => {
+                socket.send(&FromDomain::Portal { id: 0, version: 1 }, None);
+            }
+            (_, Lingers::InAnswer) => burden(&FromDomain::Pipe),
+            // Its asker gives up meanwhile.
+            (_, Lingers::Unasked) => {
+                sleep_os(2000);
+                burden(&FromDomain::Pipe);
+                std::fs::write(sent, "").unwrap();
+            }
+        }
+    }
+    // Whoever closes what was sent waits for these, or for a minute.
+    sleep_os(200_000);
 }
 
 /// Takes a place in the queue of a listener, if there is one.
@@ -211,6 +323,88 @@ fn stopped_in_between() {
 #[test]
 fn a_domain_that_is_stopped_for_a_while_costs_the_late_their_calls_and_nobody_else() {
     with_domains(stopped_in_between());
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 110)]
+fn told_all_the_time() {
+    let used = peregrine_sys::timer::thread_cpu_ns;
+    for _ in 0..2 {
+        let (begun, before) = (Instant::now(), used());
+        let call = portal("floods", "count").within(Duration::from_secs(3)).call(b"", 8);
+        assert_eq!(call, Err(FreshCallError::Deadline));
+        let (took, used) = (begun.elapsed().as_nanos() as u64, used() - before);
+        println!("{used} ns of {took}");
+        assert!(used < took / 2, "the node ran for {used} ns of {took}, for nothing");
+    }
+}
+
+#[test]
+fn a_node_sleeps_though_a_domain_tells_of_outcomes_all_the_time() {
+    with_domains(told_all_the_time());
+}
+
+/// Less than a descriptor that lingers does.
+const NOT_HELD_UP: Duration = Duration::from_secs(45);
+
+#[peregrine::test(program, nodes = 1, timeout_s = 110)]
+fn closes_nothing_slow() {
+    let begun = Instant::now();
+    for _ in 0..3 {
+        let open = descriptors();
+        let call = portal("lingers", "count").call(b"", 8);
+        assert!(matches!(call, Err(FreshCallError::Other(_))), "{call:?}");
+        assert!(descriptors() <= open + 1, "what it sent stays open");
+    }
+    portal("good", "count").call(b"", 8).unwrap();
+    assert!(begun.elapsed() < NOT_HELD_UP, "the node waited: {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_node_keeps_nothing_of_what_a_domain_sent_and_waits_for_none_of_it() {
+    with_domains(closes_nothing_slow());
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 110)]
+fn dies_with_a_full_queue() {
+    checkpoint();
+    let begun = Instant::now();
+    if tally().rollbacks == 0 {
+        let call = portal("queues", "count").within(Duration::from_secs(1)).call(b"", 8);
+        assert_eq!(call, Err(FreshCallError::Deadline));
+        while !at("sent").exists() {
+            sleep(Duration::from_millis(5));
+        }
+        if tally().rollbacks == 0 {
+            signal::kill(std::process::id() as i32, number::KILL).unwrap();
+            loop {
+                std::hint::spin_loop();
+            }
+        }
+    }
+    portal("good", "count").call(b"", 8).unwrap();
+    assert_eq!(tally().rollbacks, 1);
+    assert!(begun.elapsed() < NOT_HELD_UP, "the recovery waited: {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_node_is_replaced_without_waiting_for_the_closing_of_what_a_domain_sent() {
+    with_domains(dies_with_a_full_queue());
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 110)]
+fn stopped_for_good() {
+    let pid = portal("good", "pid").call(b"", 4).unwrap();
+    let pid = i32::from_ne_bytes(pid.try_into().unwrap());
+    stop(pid);
+    let patient = portal("good", "pid").call(b"", 4);
+    assert_eq!(patient, Err(FreshCallError::Stopped { pid: pid as u32 }));
+    signal::kill(pid, number::CONT).unwrap();
+    while portal("good", "pid").call(b"", 4).is_err() {}
+}
+
+#[test]
+fn who_calls_a_domain_that_is_stopped_for_good_is_told_so() {
+    with_domains(stopped_for_good());
 }
 
 fn descriptors() -> usize {

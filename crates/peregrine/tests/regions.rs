@@ -77,6 +77,15 @@ fn a_region_is_found_by_name_and_starts_with_zeros() {
     assert_eq!(region.cells::<u32>().compare_exchange(500, 0, 8), Ok(Err(7)));
     assert_eq!(region.cells::<i16>().add(2000, -3), Ok(0));
     assert_eq!(region.cells::<i16>().get(2000), Ok(-3));
+    let halves = region.cells::<u16>();
+    halves.write(4990, &[5, 6, 7]).unwrap();
+    let mut back = [0; 4];
+    halves.read(4989, &mut back).unwrap();
+    assert_eq!(back, [0, 5, 6, 7]);
+    assert!(halves.write(4998, &[8, 9, 10]).is_err(), "one too many");
+    assert!(halves.read(usize::MAX, &mut back).is_err());
+    assert_eq!(halves.get(4998), Ok(0), "nothing of what has no room");
+    halves.write(5000, &[]).unwrap();
 }
 
 #[peregrine::test(nodes = 2)]

@@ -15,6 +15,7 @@ mod member;
 mod mmu;
 #[cfg(feature = "model")]
 pub mod model;
+mod no_views;
 #[cfg(peregrine_loom)]
 mod parts;
 mod pool;
@@ -32,6 +33,7 @@ pub use desk::{Member, NoPlace};
 pub use holder::{Holder, OperationKind};
 pub use member::{Generation, MAX_MEMBERS, MemberId, MemberSet, SharedSet};
 pub use mmu::{Change, Contents, FrameId, Frames, Mmu, SpaceId};
+pub use no_views::NoViews;
 pub use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 pub use record::{Access, Backing, Entry, Mapping, Place};
 pub use sizes::{ArenaError, Sizes};

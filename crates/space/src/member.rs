@@ -127,15 +127,6 @@ impl MemberSet {
         }
     }
 
-    /// Takes everybody away but `member`.
-    pub const fn keep_only(&mut self, member: MemberId) {
-        let stays = self.contains(member);
-        *self = Self::EMPTY;
-        if stays {
-            self.insert(member);
-        }
-    }
-
     /// Takes all members of `other` away.
     pub const fn remove_all(&mut self, other: &Self) {
         let mut i = 0;

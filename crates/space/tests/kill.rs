@@ -353,6 +353,41 @@ fn a_killed_process_leaves_all_sets_and_is_asked_nothing_more() {
     assert!((0..).take_while(|step| drop_at(*step, true)).count() > 50);
 }
 
+/// `who` is not heard of any more, with a lock held.
+fn dies_in_the_middle<'a>(space: &Space<'a>, who: &mut Member<'a>) {
+    LEFT.set(Some(3));
+    who.on_step(Some(count_down));
+    let died = catch_unwind(AssertUnwindSafe(|| map(space, who, 60, 8, Backing::Anonymous))).is_err();
+    LEFT.set(None);
+    assert!(died && space.at_work().any(|holder| holder.member == who.id()));
+}
+
+#[test]
+fn who_comes_to_mend_a_member_that_was_mended_already_leaves_its_successor_alone() {
+    let arena = HeapArena::new(&SIZES);
+    let frames = ModelFrames::new(SIZES.members, SIZES.frames);
+    let mmu = ModelMmu::new(&frames, SIZES.members, Tables::Views, Delivery::Interrupt);
+    let spaces = arena.spaces();
+    let (mut victim, mut survivor) = (spaces.join().unwrap(), spaces.join().unwrap());
+    let mut late = spaces.join().unwrap();
+    let space = AddressSpace::create(&mut survivor, &mmu, &frames).unwrap();
+    dies_in_the_middle(&space, &mut victim);
+    let dead = victim.id();
+    mmu.set_dead(dead, true);
+    assert!(space.recover_dead(&mut survivor, dead).dead.contains(dead));
+    // Its place is another's, who lives, and is in the middle of an operation, when the second comes who saw the death.
+    mmu.set_dead(dead, false);
+    let mut successor = spaces.join_at(dead).unwrap();
+    dies_in_the_middle(&space, &mut successor);
+    assert_eq!(space.recover_dead(&mut late, dead), Default::default());
+    assert!(space.at_work().any(|holder| holder.member == dead), "it is still at work");
+    // Now it is dead, too.
+    mmu.set_dead(dead, true);
+    assert!(space.recover_dead(&mut late, dead).dead.contains(dead));
+    assert_eq!(space.at_work().count(), 0);
+    space.unmap(&mut late, range(0, PAGES)).unwrap();
+}
+
 /// Notes in which order views were filled and pages vacated.
 #[derive(Default)]
 struct Diary(RefCell<Vec<&'static str>>);

@@ -3,44 +3,9 @@
 use loom::sync::Arc;
 use space_loom::model::HeapArena;
 use space_loom::{
-    AddressSpace, Backing, Change, Contents, FrameId, Frames, Mapping, Member, MemberId, MemberSet, Mmu,
-    PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
+    AddressSpace, Backing, Mapping, Member, NoViews, PAGE_SIZE, PageCount, PageRange, Place, Protection,
+    Sizes, VirtAddr,
 };
-
-/// No views: what is checked here are records and locks.
-struct NoMmu;
-
-impl Mmu for NoMmu {
-    type Error = std::convert::Infallible;
-    fn fill(
-        &self,
-        _: SpaceId,
-        _: MemberId,
-        _: PageRange,
-        _: Contents,
-        _: Protection,
-    ) -> Result<(), Self::Error> {
-        Ok(())
-    }
-    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
-    fn wait(&self, _: MemberId, _: MemberId) {}
-}
-
-struct NoFrames;
-
-impl Frames for NoFrames {
-    fn zeroed(&self, _: SpaceId, _: MemberId, _: VirtAddr) -> Option<FrameId> {
-        None
-    }
-    fn copied(&self, _: SpaceId, _: MemberId, _: VirtAddr, _: FrameId) -> Option<FrameId> {
-        None
-    }
-    fn of_object(&self, _: MemberId, _: u64, _: u64) -> Option<FrameId> {
-        None
-    }
-    fn release(&self, _: MemberId, _: FrameId) {}
-    fn rebuild(&self, _: MemberId, _: &dyn Fn(FrameId) -> bool) {}
-}
 
 fn check(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -63,7 +28,7 @@ fn home(rights: Protection) -> Mapping {
     Mapping { backing: Backing::Home { object: 0 }, rights }
 }
 
-type Space = AddressSpace<'static, NoMmu, NoFrames>;
+type Space = AddressSpace<'static, NoViews, NoViews>;
 type Part = fn(&Space, &mut Member<'static>);
 
 /// Runs one part in each of two members, between a beginning and an end.
@@ -72,7 +37,7 @@ fn two(preemptions: usize, begin: Part, first: Part, second: Part, end: Part) {
         let arena: &'static HeapArena = Box::leak(Box::new(HeapArena::new(&SIZES)));
         let spaces = arena.spaces();
         let (mut a, mut b) = (spaces.join().unwrap(), spaces.join().unwrap());
-        let space = Arc::new(AddressSpace::create(&mut a, NoMmu, NoFrames).unwrap());
+        let space = Arc::new(AddressSpace::create(&mut a, NoViews, NoViews).unwrap());
         begin(&space, &mut a);
         let other = {
             let space = space.clone();
@@ -147,7 +112,7 @@ fn a_lookup_meets_no_torn_or_freed_record_while_slots_are_split_and_joined() {
             space.unmap(m, range(1..2)).unwrap();
             space.unmap(m, range(0..2)).unwrap();
             for _ in 0..2 {
-                m.tick(&NoFrames);
+                m.tick(&NoViews);
             }
         },
         |space, m| {
@@ -167,12 +132,12 @@ fn a_node_that_is_filled_again_while_it_dies_lives() {
             map(space, m, 0..1, Protection::Read);
             space.unmap(m, range(0..1)).unwrap();
             for _ in 0..3 {
-                m.tick(&NoFrames);
+                m.tick(&NoViews);
             }
         },
         |_, m| {
             for _ in 0..3 {
-                m.tick(&NoFrames);
+                m.tick(&NoViews);
             }
         },
         |space, m| map(space, m, 1..2, Protection::ReadWrite),
@@ -240,7 +205,7 @@ fn the_description_of_an_objects_mapping_is_not_used_anew_under_a_reader() {
             // The only region there is goes, and is taken again.
             space.unmap(m, range(0..2)).unwrap();
             for _ in 0..5 {
-                m.tick(&NoFrames);
+                m.tick(&NoViews);
             }
             let mapping =
                 Mapping { backing: Backing::Object { object: 8, first: 3 }, rights: Protection::Read };

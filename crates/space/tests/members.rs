@@ -4,12 +4,13 @@ mod killed;
 
 use killed::{Scene, at_every_step, at_random_instructions};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
-use peregrine_space::process::{Config, Filling, MapRangeError, Member, Space};
+use peregrine_space::process::{Config, Filling, MAP_PAGES, MapRangeError, Member, Space};
 use peregrine_space::{MapError, OperationKind, Step, UnmapError};
 use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::{io, other, timer};
 use peregrine_vm::Mapping;
+use std::os::fd::AsFd;
 use testkit::{Outcome, Rng};
 
 fn space(filling: Filling) -> Space {
@@ -197,6 +198,41 @@ fn however_much_a_member_maps_no_mapping_is_split() -> Outcome {
     Outcome::Passed
 }
 
+fn of_a_large_trap_filled_mapping_only_what_is_touched_or_asked_for_takes_memory() -> Outcome {
+    let space = space(Filling::Trap);
+    let range = part(&space, 100, 1500);
+    let mut member = space.join().expect("a member");
+    // Frames that a former owner wrote, so that the next one finds any that is not zeroed.
+    member.map_at(range, Protection::ReadWrite).expect("map");
+    member.open(range).expect("open");
+    let end = range.pages().bytes();
+    (0..end).step_by(PAGE_SIZE).for_each(|at| member.bytes(range).store_u64(at, 7).expect("in bounds"));
+    assert_eq!(member.seat().resident().get(), 1500);
+    for first in (0..1500).step_by(50) {
+        // In parts too small to be given back to the kernel.
+        member.unmap(part(&space, 100 + first, 50)).expect("unmap");
+    }
+    member.seat().trim(range).expect("nobody has it open");
+    assert_eq!(member.seat().resident().get(), 0);
+
+    member.map_at(range, Protection::ReadWrite).expect("map");
+    assert_eq!(member.seat().resident().get(), MAP_PAGES, "no more than that is zeroed and mapped at once");
+    let last = end - PAGE_SIZE;
+    assert_eq!(member.bytes(range).load_u64(last).expect("in bounds"), 0, "opened by the touch");
+    let pages = member.seat().resident().get();
+    assert!(pages > MAP_PAGES && pages < 1500, "{pages} pages for a touch of one");
+    // The kernel does not take the trap for this process: what it is to write to is opened first.
+    let zeros = std::fs::File::open("/dev/zero").expect("/dev/zero");
+    let into = part(&space, 800, 1).start().as_ptr();
+    // SAFETY: a page of the region, to whose bytes nothing refers (S1).
+    let read = || unsafe { io::read_at_ptr(zeros.as_fd(), into, 64, 0) };
+    assert!(read().is_err(), "an absent page");
+    member.open(range).expect("open");
+    assert_eq!(read(), Ok(64));
+    assert_eq!(member.seat().resident().get(), 1500);
+    Outcome::Passed
+}
+
 fn kill_at_steps(filling: Filling) -> Outcome {
     let mut scene = Scene::new(filling);
     let kills = at_every_step(&mut scene);
@@ -311,6 +347,7 @@ fn main() -> std::process::ExitCode {
         members_that_share_nothing_ask_nobody,
         a_stopped_member_never_stalls_an_epoch,
         however_much_a_member_maps_no_mapping_is_split,
+        of_a_large_trap_filled_mapping_only_what_is_touched_or_asked_for_takes_memory,
         a_member_of_a_kernel_filled_space_can_be_killed_at_every_step,
         a_member_of_a_trap_filled_space_can_be_killed_at_every_step,
         a_member_of_a_kernel_filled_space_can_be_killed_between_any_two_instructions,

@@ -108,10 +108,10 @@ pub fn complain(text: &[u8]) {
 }
 
 /// Waits until one of `fds` can be read or has hung up, a signal that `mask` lets through is handled, or the time is over. Descriptors
-/// beyond the first 256 are not looked at.
+/// beyond the first 256 are not looked at. Whether it was a descriptor that ended it.
 ///
 /// The mask is in force for the length of the call: a signal that was held off until then and came in between ends it at once.
-pub fn wait_for_any(fds: impl Iterator<Item = RawFd>, timeout_ns: u64, mask: u64) {
+pub fn wait_for_any(fds: impl Iterator<Item = RawFd>, timeout_ns: u64, mask: u64) -> bool {
     let mut polls = [const { g::pollfd { fd: -1, events: g::POLLIN as i16, revents: 0 } }; 256];
     let mut count = 0;
     for (place, fd) in polls.iter_mut().zip(fds) {
@@ -122,8 +122,8 @@ pub fn wait_for_any(fds: impl Iterator<Item = RawFd>, timeout_ns: u64, mask: u64
         tv_sec: (timeout_ns / 1_000_000_000) as i64,
         tv_nsec: (timeout_ns % 1_000_000_000) as i64,
     };
-    // SAFETY: array, timeout and mask live across the call; its outcome is not needed, for the caller looks again at all of them.
-    unsafe {
+    // SAFETY: array, timeout and mask live across the call.
+    let ready = unsafe {
         syscall6(
             g::__NR_ppoll,
             polls.as_mut_ptr() as usize,
@@ -134,4 +134,5 @@ pub fn wait_for_any(fds: impl Iterator<Item = RawFd>, timeout_ns: u64, mask: u64
             0,
         )
     };
+    ready > 0
 }

@@ -45,8 +45,15 @@ pub fn create(name: &CStr, pages: PageCount, kind: Pages) -> Result<OwnedFd, Err
 /// # Errors
 /// EPERM: sealed already, or not a memfd.
 pub fn seal_size(fd: impl AsFd) -> Result<(), Errno> {
-    crate::rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK | SealFlags::GROW)
-        .map_err(|e| Errno(e.raw_os_error()))
+    seal(fd, SealFlags::SHRINK | SealFlags::GROW)
+}
+
+/// As [`seal_size`], and the file may still grow.
+///
+/// # Errors
+/// As [`seal_size`].
+pub fn seal_shrink(fd: impl AsFd) -> Result<(), Errno> {
+    seal(fd, SealFlags::SHRINK)
 }
 
 /// Gives the frames of `pages` pages from `at` back and leaves zeros (`FALLOC_FL_PUNCH_HOLE`), in every mapping.

@@ -55,6 +55,15 @@ pub fn credentials_of(socket: impl AsFd) -> Result<[u32; 3], Errno> {
     Ok(credentials)
 }
 
+/// Has the closing of `socket` wait for `time` at most until what was written has arrived (`SO_LINGER`).
+///
+/// # Errors
+/// ENOTSOCK, EBADF: not a socket.
+pub fn linger(socket: impl AsFd, time: std::time::Duration) -> Result<(), Errno> {
+    let done = crate::rustix::net::sockopt::set_socket_linger(socket, Some(time));
+    done.map_err(|e| Errno(e.raw_os_error()))
+}
+
 /// Whether the kernel answers [`process_of`].
 pub fn is_supported() -> bool {
     use crate::rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

@@ -15,6 +15,10 @@
 //! }
 //! ```
 
+mod slow;
+
+pub use slow::lingering;
+
 use std::io::Read;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;

@@ -6,6 +6,9 @@ pub mod capabilities {
     pub use peregrine_sys::capabilities::{Capabilities, Capability, Lack, Simulate, UnknownCapability};
 }
 mod claims;
+pub mod costs {
+    #![doc = include_str!("../docs/costs.md")]
+}
 pub mod dirty;
 pub mod guard;
 pub mod io {

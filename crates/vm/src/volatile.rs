@@ -36,7 +36,8 @@ pub struct Volatile<'a> {
     memory: PhantomData<&'a ()>,
 }
 
-// SAFETY: every access is a volatile or atomic copy of plain bytes, which threads may make at the same time (S1).
+// SAFETY: every access is of an atomic word, or made by an instruction that the compiler knows nothing of, so threads may make
+// them at the same time (S1).
 unsafe impl Send for Volatile<'_> {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Volatile<'_> {}
@@ -118,8 +119,8 @@ impl<'a> Volatile<'a> {
     pub fn fill(self, offset_bytes: usize, len_bytes: usize, byte: u8) -> Result<(), OutOfBounds> {
         let to = self.at(offset_bytes, len_bytes, 1)?;
         for i in 0..len_bytes {
-            // SAFETY: `at` checked the whole destination (S1: a volatile write, no reference).
-            unsafe { to.add(i).write_volatile(byte) };
+            // SAFETY: `at` checked the whole destination (S1).
+            unsafe { put(to.add(i), byte) };
         }
         Ok(())
     }
@@ -131,8 +132,8 @@ impl<'a> Volatile<'a> {
     #[inline]
     pub fn load_u8(self, offset_bytes: usize) -> Result<u8, OutOfBounds> {
         let from = self.at(offset_bytes, 1, 1)?;
-        // SAFETY: `at` checked it (S1: a volatile read).
-        Ok(unsafe { from.read_volatile() })
+        // SAFETY: `at` checked it (S1).
+        Ok(unsafe { get(from) })
     }
 
     /// Writes one byte.
@@ -142,8 +143,8 @@ impl<'a> Volatile<'a> {
     #[inline]
     pub fn store_u8(self, offset_bytes: usize, value: u8) -> Result<(), OutOfBounds> {
         let to = self.at(offset_bytes, 1, 1)?;
-        // SAFETY: `at` checked it (S1: a volatile write).
-        unsafe { to.write_volatile(value) };
+        // SAFETY: `at` checked it (S1).
+        unsafe { put(to, value) };
         Ok(())
     }
 
@@ -192,6 +193,45 @@ impl fmt::Debug for Volatile<'_> {
     }
 }
 
+/// Reads a byte that others may be writing. Two plain accesses at once, volatile or not, would be undefined behaviour, and an
+/// atomic one may be left out if nobody needs its value, with the trap that it was to raise: an instruction is neither.
+///
+/// # Safety
+/// It is readable, or a touch traps.
+#[inline]
+unsafe fn get(from: *const u8) -> u8 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let value: u8;
+        // SAFETY: the caller's promise; reads one byte.
+        unsafe {
+            core::arch::asm!("mov {v}, byte ptr [{from}]", v = out(reg_byte) value, from = in(reg) from,
+                options(nostack, preserves_flags, readonly));
+        }
+        value
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise; the reference does not leave this line. Relaxed: bytes order nothing.
+    unsafe { peregrine_base::sync::AtomicU8::from_ptr(from.cast_mut()) }.load(Ordering::Relaxed)
+}
+
+/// Writes a byte that others may be reading and writing.
+///
+/// # Safety
+/// It is writable, or a touch traps.
+#[inline]
+unsafe fn put(to: *mut u8, value: u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise; writes one byte.
+    unsafe {
+        core::arch::asm!("mov byte ptr [{to}], {v}", v = in(reg_byte) value, to = in(reg) to,
+            options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: as in `get`.
+    unsafe { peregrine_base::sync::AtomicU8::from_ptr(to) }.store(value, Ordering::Relaxed);
+}
+
 /// Copies with an instruction that the compiler can't see into, so it can't assume that the source stands still, read it
 /// twice or split it in a way of its own.
 ///
@@ -202,7 +242,7 @@ unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     if len <= 32 {
         for i in 0..len {
             // SAFETY: the caller's promise; short copies are not worth the start-up of a string instruction.
-            unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+            unsafe { put(to.add(i), get(from.add(i))) };
         }
         return;
     }
@@ -216,6 +256,6 @@ unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
     #[cfg(not(target_arch = "x86_64"))]
     for i in 0..len {
         // SAFETY: the caller's promise.
-        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+        unsafe { put(to.add(i), get(from.add(i))) };
     }
 }

@@ -3,42 +3,20 @@
 #[macro_use]
 mod common;
 
-use common::{inline, page};
+use common::{REPLACED, inline, page, replace_pages_on};
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, SIGBUS};
-use peregrine_sys::mem;
 use peregrine_vm::{
     Capabilities, Capability, Decision, Mapping, PAGE_SIZE, PageCount, Protection, Region, Trap,
 };
-use std::ffi::c_void;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use testkit::{Outcome, run_helper, skip};
 
-static CHAINED: AtomicUsize = AtomicUsize::new(0);
-
 fn a_denied_pager_trap_is_a_bus_error_in_the_toucher() -> Outcome {
-    unsafe extern "C" fn replace(_: i32, info: *mut c_void, context: *mut c_void) {
-        // SAFETY: a fault handler's own arguments.
-        let frame = unsafe { fault::Frame::new(info, context) };
-        CHAINED.fetch_add(1, Ordering::SeqCst);
-        // A fresh page in place of the poisoned one, so that the access can end.
-        let at = mem::Placement::Replace(frame.address().page_floor());
-        // SAFETY: the page is the test's.
-        let _ = unsafe {
-            mem::map(
-                PageCount::new(1),
-                Protection::ReadWrite,
-                mem::Source::Anonymous,
-                at,
-                mem::MapOptions::default(),
-            )
-        };
-    }
     let caps = Capabilities::probe();
     need!(caps, Userfaultfd, Poison);
-    // SAFETY: `replace` makes system calls only.
-    unsafe { fault::action(SIGBUS, Some(&Action::run(replace, fault::SA_ONSTACK))).unwrap() };
+    replace_pages_on(&[SIGBUS]);
     let memory = Arc::new(Mapping::anonymous(PageCount::new(4)).unwrap());
     let _region = Region::builder(memory.clone())
         .traps_absent(true)
@@ -51,9 +29,9 @@ fn a_denied_pager_trap_is_a_bus_error_in_the_toucher() -> Outcome {
         .build(&caps)
         .unwrap();
     assert_eq!(memory.bytes().load_u8(PAGE_SIZE).unwrap(), 0);
-    assert_eq!(CHAINED.load(Ordering::SeqCst), 1);
+    assert_eq!(REPLACED.load(Ordering::SeqCst), 1);
     assert_eq!(memory.bytes().load_u8(0).unwrap(), 0);
-    assert_eq!(CHAINED.load(Ordering::SeqCst), 2);
+    assert_eq!(REPLACED.load(Ordering::SeqCst), 2);
     Outcome::Passed
 }
 

@@ -4,9 +4,9 @@
 #[macro_use]
 mod common;
 
-use common::{anonymous, indices, inline, memfd, read_into, write_from};
-use peregrine_base::sync::{AtomicUsize, Ordering};
-use peregrine_sys::fault::{self, Action, SIGSEGV};
+use common::{REPLACED, anonymous, indices, inline, memfd, read_into, replace_pages_on, write_from};
+use peregrine_base::sync::Ordering;
+use peregrine_sys::fault::{SIGBUS, SIGSEGV};
 use peregrine_sys::mem;
 use peregrine_sys::process::{self, ChildEnd, ForkFlags, Forked, exit_now, fork_with, wait_for};
 use peregrine_vm::capabilities::Simulate;
@@ -15,7 +15,6 @@ use peregrine_vm::{
     Capabilities, Capability, Decision, DirtyMechanism, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,
     Protection, Region, RegionError, TrackError, Tracker, Trap, UnionTracker,
 };
-use std::ffi::c_void;
 use std::sync::Arc;
 use testkit::{Outcome, run_helper, skip};
 
@@ -301,27 +300,7 @@ fn a_refusal_names_the_sysctl_the_device_and_the_fallback() -> Outcome {
 }
 
 fn a_file_that_was_cut_short_is_a_bus_error_that_the_chain_gets() -> Outcome {
-    static CHAINED: AtomicUsize = AtomicUsize::new(0);
-    unsafe extern "C" fn lengthen(_: i32, info: *mut c_void, context: *mut c_void) {
-        // SAFETY: a fault handler's own arguments.
-        let frame = unsafe { fault::Frame::new(info, context) };
-        CHAINED.fetch_add(1, Ordering::SeqCst);
-        let at = mem::Placement::Replace(frame.address().page_floor());
-        // SAFETY: the page is the test's.
-        let _ = unsafe {
-            mem::map(
-                PageCount::new(1),
-                Protection::ReadWrite,
-                mem::Source::Anonymous,
-                at,
-                mem::MapOptions::default(),
-            )
-        };
-    }
-    for signal in [SIGSEGV, fault::SIGBUS] {
-        // SAFETY: `lengthen` makes system calls only.
-        unsafe { fault::action(signal, Some(&Action::run(lengthen, fault::SA_ONSTACK))).unwrap() };
-    }
+    replace_pages_on(&[SIGSEGV, SIGBUS]);
     let caps = Capabilities::probe();
     let file = tempfile::tempfile().unwrap();
     file.set_len(4 * PAGE_SIZE as u64).unwrap();
@@ -331,7 +310,7 @@ fn a_file_that_was_cut_short_is_a_bus_error_that_the_chain_gets() -> Outcome {
     file.set_len(0).unwrap();
     assert_eq!(memory.bytes().load_u8(PAGE_SIZE).unwrap(), 0);
     assert_eq!(
-        CHAINED.load(Ordering::SeqCst),
+        REPLACED.load(Ordering::SeqCst),
         1,
         "a tracker does not take what is not a write to a clean page"
     );

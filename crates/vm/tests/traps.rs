@@ -1,5 +1,6 @@
 //! What a trap does to the thread that takes it and to the handlers around it.
 
+#[macro_use]
 mod common;
 
 use common::{On, inline, open_page, page};
@@ -8,13 +9,13 @@ use peregrine_sys::fault::{self, Action, SIGBUS, SIGSEGV};
 use peregrine_sys::mem;
 use peregrine_vm::trap::{Fault, Registration};
 use peregrine_vm::{
-    Access, AltStack, Capabilities, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,
-    Protection, Region, VirtAddr,
+    Access, AltStack, Capabilities, Capability, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount,
+    PageRange, Protection, Region, Trap, VirtAddr,
 };
 use std::ffi::c_void;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
-use testkit::{Outcome, run_helper};
+use testkit::{Outcome, run_helper, skip};
 
 fn a_bare_registration_learns_address_access_and_instruction() -> Outcome {
     static ADDRESS: AtomicUsize = AtomicUsize::new(0);
@@ -177,6 +178,36 @@ fn a_handler_may_fault_in_another_region() -> Outcome {
     Outcome::Passed
 }
 
+fn a_pagers_handler_may_fault_in_other_regions() -> Outcome {
+    let caps = Capabilities::probe();
+    need!(caps, WriteProtectShared, UserfaultfdSigbus);
+    // One is served by another pager, one on the pager's own thread.
+    let logs = [(); 2].map(|()| Arc::new(Mapping::memfd(PageCount::new(8)).unwrap()));
+    let shape = |log: &Arc<Mapping>| Region::builder(log.clone());
+    let by_pager = shape(&logs[0]).pager(|t: &Trap<'_>| t.unprotect()).build(&caps).unwrap();
+    let by_signal = shape(&logs[1]).inline(inline(|t| t.unprotect())).build(&caps).unwrap();
+    for log in [&by_pager, &by_signal] {
+        log.protect(&[log.range()], Protection::Read).unwrap();
+    }
+    let memory = Arc::new(Mapping::memfd(PageCount::new(8)).unwrap());
+    let written = logs.clone();
+    let handler = move |t: &Trap<'_>| {
+        for log in &written {
+            log.bytes().store_u64(t.page_index() * PAGE_SIZE, 7).unwrap();
+        }
+        t.unprotect()
+    };
+    let region = Region::builder(memory.clone()).pager(handler).build(&caps).unwrap();
+    region.protect(&[region.range()], Protection::Read).unwrap();
+    for n in 0..8 {
+        memory.bytes().store_u64(n * PAGE_SIZE, 1).unwrap();
+        for log in &logs {
+            assert_eq!(log.bytes().load_u64(n * PAGE_SIZE), Ok(7));
+        }
+    }
+    Outcome::Passed
+}
+
 fn helper_touches_its_own_page() -> Outcome {
     let _stack = AltStack::install(64 << 10).unwrap();
     let memory = Arc::new(Mapping::anonymous(PageCount::new(2)).unwrap());
@@ -267,6 +298,7 @@ fn main() -> std::process::ExitCode {
         a_signal_that_somebody_sent_goes_to_the_handler_before,
         the_innermost_registration_is_asked_first_and_the_outer_next,
         a_handler_may_fault_in_another_region,
+        a_pagers_handler_may_fault_in_other_regions,
         helper_touches_its_own_page,
         a_handler_that_touches_the_page_it_guards_is_denied_and_does_not_recurse,
         a_fault_on_the_stack_itself_is_handled_on_the_alternate_stack,

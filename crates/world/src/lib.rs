@@ -5,6 +5,7 @@
 
 mod address_space;
 mod arena;
+mod blocks;
 mod carried;
 mod channel;
 mod config;
@@ -51,7 +52,7 @@ pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_i
 pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
 pub use entry::{Tally, packing, run_with, tally};
 pub use error::{JoinError, SpawnError};
-pub use fresh::{FreshCallError, Portal};
+pub use fresh::{FreshCallError, Loan, Portal};
 pub use memory::MemoryError;
 pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use peregrine_thread::stack_kind::StackKind;

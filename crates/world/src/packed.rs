@@ -14,10 +14,11 @@
 //! node's private part.
 
 use crate::arena;
+use crate::blocks::{Block, block_layout, new_block};
 use crate::control::{imaged, record, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::{SCRATCH_BYTES, scratch};
-use crate::windows::{Block, IN_FRAMES, UNBORN, block_layout, new_block, punch_frames};
+use crate::windows::{IN_FRAMES, UNBORN, punch_frames};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::memfd;
 use peregrine_thread::slot::SlotHeader;

@@ -26,6 +26,7 @@
 //! *Between two threads*, on the scheduler's stack: no static, no thread-local, no panic, no allocation but in the arena.
 
 use crate::arena;
+use crate::blocks::{self, Block, block_layout};
 use crate::control::{Lack, NONE, ThreadRecord, imaged, node, record, state, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::Local;
@@ -38,9 +39,8 @@ use peregrine_thread::carrier::Carrier;
 use peregrine_thread::slot::{GUARD_BYTES, SlotHeader};
 use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
 use peregrine_thread::statics;
-use peregrine_thread::template::{TemplateHeader, template};
+use peregrine_thread::template::template;
 use peregrine_thread::window::{MOST_WINDOWS, Windows};
-use peregrine_thread::window_image::{Head, LINE};
 use std::os::fd::BorrowedFd;
 
 /// `stored` of an alias thread whose memory is its frames.
@@ -52,21 +52,6 @@ const FRAMES_CHARGE: u64 = 16 << 10;
 
 /// With no more windows than this, those of alias threads are anchored: see [`anchor`]. It takes a mapping more for each.
 const ANCHORED: usize = 8192;
-
-/// A block of the arena that holds a thread's memory. The bytes follow.
-#[repr(C)]
-pub struct Block {
-    /// Bytes of the allocation, this head included.
-    pub capacity: usize,
-    /// 0: as they are; else they are compressed (`packed`) to so many after the statics.
-    pub compressed_len: usize,
-    /// What they are.
-    pub head: Head,
-    /// The bytes begin on a line, if the block does.
-    pub _line: u64,
-}
-
-const _: () = assert!(size_of::<Block>() == LINE);
 
 /// Who is in the windows of this node; part of `Local`, all zero at first.
 #[repr(C)]
@@ -149,14 +134,24 @@ pub unsafe fn bring(c: &mut Carrier, l: &mut Local, number: u32) {
     }
     let w = shape();
     let before = l.windows.owner[row(number)][w.window_of(number) as usize];
+    // Before anything of it is written.
+    node(c.node).note_ran(number);
     if before != 0 {
         let count = &node(c.node).conflicts[row(number)];
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // SAFETY: it is in its window and does not run.
-        unsafe { leave(c, l, before) };
+        // SAFETY: it is in its window and does not run; the other is this node's, suspended, and bound to the same window.
+        unsafe {
+            if blocks::can_exchange(c, before, number) {
+                let t = template();
+                statics::evict(c, t, before);
+                blocks::exchange(before, number, t);
+                kill_at(Point::WindowEntered);
+                l.windows.set(number, number);
+                return l.windows.note_idle(before);
+            }
+            leave(c, l, before);
+        }
     }
-    // Before anything of it is written.
-    node(c.node).note_ran(number);
     // SAFETY: nobody is in the window now.
     unsafe {
         map(l, w, number);
@@ -301,7 +296,7 @@ pub unsafe fn leave(c: &mut Carrier, l: &mut Local, number: u32) {
         let t = template();
         statics::evict(c, t, number);
         if StackKind::of(number) == StackKind::Copy {
-            store(c, number, t);
+            blocks::store(c, number, t);
         }
     }
     kill_at(Point::WindowLeft);
@@ -319,61 +314,9 @@ pub unsafe fn store_all(c: &Carrier, l: &mut Local) {
         let number = l.windows.owner[1][w];
         if number != 0 {
             // SAFETY: the thread is in its window.
-            unsafe { store(c, number, template()) };
+            unsafe { blocks::store(c, number, template()) };
         }
     }
-}
-
-/// Copies a copy thread's live bytes to its block, if it ran since that was last done.
-unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
-    let r = record(number);
-    let at = r.stored.load(Ordering::Relaxed);
-    if at > UNBORN && !node(c.node).has_run(number) {
-        return;
-    }
-    // SAFETY: the thread is in its window and suspended.
-    unsafe {
-        let header = &*SlotHeader::of(number);
-        let home = core::ptr::from_ref(header) as usize;
-        let head = Head::of(header, home, t);
-        let needed = size_of::<Block>() + head.len();
-        let mut block = at as *mut Block;
-        let fits = at > UNBORN && (needed..=needed * 4 + 4096).contains(&(*block).capacity);
-        if !fits {
-            if at > UNBORN {
-                arena::give_back(at, block_layout((*block).capacity));
-            }
-            // A little more than now: live stacks differ from switch to switch.
-            let capacity = (needed + needed / 8).next_multiple_of(256);
-            block = new_block(capacity).unwrap_or_else(|| this_node::give_up(number, Lack::Arena));
-            kill_at(Point::BlockMade);
-            r.stored.store(block as usize, Ordering::Relaxed);
-            kill_at(Point::BlockKnown);
-        }
-        (*block).compressed_len = 0;
-        (*block).head = head;
-        let to = block as usize + size_of::<Block>();
-        head.gather(header, home, t, to, |from, to, len| {
-            core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len);
-        });
-    }
-    kill_at(Point::BlockFilled);
-}
-
-/// What the arena is asked for a block of `capacity` bytes. What is copied in and out begins on a line of the cache; a packed
-/// thread, which is smaller, need not.
-pub fn block_layout(capacity: usize) -> core::alloc::Layout {
-    let align = if capacity < 4096 { 16 } else { LINE };
-    core::alloc::Layout::from_size_align(capacity, align)
-        .expect("a suspended thread is smaller than half the addresses")
-}
-
-/// A block of `capacity` bytes, if there is room.
-pub unsafe fn new_block(capacity: usize) -> Option<*mut Block> {
-    let block = arena::allocate_always(block_layout(capacity))? as *mut Block;
-    // SAFETY: just allocated.
-    unsafe { (*block).capacity = capacity };
-    Some(block)
 }
 
 /// Packs threads that have been idle for long enough, a few at a time.

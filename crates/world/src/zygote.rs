@@ -3,7 +3,10 @@
 //! Nodes share its descriptor table (`CLONE_FILES`): a file that a thread opened on one node is open on all, and stays so when
 //! that node is killed. They are children of the supervisor (`CLONE_PARENT`), which learns of their death by itself.
 
+use crate::control;
 use crate::node;
+use peregrine_base::sync::Ordering;
+use peregrine_sys::elsewhere::close_elsewhere;
 use peregrine_sys::other::{self, Condition, Pidfd, out_of_the_way};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::raw::Errno;
@@ -11,7 +14,7 @@ use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 const FORK: u32 = 1;
@@ -133,9 +136,22 @@ impl Zygote {
         }
     }
 
-    /// Closes a descriptor that a dead node left in the shared table.
-    pub fn close(&self, fd: RawFd) -> Result<(), ZygoteError> {
-        self.ask(CLOSE, fd as u32).map(drop)
+    /// Closes the descriptors that node `index`, which is dead, left in the shared table. Some may be slow to close: what is in the queue of
+    /// a connection to a domain is the domain's choice. So nobody waits for that.
+    pub fn close_those_of(&self, index: u32) -> Result<(), ZygoteError> {
+        self.ask(CLOSE, index).map(drop)
+    }
+}
+
+/// In the zygote: see [`Zygote::close_those_of`].
+fn close_those_of(index: u32) {
+    let n = control::node(index);
+    let listed = n.fds.iter().chain(&n.call_fds).map(|fd| fd.swap(0, Ordering::Relaxed));
+    // SAFETY: the table is this process's too, and of those who had listed them nobody lives.
+    let fds = listed.filter(|&fd| fd != 0).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32 - 1) });
+    if let Err((_, fds)) = close_elsewhere(fds.collect()) {
+        // No process is to be had for it: then this one waits, if need be.
+        drop(fds);
     }
 }
 
@@ -168,8 +184,7 @@ fn serve(fd: RawFd) -> ! {
                 }
             }
             _ => {
-                // SAFETY: the supervisor names descriptors of a dead node only.
-                unsafe { rustix::io::close(arg as RawFd) };
+                close_those_of(arg);
                 0
             }
         };

@@ -1,8 +1,9 @@
-//! The floors: the same mechanisms by bare calls in processes (each does its own part, and nobody is told), and Linux
-//! threads, whose one page table the kernel looks after.
+//! The floors: the same mechanisms by bare calls in processes (each does its own part when it comes to it, and nobody is told: until then
+//! it reaches pages that another one unmapped), and Linux threads, whose one page table the kernel looks after.
 
 use super::stage::{PAGES, Worker};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_space::process::PUNCH_PAGES;
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::uffd::{Features, FillMode, RegisterMode, Uffd};
 use peregrine_sys::{guard, memfd};
@@ -100,6 +101,7 @@ unsafe impl SignalHandler for Opener {
 
 /// A process that does all by bare calls.
 pub struct Bare {
+    frames: OwnedFd,
     view: Arc<View>,
     alias: PageRange,
     used: Vec<bool>,
@@ -131,7 +133,13 @@ impl Bare {
         let view = Arc::new(View { way, range, uffd, unit });
         let registration = Registration::new(range, Opener(view.clone())).expect("handlers");
         let stack = AltStack::install(64 << 10).expect("a stack");
-        Self { view, alias, used: vec![false; PAGES], _registration: registration, _stack: stack }
+        let frames = frames.try_clone().expect("a descriptor");
+        Self { frames, view, alias, used: vec![false; PAGES], _registration: registration, _stack: stack }
+    }
+
+    /// Takes pages out of this process's view.
+    pub fn close(&self, first: usize, pages: usize) {
+        self.view.close(first, pages);
     }
 
     fn zero(&mut self, first: usize, pages: usize) {
@@ -154,6 +162,11 @@ impl Worker for Bare {
     }
     fn unmap(&mut self, first: usize, pages: usize) {
         self.view.close(first, pages);
+        if pages >= PUNCH_PAGES {
+            // As a space does: memory of that size goes back to the kernel.
+            memfd::punch(self.frames.as_fd(), PageCount::new(first), PageCount::new(pages)).expect("punch");
+            self.used[first..first + pages].fill(false);
+        }
     }
     fn gone(&mut self, first: usize, pages: usize) {
         self.view.close(first, pages);

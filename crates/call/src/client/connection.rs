@@ -3,6 +3,7 @@
 use super::line::Line;
 use super::lines::Lines;
 use super::questions::{Answer, Inquiry, Mail, PATIENCE};
+use super::stopped::Stopped;
 use super::watch::{self, Watched};
 use crate::chain::Deadline;
 use crate::credentials::Credentials;
@@ -29,6 +30,9 @@ pub(crate) struct Connection {
     pub name: String,
     pub domain: Credentials,
     pub argument_bytes: u64,
+    /// The domain's process, if it is known.
+    pub(super) pid: Option<u32>,
+    pub(super) stopped: Stopped,
     pub(super) socket: OwnedFd,
     /// The process that made it.
     of: i32,
@@ -57,7 +61,7 @@ impl Connection {
     /// A domain that has made us welcome, with its number and name, and what it allows.
     pub fn new(
         socket: OwnedFd,
-        process: Option<OwnedFd>,
+        (process, pid): (Option<OwnedFd>, Option<u32>),
         domain: Credentials,
         (id, name): (u64, String),
         calls_in_flight: u32,
@@ -69,6 +73,8 @@ impl Connection {
             name,
             domain,
             argument_bytes,
+            pid,
+            stopped: Stopped::with_patience(PATIENCE),
             process,
             socket,
             of: peregrine_sys::process::pid(),
@@ -143,7 +149,13 @@ impl Connection {
     }
 
     pub fn resolve(&self, name: &str, ours: u64) -> Result<PortalId, CallError> {
-        portal_of(self.question(asks_for(name)?, Some(Deadline::after(PATIENCE))), name, ours)
+        portal_of(self.question(asks_for(name)?, Some(Deadline::after(PATIENCE))), self.id, name, ours)
+    }
+
+    /// Refuses a portal that was found elsewhere: here its number is another's.
+    #[inline]
+    pub fn has(&self, portal: PortalId) -> Result<(), CallError> {
+        if portal.is_of(self.id) { Ok(()) } else { Err(Refusal::OtherDomain.into()) }
     }
 
     pub fn usage(&self) -> Result<Usage, CallError> {
@@ -182,16 +194,20 @@ pub(super) fn asks_for(name: &str) -> Result<Inquiry, CallError> {
 /// What the domain said of the portal that it was asked for.
 pub(super) fn portal_of(
     answer: Result<Answer, CallError>,
+    domain: u64,
     name: &str,
     ours: u64,
 ) -> Result<PortalId, CallError> {
     match answer {
-        Ok((FromDomain::Portal { id, version }, _)) if version == ours => Ok(PortalId(id)),
+        Ok((FromDomain::Portal { id, version }, _)) if version == ours => Ok(PortalId::new(id, domain)),
         Ok((FromDomain::Portal { version: theirs, .. }, _)) => {
             Err(CallError::Version { portal: name.into(), ours, theirs })
         }
         Ok(_) => Err(ANOTHER_ANSWER),
         Err(CallError::Refused(Refusal::NoPortal(_))) => Err(Refusal::NoPortal(name.into()).into()),
+        Err(CallError::Refused(Refusal::Access(id))) => {
+            Err(Refusal::Access(PortalId::new(id.0, domain)).into())
+        }
         Err(e) => Err(e),
     }
 }
@@ -253,7 +269,7 @@ pub(super) fn refusal(why: Why) -> CallError {
             Refusal::Protocol(format!("this library speaks version {PROTOCOL}, the domain {theirs}")).into()
         }
         Why::NoPortal => Refusal::NoPortal(String::new()).into(),
-        Why::Access { id } => Refusal::Access(PortalId(id)).into(),
+        Why::Access { id } => Refusal::Access(PortalId::new(id, 0)).into(),
         Why::Lines { limit } => {
             CallError::TooLarge { what: "calls in flight", asked_bytes: limit + 1, limit_bytes: limit }
         }

@@ -5,11 +5,14 @@ use crate::chain::Deadline;
 use crate::line::Words;
 use crate::look::Patience;
 use crate::shared::Shared;
-use peregrine_base::sync::Ordering;
+use peregrine_base::sync::{Ordering, spin_loop};
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+/// Looks between two readings of the clock while spinning, and before the first.
+const LOOKS: u32 = 64;
 
 /// A buffer of the library's own, for what is too large for the line. Not a [`Buffer`](crate::Buffer), which keeps its connection alive: the
 /// connection keeps this.
@@ -25,6 +28,10 @@ pub(crate) struct Line {
     pub shared: Arc<Shared>,
     /// The number of the last call made on it; the shared words are not asked what we did ourselves.
     pub call: u32,
+    /// The core that the caller of the last call was on.
+    pub cpu: u16,
+    /// Whether the last call was answered while its caller spun: see `hot.rs`.
+    pub is_hot: Cell<bool>,
     /// What this side knows of looking for a reply on a shared core.
     pub patience: Cell<Patience>,
     /// Where arguments and results go that are too large for the line.
@@ -45,6 +52,8 @@ impl Line {
             index,
             shared,
             call: 0,
+            cpu: 0,
+            is_hot: Cell::new(false),
             spill: None,
             grown: 0,
             pipe: None,
@@ -63,6 +72,18 @@ impl Line {
     #[inline]
     pub fn is_over(&self) -> bool {
         self.words().gate().is_answered(self.call)
+    }
+
+    /// Looks for the reply some times; whether it came.
+    #[inline]
+    pub fn look(&self) -> bool {
+        (0..LOOKS).any(|_| {
+            let over = self.is_over();
+            if !over {
+                spin_loop();
+            }
+            over
+        })
     }
 
     /// Tells the domain that nobody waits any more.

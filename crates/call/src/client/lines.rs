@@ -92,8 +92,9 @@ impl Connection {
     ) -> Result<MutexGuard<'a, Lines>, CallError> {
         // An abandoned line becomes free without anybody telling us: look now and then.
         let mut slice = Duration::from_millis(if lines.abandoned.is_empty() { 50 } else { 1 });
-        if let Some(deadline) = deadline {
-            slice = slice.min(deadline.left().ok_or(CallError::Deadline)?);
+        match deadline {
+            Some(deadline) => slice = slice.min(deadline.left().ok_or(CallError::Deadline)?),
+            None => self.see_whether_it_works()?,
         }
         // SeqCst, as in `put_back`: it sees the waiter, or the waiter sees its line.
         self.waiters.fetch_add(1, Ordering::SeqCst);
@@ -117,16 +118,27 @@ impl Connection {
     #[inline]
     pub fn put_back(&self, line: Box<Line>) {
         if line.is_over() {
-            let line = Box::into_raw(line);
-            let none = std::ptr::null_mut();
-            // SeqCst: pairs with the waiter's count and look in `wait_for_line`.
-            if self.warm.compare_exchange(none, line, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-                // SAFETY: made above, and nobody else got it.
-                self.lock_lines().free.push(unsafe { Box::from_raw(line) });
-            }
-        } else {
-            self.lock_lines().abandoned.push(line);
+            return self.put_back_over(line);
         }
+        self.lock_lines().abandoned.push(line);
+        self.tell_waiter();
+    }
+
+    /// Takes a line back whose call is over.
+    #[inline(always)]
+    pub fn put_back_over(&self, line: Box<Line>) {
+        let line = Box::into_raw(line);
+        let none = std::ptr::null_mut();
+        // SeqCst: pairs with the waiter's count and look in `wait_for_line`.
+        if self.warm.compare_exchange(none, line, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+            // SAFETY: made above, and nobody else got it.
+            self.lock_lines().free.push(unsafe { Box::from_raw(line) });
+        }
+        self.tell_waiter();
+    }
+
+    #[inline(always)]
+    fn tell_waiter(&self) {
         if self.waiters.load(Ordering::SeqCst) > 0 {
             // Under the lock: a waiter that has looked waits by now.
             let _lines = self.lock_lines();

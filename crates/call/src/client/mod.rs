@@ -1,6 +1,8 @@
 //! A client's connection to one domain.
 
+mod asking;
 mod connection;
+mod hot;
 mod line;
 mod lines;
 mod opening;
@@ -8,15 +10,17 @@ mod pending;
 mod questions;
 mod results;
 mod setup;
+mod stopped;
 mod transfer;
 mod wait;
 mod watch;
 
+pub use asking::{Finding, Offering};
 pub use opening::Opening;
 pub use pending::Pending;
 
 use crate::args::Call;
-use crate::chain::{Caller, Deadline};
+use crate::chain::Caller;
 use crate::credentials::Credentials;
 use crate::error::CallError;
 use crate::memory::Buffer;
@@ -52,7 +56,7 @@ impl Client {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub fn connect_within(path: impl AsRef<Path>, time: Duration) -> Result<Self, CallError> {
-        Opening::to(path.as_ref(), time, Strays::Close)?.wait()
+        Opening::to(path.as_ref(), time, Strays::Thread)?.wait()
     }
 
     /// Begins to connect, and waits for nothing: for runtimes whose threads must not. `time` is how long to wait for the greeting.
@@ -62,7 +66,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Unreachable`]: the path is too long, or there are no descriptors left.
     pub fn open(path: impl AsRef<Path>, time: Duration) -> Result<Opening, CallError> {
-        Opening::to(path.as_ref(), time, Strays::Keep)
+        Opening::to(path.as_ref(), time, Strays::Process)
     }
 
     /// Takes a connected socket: one end of a [`socket_pair`](crate::socket_pair), or an inherited descriptor. Waits for the greeting for a
@@ -71,7 +75,7 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn over(socket: OwnedFd) -> Result<Self, CallError> {
-        Opening::over(socket, Path::new("descriptor"), 6 * PATIENCE, Strays::Close).wait()
+        Opening::over(socket, Path::new("descriptor"), 6 * PATIENCE, Strays::Thread).wait()
     }
 
     /// Who serves, by the kernel's word: whoever listens at the path, or made the pair of sockets.
@@ -99,19 +103,15 @@ impl Client {
 
     /// Calls: this thread goes on in the domain, on an activation's stack, and comes back with the results.
     ///
-    /// In terms of the kernel: fills a line, wakes the activation that waits on it, sleeps until the reply.
+    /// In terms of the kernel: fills a line, wakes the activation that waits on it, sleeps until the reply. That is as long as the callee
+    /// works, unless the call, or the chain that it belongs to, has a [deadline](Call::deadline), or the domain is [stopped](Self::set_patience).
     ///
     /// # Errors
     /// See [`CallError`], which says for each kind whether anything was executed. Results are replaced on success only.
+    #[inline]
     pub fn call(&self, portal: PortalId, mut call: Call<'_>) -> Result<(), CallError> {
-        let caller = Caller::current();
-        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
-        let mut line = self.0.acquire(deadline)?;
-        let sent = line.send(&self.0, portal, &mut call, caller, false)?;
-        wait::for_reply(&self.0, &line, &sent)?;
-        let outcome = line.take_results(&self.0, &sent, &mut call, crate::usage::add);
-        line.release();
-        outcome
+        self.0.has(portal)?;
+        self.0.call(portal, &mut call)
     }
 
     /// Looks for a portal, and waits for nothing.
@@ -119,8 +119,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Refused`]: the name is longer than any portal's.
     pub fn look_for(&self, name: &str, version: u64) -> Result<Finding, CallError> {
-        let inquiry = Some(connection::asks_for(name)?);
-        Ok(Finding { connection: self.0.clone(), inquiry, name: name.into(), version })
+        Finding::begin(self.0.clone(), name, version)
     }
 
     /// Begins a call and returns when it is sent; what it returns can be polled, waited for, or dropped, which gives the call up.
@@ -137,6 +136,7 @@ impl Client {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn begin<'a>(&self, portal: PortalId, call: Call<'a>) -> Result<Pending<'a>, CallError> {
+        self.0.has(portal)?;
         Pending::begin(self.0.clone(), portal, call, Caller::current())
     }
 
@@ -151,6 +151,7 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Pending<'a>, CallError> {
+        self.0.has(portal)?;
         Pending::begin(self.0.clone(), portal, call, caller).map(Pending::keeping_charges)
     }
 
@@ -165,7 +166,17 @@ impl Client {
         portal: PortalId,
         call: Call<'a>,
     ) -> Result<Result<Pending<'a>, Call<'a>>, CallError> {
+        self.0.has(portal)?;
         Pending::at_once(&self.0, portal, call, caller)
+    }
+
+    /// For how long a domain may be *stopped* (by SIGSTOP, a terminal or a debugger) before calls that have no deadline end with
+    /// [`CallError::Stopped`]; ten seconds if nothing is said, and never for `Duration::MAX`. It holds for all clones of this client. A domain that
+    /// runs is waited for as long as it works.
+    ///
+    /// Looked at about once a second, and known only of a domain that was found by its path, in a process namespace of ours.
+    pub fn set_patience(&self, patience: Duration) {
+        self.0.stopped.set_patience(patience);
     }
 
     /// Whether the domain is there: its process lives, and has kept to the protocol. Once it is not, it never is again.
@@ -187,52 +198,20 @@ impl Client {
         self.0.buffer(len_bytes)
     }
 
+    /// As [`buffer`](Self::buffer), and waits for nothing: the domain is told of it, and answers in its own time.
+    ///
+    /// # Errors
+    /// [`CallError::System`]: no memory or descriptors.
+    pub fn offer(&self, len_bytes: usize) -> Result<Offering, CallError> {
+        Offering::begin(self.0.clone(), len_bytes)
+    }
+
     /// What this connection has used of the domain, as the domain counts it.
     ///
     /// # Errors
     /// [`CallError::DomainDied`].
     pub fn usage(&self) -> Result<Usage, CallError> {
         self.0.usage()
-    }
-}
-
-/// A portal that is being looked for.
-#[must_use = "what is dropped is not found"]
-pub struct Finding {
-    connection: Arc<Connection>,
-    /// Taken when there is an outcome.
-    inquiry: Option<questions::Inquiry>,
-    name: String,
-    version: u64,
-}
-
-impl Finding {
-    /// What was found, if the domain has answered. Never waits.
-    pub fn try_finish(&mut self) -> Option<Result<PortalId, CallError>> {
-        let inquiry = self.inquiry.as_mut()?;
-        let answer = self.connection.pursue(inquiry).transpose();
-        if answer.is_none() {
-            return (!self.connection.is_alive()).then_some(Err(CallError::DomainDied));
-        }
-        self.inquiry = None;
-        answer.map(|answer| connection::portal_of(answer, &self.name, self.version))
-    }
-}
-
-impl Drop for Finding {
-    fn drop(&mut self) {
-        if let Some(inquiry) = self.inquiry.take() {
-            self.connection.forsake(inquiry);
-        }
-    }
-}
-
-impl fmt::Debug for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Finding")
-            .field("name", &self.name)
-            .field("version", &self.version)
-            .finish_non_exhaustive()
     }
 }
 

@@ -117,7 +117,7 @@ impl Opening {
                 let socket = self.socket.take().ok_or_else(|| self.unreachable("the outcome was taken"))?;
                 let made = Connection::new(
                     socket,
-                    process,
+                    (process, Some(peer.pid).filter(|&pid| self.listened && pid != 0)),
                     peer,
                     (id, name),
                     calls_in_flight,

@@ -24,6 +24,7 @@ use std::fmt;
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A call that was begun by [`Client::start`](crate::Client::start).
 ///
@@ -106,7 +107,13 @@ impl<'a> Pending<'a> {
         }
         let mut line = match setup.step(&self.connection, &mut self.call) {
             Ok(Some(line)) => line,
-            Ok(None) if self.connection.is_alive() => return None,
+            Ok(None) if self.connection.is_alive() => {
+                let works = self.see_whether_it_works();
+                return works.is_err().then(|| {
+                    self.abandon();
+                    works
+                });
+            }
             Ok(None) => {
                 self.abandon();
                 return Some(Err(CallError::DomainDied));
@@ -162,6 +169,14 @@ impl<'a> Pending<'a> {
         self.deadline
     }
 
+    /// For a call that has no deadline: an error if its domain has been stopped for too long.
+    fn see_whether_it_works(&self) -> Result<(), CallError> {
+        if self.deadline.is_some() { Ok(()) } else { self.connection.see_whether_it_works() }
+    }
+
+    /// When to look again at a call of which nothing is heard.
+    pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
     /// Whether the reply is there: one load, no system call. False says nothing about deadline and death.
     pub fn is_ready(&self) -> bool {
         match &self.stage {
@@ -198,7 +213,8 @@ impl<'a> Pending<'a> {
             }
             // The byte of this call may have been among those, or the domain may have replied and died: look again.
             if !line.is_over() {
-                return if is_alive { None } else { Some(Err(CallError::DomainDied)) };
+                let works = if is_alive { self.see_whether_it_works() } else { Err(CallError::DomainDied) };
+                return works.is_err().then_some(works);
             }
         }
         if let Some(pipe) = &line.pipe {
@@ -230,14 +246,13 @@ impl<'a> Pending<'a> {
                 continue;
             };
             // A call that is still to be rung for has nobody who would wake us.
-            let most = line.owes_ring.then_some(std::time::Duration::from_millis(1));
-            let left = self.deadline.map(|d| d.left().unwrap_or_default());
-            let left = left.into_iter().chain(most).min();
-            let timeout =
-                left.map(|l| Timespec { tv_sec: l.as_secs() as i64, tv_nsec: i64::from(l.subsec_nanos()) });
+            let most = line.owes_ring.then_some(Duration::from_millis(1));
+            let left = self.deadline.map_or(Self::LOOK_AGAIN, |d| d.left().unwrap_or_default());
+            let left = most.map_or(left, |most| left.min(most));
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             let [socket, process] = self.connection.signs_of_death();
             let mut fds = [PollFd::new(&self, PollFlags::IN), socket, process];
-            match poll(&mut fds, timeout.as_ref()) {
+            match poll(&mut fds, Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(crate::error::system("poll")(e)),
             }

@@ -217,6 +217,9 @@ impl Connection {
                 return Err(CallError::DomainDied);
             }
             let left = deadline.map_or(Some(SLICE), Deadline::left).ok_or(CallError::Deadline)?;
+            if deadline.is_none() {
+                self.see_whether_it_works()?;
+            }
             std::thread::sleep(left.min(Duration::from_micros(200)));
         }
         Ok(())
@@ -232,7 +235,8 @@ impl Connection {
             if let Some(answer) = self.pursue(&mut inquiry)? {
                 return Ok(answer);
             }
-            match self.wait_a_moment(deadline) {
+            let works = if deadline.is_none() { self.see_whether_it_works() } else { Ok(()) };
+            match works.and_then(|()| self.wait_a_moment(deadline)) {
                 Ok(true) => {}
                 // Dead, with nothing to read a moment ago: what it had sent before it died is there now.
                 Ok(false) => {

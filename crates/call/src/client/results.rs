@@ -101,7 +101,7 @@ fn copy_out(
     head: &ReplyHead,
     call: &mut Call<'_>,
 ) -> Result<(), CallError> {
-    let args = &mut call.args[..call.count];
+    let args = &mut *call.args;
     let mut end = results_at;
     for (arg, &len) in args.iter().zip(&head.lengths) {
         let bound = match arg {

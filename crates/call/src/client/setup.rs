@@ -99,7 +99,7 @@ impl Setup {
         if let Some(line) = self.line {
             connection.put_back(line);
         }
-        for arg in &call.args[..call.count] {
+        for arg in &*call.args {
             if let Arg::Given(id, _) = arg {
                 connection.owe(*id);
             }
@@ -110,7 +110,7 @@ impl Setup {
 /// A line on which `call` can be sent at once, if there is one.
 pub(super) fn at_once(connection: &Arc<Connection>, call: &Call<'_>) -> Option<Box<Line>> {
     let line = connection.take_free()?;
-    let gives = call.args[..call.count].iter().any(|arg| matches!(arg, Arg::Give(_)));
+    let gives = call.args.iter().any(|arg| matches!(arg, Arg::Give(_)));
     // What is refused needs no room.
     let has_room = line.plan(connection, call).map_or(true, |plan| plan.room.is_none());
     if line.pipe.is_some() && has_room && !gives {
@@ -133,7 +133,7 @@ fn missing(
         let (shared, inquiry) = offers_buffer(bytes, true)?;
         return Ok(Some((inquiry, For::Room(shared))));
     }
-    for (index, arg) in call.args[..call.count].iter_mut().enumerate() {
+    for (index, arg) in call.args.iter_mut().enumerate() {
         if let Arg::Give(_) = arg
             && let Arg::Give(giving) = std::mem::take(arg)
         {

@@ -70,7 +70,7 @@ impl Line {
         let charge = attributes.charge || caller.charge;
         let header = Header {
             portal: portal.0,
-            args: call.count as u8,
+            args: call.args.len() as u8,
             charge,
             priority: attributes.priority,
             affinity: attributes.affinity,
@@ -84,6 +84,7 @@ impl Line {
         };
         header.write(self.words());
         self.call = self.call.wrapping_add(1);
+        self.cpu = header.cpu;
         let sent = Sent {
             portal,
             call: self.call,
@@ -92,7 +93,7 @@ impl Line {
             attributes,
             results_at: results_at(payload_at, payload_bytes),
             spilled,
-            count: call.count,
+            count: call.args.len(),
             charge,
             depth: header.depth,
         };
@@ -177,7 +178,7 @@ impl Line {
         let memory =
             if spilled { self.spill.as_ref().map_or(&*self.shared, |s| &s.shared) } else { &*self.shared };
         let mut at = payload_at;
-        for (index, arg) in call.args[..call.count].iter_mut().enumerate() {
+        for (index, arg) in call.args.iter_mut().enumerate() {
             let d = |kind, id, len: usize, bound: usize| Descriptor {
                 kind,
                 id,
@@ -204,6 +205,11 @@ impl Line {
                     put(bytes)?;
                     d(Kind::Lend, 0, bytes.len(), 0)
                 }
+                Arg::Lend(Lend::Elsewhere(..)) => {
+                    return Err(CallError::BadArgument(
+                        "it is memory of a runtime's own, and can be lent by that runtime's threads only",
+                    ));
+                }
                 Arg::Lend(Lend::Part(part)) => {
                     if !part.buffer.home.is(std::ptr::from_ref(connection).addr() as u64) {
                         return Err(Refusal::NoBuffer(part.buffer.id).into());
@@ -227,7 +233,7 @@ impl Line {
 #[inline]
 fn sizes(call: &Call<'_>) -> (usize, usize) {
     let (mut payload, mut results) = (0usize, 0usize);
-    for arg in &call.args[..call.count] {
+    for arg in &*call.args {
         match arg {
             Arg::In(bytes) | Arg::Lend(Lend::Bytes(bytes)) => payload = align_argument(payload) + bytes.len(),
             Arg::InOut(bytes, bound) => {

@@ -16,7 +16,7 @@ use crate::chain::now_ns;
 use crate::error::CallError;
 use crate::gate::{AWAKE, PARKED, UNBOUND};
 use crate::step::reach;
-use peregrine_base::sync::{Ordering, spin_loop};
+use peregrine_base::sync::Ordering;
 use peregrine_sys::futex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +25,6 @@ use std::time::{Duration, Instant};
 const NEAR: Duration = Duration::from_millis(20);
 /// The longest spin.
 const SPIN: Duration = Duration::from_micros(20);
-/// Looks between two readings of the clock while spinning, and before the first.
-const LOOKS: u32 = 64;
 /// Longer than the kernel's tick, so that the timer need not be set to something earlier for each call.
 const FIRST_SLICE: Duration = Duration::from_millis(10);
 /// When nobody watches.
@@ -39,6 +37,7 @@ const WATCHED_SLICE: Duration = Duration::from_secs(1);
 pub(crate) fn for_reply(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), CallError> {
     reach("client: waits");
     let apart = sent.attributes.affinity == Affinity::Apart;
+    line.is_hot.set(false);
     if shares_its_core(line, sent) {
         reach("client: looks");
         if apart {
@@ -48,8 +47,12 @@ pub(crate) fn for_reply(connection: &Arc<Connection>, line: &Line, sent: &Sent) 
         if share(line) {
             return Ok(());
         }
-    } else if apart && spin(connection, line)? {
-        return Ok(());
+    } else if apart {
+        let came = spin(connection, line)?;
+        line.is_hot.set(came);
+        if came {
+            return Ok(());
+        }
     }
     sleep(connection, line, sent)
 }
@@ -81,6 +84,9 @@ fn sleep(connection: &Arc<Connection>, line: &Line, sent: &Sent) -> Result<(), C
             // It may have replied and died after we looked.
             return if line.is_over() { Ok(()) } else { Err(CallError::DomainDied) };
         }
+        if sent.deadline.is_none() {
+            connection.see_whether_it_works()?;
+        }
         slice = if watch::watch(connection) { WATCHED_SLICE } else { (slice * 2).min(LONGEST_SLICE) };
     }
 }
@@ -107,16 +113,7 @@ fn share(line: &Line) -> bool {
 /// Looks for the reply as long as the activation is awake, for a moment; whether it came.
 #[inline]
 fn spin(connection: &Connection, line: &Line) -> Result<bool, CallError> {
-    let look = || {
-        (0..LOOKS).any(|_| {
-            let over = line.is_over();
-            if !over {
-                spin_loop();
-            }
-            over
-        })
-    };
-    if look() {
+    if line.look() {
         return Ok(true);
     }
     // When the call was sent this was a guess.
@@ -124,7 +121,7 @@ fn spin(connection: &Connection, line: &Line) -> Result<bool, CallError> {
     line.ring(connection, gate.bell())?;
     let begun = Instant::now();
     loop {
-        if look() {
+        if line.look() {
             return Ok(true);
         }
         if gate.mode.load(Ordering::Relaxed) != AWAKE || begun.elapsed() >= SPIN {

@@ -42,7 +42,7 @@ pub(crate) fn run(domain: &Arc<Inner>, me: &Arc<Activation>) {
     while let Some(line) = domain.pool.next(me) {
         me.bound_at_ns.store(timer::thread_cpu_ns(), Ordering::Relaxed);
         attend(domain, me, &mut executor, &mut patience, &line);
-        executor.shrink();
+        executor.leave();
         let used = timer::thread_cpu_ns().saturating_sub(me.bound_at_ns.load(Ordering::Relaxed));
         line.peer.cpu_ns.fetch_add(used, Ordering::Relaxed);
         me.rest.go_home();
@@ -89,9 +89,10 @@ fn attend(
     }
 }
 
+#[inline(always)]
 fn serve(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &Arc<Line>, call: u32) {
     me.rest.execute();
-    let counted = domain.is_the_last_taken();
+    let counted = domain.is_the_last_taken(|| executor.forget());
     let reply = executor.execute(line, call);
     // Before the caller learns that it is over: one that looks at the domain's counts afterwards finds itself in none.
     me.rest.get_up();
@@ -109,6 +110,7 @@ fn must_leave(domain: &Inner, me: &Activation, line: &Line) -> bool {
 }
 
 /// Looks for a call some times; whether one came.
+#[inline]
 fn look(line: &Line) -> bool {
     (0..LOOKS).any(|_| {
         let came = line.pending().is_some();
@@ -190,7 +192,7 @@ impl Place {
     /// call, else nothing.
     pub fn follow(&mut self, affinity: Affinity, cpu: usize) -> bool {
         let target = match affinity {
-            Affinity::Anywhere => return false,
+            Affinity::Anywhere => return self.set_free(),
             Affinity::Together => cpu,
             Affinity::Apart if self.at.is_some_and(|at| at != cpu) => return false,
             Affinity::Apart => {
@@ -209,6 +211,16 @@ impl Place {
         // A core that went away since: stay where we are, and don't ask again.
         self.bound = process::CpuSet::one(target).and_then(|set| set.bind()).is_ok();
         self.at = Some(target);
+        true
+    }
+
+    /// Undoes what earlier calls asked for; whether there was anything.
+    fn set_free(&mut self) -> bool {
+        if self.at.take().is_none() {
+            return false;
+        }
+        // If that fails it stays where it is, which is somewhere.
+        self.bound &= self.allowed.bind().is_err();
         true
     }
 }

@@ -26,6 +26,7 @@ impl Ended {
     }
 
     /// Whether it has.
+    #[inline]
     pub fn has(&self) -> bool {
         // Acquire pairs with the Release in `end`.
         self.0.load(Ordering::Acquire)

@@ -6,24 +6,24 @@
 
 use super::Inner;
 use super::activation::Place;
-use super::invocation::{Arguments, Held, Invocation};
+use super::adopted::Adopted;
+use super::arguments::{Home, drop_gifts};
+use super::invocation::{Arguments, Invocation};
+use super::known::Known;
 use super::peer::{Line, notify};
 use crate::attributes::Affinity;
-use crate::chain::{ChainLink, Entered};
 use crate::error::Failure;
 use crate::gate::{NOTIFY, Tell};
 use crate::line::{
-    self, Descriptor, Header, Kind, MAX_ARGS, PAYLOAD_AT, ReplyHead, Status, Words, align_argument,
-    results_at, write_charge,
+    self, Header, Kind, PAYLOAD_AT, RawHeader, ReplyHead, Status, Words, align_argument, write_charge,
 };
-use crate::memory::{Given, Lendable};
 use crate::shared::{Shared, sealed_memfd};
 use crate::socket::{self, FromDomain};
 use crate::step::reach;
-use crate::usage::{self, Account};
+use crate::usage::Account;
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::{futex, process};
+use peregrine_sys::futex;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -38,6 +38,7 @@ pub(crate) struct Executor<'a> {
     place: Place,
     waits: Waits,
     heavy: bool,
+    known: Option<Known<'a>>,
 }
 
 /// How an activation waits for the next call of who made the last.
@@ -53,18 +54,31 @@ pub(crate) enum Waits {
 
 /// What is said of a call with the word that ends it: by [`answer`], for a caller that spins looks at the same cache line, and takes it
 /// away between two stores that are not close together.
-pub(crate) struct Reply {
-    head: ReplyHead,
-    /// How many of the head's lengths mean something.
-    lengths: usize,
+pub(crate) enum Reply {
+    /// Done, and there are no results.
+    Done,
+    /// Anything else, and how many of the head's lengths mean something.
+    Head(ReplyHead, usize),
+}
+
+/// What went wrong in the handler.
+enum Fault {
+    Failed(Failure),
+    Panicked(String),
 }
 
 /// How a call goes wrong before its handler: what the caller is told.
-struct Wrong(ReplyHead);
+pub(crate) struct Wrong(pub ReplyHead);
 
 impl From<Status> for Wrong {
     fn from(status: Status) -> Self {
         Self(ReplyHead::new(status, 0))
+    }
+}
+
+impl From<Wrong> for Reply {
+    fn from(Wrong(head): Wrong) -> Self {
+        Self::Head(head, 2)
     }
 }
 
@@ -90,29 +104,15 @@ pub(crate) mod about {
     }
 }
 
-fn malformed(code: u32) -> Wrong {
+pub(crate) fn malformed(code: u32) -> Wrong {
     Wrong(ReplyHead::new(Status::Malformed, code))
 }
 
-fn too_large(code: u32, asked: u64, limit: u64) -> Wrong {
+pub(crate) fn too_large(code: u32, asked: u64, limit: u64) -> Wrong {
     let mut head = ReplyHead::new(Status::TooLarge, code);
     head.lengths[0] = u32::try_from(asked).unwrap_or(u32::MAX);
     head.lengths[1] = u32::try_from(limit).unwrap_or(u32::MAX);
     Wrong(head)
-}
-
-/// Where a call's payload is and its results go.
-struct Home {
-    /// The client's own buffer, if the line is too small.
-    spill: Option<Arc<Lendable>>,
-    payload_at: usize,
-    results_at: usize,
-}
-
-impl Home {
-    fn memory<'a>(&'a self, line: &'a Line) -> &'a Shared {
-        self.spill.as_ref().map_or(&line.shared, |spill| &spill.shared)
-    }
 }
 
 impl<'a> Executor<'a> {
@@ -123,6 +123,7 @@ impl<'a> Executor<'a> {
             place: Place::new(domain.cpus),
             waits: Waits::Asleep,
             heavy: false,
+            known: None,
         }
     }
 
@@ -141,8 +142,14 @@ impl<'a> Executor<'a> {
         self.heavy
     }
 
-    /// Lets go of what large arguments needed.
-    pub fn shrink(&mut self) {
+    /// Forgets whose calls it executed: before the activation leaves its line, or runs anything that is not a call's.
+    pub fn forget(&mut self) {
+        self.known = None;
+    }
+
+    /// Leaves a line: lets go of what large arguments needed.
+    pub fn leave(&mut self) {
+        self.forget();
         self.heavy = false;
         self.arguments.scratch.clear();
         self.arguments.scratch.shrink_to(KEEP_BYTES);
@@ -156,34 +163,70 @@ impl<'a> Executor<'a> {
     #[inline]
     pub fn execute(&mut self, line: &Arc<Line>, call: u32) -> Reply {
         let words = line.words();
-        let header = Header::read(words);
-        if self.place.follow(header.affinity, usize::from(header.cpu)) {
-            self.say_where(line);
+        let raw = RawHeader::read(words);
+        let is_cancelled = words.cancel().load(Ordering::Relaxed) == call;
+        match &self.known {
+            Some(known) if known.is(&raw) && !is_cancelled => {
+                self.waits = waits(&known.header, &self.place, words);
+                if known.is_bare {
+                    reach("domain: arguments copied");
+                    let outcome = run(self.domain, &self.arguments, line, known);
+                    count(line);
+                    return match outcome {
+                        None => Reply::Done,
+                        Some(fault) => put_fault(line, *fault, 0).unwrap_or_else(Reply::from),
+                    };
+                }
+            }
+            _ => {}
         }
-        let together = self.place.core() == u32::from(header.cpu) + 1;
-        self.waits = match header.affinity {
-            Affinity::Anywhere => Waits::Asleep,
-            // Who waits by `poll` does not look by itself.
-            _ if together && words.gate().wait.load(Ordering::Relaxed) != NOTIFY => Waits::Sharing,
-            Affinity::Apart if !together => Waits::Spinning,
-            _ => Waits::Asleep,
-        };
-        self.heavy |= header.spill != 0;
-        let results = match self.prepare(line, &header, call) {
+        self.execute_any(line, call, raw, is_cancelled).unwrap_or_else(Reply::from)
+    }
+
+    /// Executes a call that is not known to have nothing to it but its handler.
+    fn execute_any(
+        &mut self,
+        line: &Arc<Line>,
+        call: u32,
+        raw: RawHeader,
+        is_cancelled: bool,
+    ) -> Result<Reply, Wrong> {
+        let words = line.words();
+        if !self.known.as_ref().is_some_and(|known| known.is(&raw)) {
+            // Before the next is met: each makes its thread the running one, and gives back what was there.
+            self.known = None;
+            let header = Header::of(raw);
+            if self.place.follow(header.affinity, usize::from(header.cpu)) {
+                self.say_where(line);
+            }
+            self.waits = waits(&header, &self.place, words);
+            self.heavy |= header.spill != 0;
+            match Known::meet(self.domain, line, raw, header) {
+                Ok(known) => self.known = Some(known),
+                Err(wrong) => {
+                    drop_gifts(line, &header);
+                    return Err(wrong);
+                }
+            }
+        }
+        let known = self.known.as_ref().expect("met above");
+        let header = known.header;
+        let late = is_cancelled || header.deadline.is_some_and(|d| d.left().is_none());
+        let copied = if late { Err(Status::Late.into()) } else { self.arguments.copy(line, &header) };
+        let reply = match copied {
             Err(wrong) => {
                 drop_gifts(line, &header);
                 Err(wrong)
             }
             Ok(home) => {
                 reach("domain: arguments copied");
-                let account = (header.charge || usage::inherited()).then(Account::open);
+                let account = header.charge.then(Account::open);
                 let adopted =
                     header.priority.then(|| Adopted::urgent(header.nice, self.domain.most_urgent)).flatten();
-                let outcome = self.run(line, &header);
+                let outcome = run(self.domain, &self.arguments, line, known);
                 drop(adopted);
                 let rows = account.map_or(0, |account| charge(words, self.domain.id, account));
-                // Not atomic as a whole: the line is this activation's alone.
-                line.calls.store(line.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                count(line);
                 self.put_results(line, call, &home, outcome, rows)
             }
         };
@@ -192,118 +235,8 @@ impl<'a> Executor<'a> {
             slot.lent = None;
             slot.given.set(None);
         }
-        results.unwrap_or_else(|Wrong(head)| Reply { head, lengths: 2 })
-    }
-
-    /// Copies the arguments to private memory and checks them.
-    #[inline]
-    fn prepare(&mut self, line: &Line, header: &Header, call: u32) -> Result<Home, Wrong> {
-        let domain = self.domain;
-        let limits = &domain.limits;
         self.arguments.count = 0;
-        if domain.portals.get(header.portal as usize).is_none() {
-            return Err(Status::NoPortal.into());
-        }
-        if line.peer.may_call.get(header.portal as usize) != Some(&true) {
-            return Err(Status::Access.into());
-        }
-        if header.depth > limits.depth {
-            return Err(Wrong(ReplyHead::new(Status::Depth, limits.depth)));
-        }
-        let cancelled = line.words().cancel().load(Ordering::Relaxed) == call;
-        if cancelled || header.deadline.is_some_and(|d| d.left().is_none()) {
-            return Err(Status::Late.into());
-        }
-        if usize::from(header.args) > MAX_ARGS {
-            return Err(malformed(about::COUNT));
-        }
-        let home = self.home(line, header)?;
-        let memory = home.memory(line);
-        self.arguments.scratch.clear();
-        let payload_end = home.payload_at + header.payload_bytes as usize;
-        let mut at = home.payload_at;
-        // The next bytes of the payload: where they begin, and how many.
-        let mut next = |d: &Descriptor| {
-            let begin = align_argument(at);
-            let len = usize::try_from(d.len).map_err(|_| malformed(about::PAYLOAD))?;
-            let end = begin.checked_add(len).filter(|&end| end <= payload_end);
-            at = end.ok_or_else(|| malformed(about::PAYLOAD))?;
-            Ok::<_, Wrong>((begin, len))
-        };
-        for index in 0..usize::from(header.args) {
-            let d = Descriptor::read(line.words(), index).ok_or_else(|| malformed(about::KIND))?;
-            let slot = &mut self.arguments.slots[index];
-            slot.kind = Some(d.kind);
-            slot.bound = d.bound;
-            slot.result.get_mut().clear();
-            match d.kind {
-                Kind::In | Kind::InOut => {
-                    let (begin, len) = next(&d)?;
-                    let target = if d.kind == Kind::In {
-                        let start = self.arguments.scratch.len();
-                        slot.range = start..start + len;
-                        &mut self.arguments.scratch
-                    } else {
-                        slot.result.get_mut()
-                    };
-                    memory.append_to(begin, len, target).ok_or_else(|| malformed(about::PAYLOAD))?;
-                }
-                Kind::Out => {}
-                Kind::Lend if d.id == 0 => {
-                    let (begin, len) = next(&d)?;
-                    // Nothing is copied here, so nothing else notices a payload that is longer than its memory.
-                    if begin + len > memory.len_bytes() {
-                        return Err(malformed(about::PAYLOAD));
-                    }
-                    slot.lent = Some(match &home.spill {
-                        Some(spill) => Held::Buffer(spill.clone(), begin, len),
-                        None => Held::Line(begin, len),
-                    });
-                }
-                Kind::Lend => slot.lent = Some(lent(line, &d)?),
-                Kind::Give => slot.given.set(Some(given(line, &d)?)),
-            }
-            self.arguments.count = index + 1;
-        }
-        Ok(home)
-    }
-
-    #[inline]
-    fn home(&self, line: &Line, header: &Header) -> Result<Home, Wrong> {
-        let payload_bytes = header.payload_bytes as usize;
-        let limit = self.domain.limits.argument_bytes;
-        if payload_bytes > limit {
-            return Err(too_large(about::ARGUMENTS, payload_bytes as u64, limit as u64));
-        }
-        let (spill, payload_at) = match header.spill {
-            0 => (None, PAYLOAD_AT),
-            id => {
-                let spill = line.peer.lock_buffers().lent.get(&id).cloned();
-                let spill = spill.ok_or_else(|| Wrong(ReplyHead::new(Status::NoBuffer, id)))?;
-                (Some(spill), 0)
-            }
-        };
-        Ok(Home { spill, payload_at, results_at: results_at(payload_at, payload_bytes) })
-    }
-
-    #[inline]
-    fn run(&mut self, line: &Line, header: &Header) -> Result<Result<(), Failure>, String> {
-        let domain = self.domain;
-        let link = ChainLink { chain: header.chain, depth: header.depth, deadline: header.deadline };
-        let _entered = Entered::new(link);
-        let mut invocation = Invocation { arguments: &self.arguments, line, link };
-        let portal = &domain.portals[header.portal as usize];
-        let mut outcome = None;
-        let mut serve = || {
-            // The invocation is not used after a panic but to be dropped; its cells are refilled before the next call.
-            let served = catch_unwind(AssertUnwindSafe(|| portal.handler.serve(&mut invocation)));
-            outcome = Some(served.map_err(|panic| message_of(&*panic)));
-        };
-        match &domain.wire {
-            None => serve(),
-            Some(wire) => wire.run(&mut || serve()),
-        }
-        outcome.unwrap_or_else(|| Err("the domain's wire did not run the call".into()))
+        reply
     }
 
     /// Writes status and results.
@@ -313,22 +246,14 @@ impl<'a> Executor<'a> {
         line: &Line,
         call: u32,
         home: &Home,
-        outcome: Result<Result<(), Failure>, String>,
+        outcome: Option<Box<Fault>>,
         charge_rows: u32,
     ) -> Result<Reply, Wrong> {
-        let (mut head, detail) = match outcome {
-            Ok(Ok(())) => (ReplyHead::new(Status::Done, 0), None),
-            Ok(Err(failure)) => (ReplyHead::new(Status::Failed, failure.code), Some(failure.detail)),
-            Err(message) => (ReplyHead::new(Status::Panicked, 0), Some(message.into_bytes())),
-        };
-        head.charge_rows = charge_rows;
-        if let Some(mut detail) = detail {
-            // Always into the line itself, whose argument stack has room for it by construction.
-            detail.truncate(Failure::MAX_DETAIL.min(line.shared.len_bytes() - PAYLOAD_AT));
-            head.lengths[0] = detail.len() as u32;
-            line.shared.write(PAYLOAD_AT, &detail).ok_or_else(|| malformed(about::RESULT))?;
-            return Ok(Reply { head, lengths: 1 });
+        if let Some(fault) = outcome {
+            return put_fault(line, *fault, charge_rows);
         }
+        let mut head = ReplyHead::new(Status::Done, 0);
+        head.charge_rows = charge_rows;
         let count = self.arguments.count;
         let mut total = 0usize;
         for (index, slot) in self.arguments.slots[..count].iter_mut().enumerate() {
@@ -354,7 +279,7 @@ impl<'a> Executor<'a> {
                 head.status = Some(Status::DoneElsewhere);
             }
         }
-        Ok(Reply { head, lengths: count })
+        Ok(Reply::Head(head, count))
     }
 
     fn copy_results(&mut self, memory: &Shared, results_at: usize) -> Option<()> {
@@ -388,35 +313,61 @@ impl<'a> Executor<'a> {
     }
 }
 
-fn lent(line: &Line, d: &Descriptor) -> Result<Held, Wrong> {
-    let buffer = line.peer.lock_buffers().lent.get(&d.id).cloned();
-    let buffer = buffer.ok_or_else(|| Wrong(ReplyHead::new(Status::NoBuffer, d.id)))?;
-    match d.bound.checked_add(d.len) {
-        Some(end) if end <= buffer.len_bytes => Ok(Held::Buffer(buffer, d.bound as usize, d.len as usize)),
-        _ => Err(malformed(about::PART)),
-    }
-}
-
-fn given(line: &Line, d: &Descriptor) -> Result<Given, Wrong> {
-    let mut buffers = line.peer.lock_buffers();
-    let Some((fd, len)) = buffers.gifts.remove(&d.id) else {
-        return Err(Wrong(ReplyHead::new(Status::NoBuffer, d.id)));
-    };
-    buffers.total_bytes -= len as u64;
-    drop(buffers);
-    Given::open(fd, len).map_err(|_| Status::GiftInUse.into())
-}
-
-/// Forgets the gifts of a call that is not executed: its caller has let go of them.
-fn drop_gifts(line: &Line, header: &Header) {
-    for index in 0..usize::from(header.args).min(MAX_ARGS) {
-        if let Some(Descriptor { kind: Kind::Give, id, .. }) = Descriptor::read(line.words(), index) {
-            let mut buffers = line.peer.lock_buffers();
-            if let Some((_, len)) = buffers.gifts.remove(&id) {
-                buffers.total_bytes -= len as u64;
-            }
+/// Runs the handler. What goes wrong is rare, and in a box: it must not be in the way of what goes right.
+#[inline(always)]
+fn run(domain: &Inner, arguments: &Arguments, line: &Line, known: &Known<'_>) -> Option<Box<Fault>> {
+    let mut invocation = Invocation { arguments, line, link: &known.link };
+    let mut serve = || {
+        // The invocation is not used after a panic but to be dropped; its cells are refilled before the next call.
+        match catch_unwind(AssertUnwindSafe(|| known.handler.serve(&mut invocation))) {
+            Ok(Ok(())) => None,
+            Ok(Err(failure)) => Some(Box::new(Fault::Failed(failure))),
+            Err(panic) => Some(Box::new(Fault::Panicked(message_of(&*panic)))),
         }
+    };
+    let Some(wire) = &domain.wire else { return serve() };
+    let mut outcome = None;
+    wire.run(&mut || outcome = Some(serve()));
+    outcome
+        .unwrap_or_else(|| Some(Box::new(Fault::Panicked("the domain's wire did not run the call".into()))))
+}
+
+/// How to wait for the next call of who makes one with this header.
+#[inline]
+fn waits(header: &Header, place: &Place, words: Words<'_>) -> Waits {
+    let together = place.core() == u32::from(header.cpu) + 1;
+    match header.affinity {
+        Affinity::Apart if !together => Waits::Spinning,
+        // Who waits by `poll` does not look by itself.
+        Affinity::Together | Affinity::Apart
+            if together && words.gate().wait.load(Ordering::Relaxed) != NOTIFY =>
+        {
+            Waits::Sharing
+        }
+        _ => Waits::Asleep,
     }
+}
+
+/// Counts a call.
+#[inline]
+fn count(line: &Line) {
+    // Not atomic as a whole: the line is this activation's alone.
+    line.calls.store(line.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// Writes what went wrong in the handler.
+#[cold]
+fn put_fault(line: &Line, fault: Fault, charge_rows: u32) -> Result<Reply, Wrong> {
+    let (mut head, mut detail) = match fault {
+        Fault::Failed(failure) => (ReplyHead::new(Status::Failed, failure.code), failure.detail),
+        Fault::Panicked(message) => (ReplyHead::new(Status::Panicked, 0), message.into_bytes()),
+    };
+    head.charge_rows = charge_rows;
+    // Always into the line itself, whose argument stack has room for it by construction.
+    detail.truncate(Failure::MAX_DETAIL.min(line.shared.len_bytes() - PAYLOAD_AT));
+    head.lengths[0] = detail.len() as u32;
+    line.shared.write(PAYLOAD_AT, &detail).ok_or_else(|| malformed(about::RESULT))?;
+    Ok(Reply::Head(head, 1))
 }
 
 fn charge(words: Words<'_>, domain: u64, account: Account) -> u32 {
@@ -440,7 +391,10 @@ fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
 pub(crate) fn answer(line: &Line, call: u32, reply: &Reply) {
     // Relaxed: read by whoever has the line, under the binding's handing over.
     line.served.store(call, Ordering::Relaxed);
-    reply.head.write(line.words(), reply.lengths);
+    match reply {
+        Reply::Done => ReplyHead::write_done(line.words()),
+        Reply::Head(head, lengths) => head.write(line.words(), *lengths),
+    }
     line.words().gate().answer(call);
     reach("domain: replied, before the wake-up");
 }
@@ -461,34 +415,6 @@ pub(crate) fn tell(line: &Line) {
 
 /// Answers a call that will not be executed.
 pub(crate) fn terminate(line: &Line, call: u32) {
-    answer(line, call, &Reply { head: ReplyHead::new(Status::Terminated, 0), lengths: 0 });
+    answer(line, call, &Reply::Head(ReplyHead::new(Status::Terminated, 0), 0));
     tell(line);
-}
-
-/// A caller's nice value, adopted for the length of a call.
-struct Adopted {
-    before: i32,
-    set: i32,
-}
-
-impl Adopted {
-    /// Takes `nice` if it is more urgent than ours, not beyond `most_urgent`, and the kernel permits it.
-    fn urgent(nice: i8, most_urgent: i32) -> Option<Self> {
-        let wanted = i32::from(nice).max(most_urgent);
-        let before = process::nice_of(0).ok()?;
-        if wanted >= before {
-            return None;
-        }
-        process::set_nice(0, wanted).ok()?;
-        Some(Self { before, set: wanted })
-    }
-}
-
-impl Drop for Adopted {
-    fn drop(&mut self) {
-        // Somebody who changed it during the call meant it: then it stays.
-        if process::nice_of(0) == Ok(self.set) {
-            let _ = process::set_nice(0, self.before);
-        }
-    }
 }

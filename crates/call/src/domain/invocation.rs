@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
 pub struct Invocation<'a> {
     pub(crate) arguments: &'a Arguments,
     pub(crate) line: &'a Line,
-    pub(crate) link: ChainLink,
+    pub(crate) link: &'a ChainLink,
 }
 
 impl Invocation<'_> {
@@ -144,7 +144,7 @@ impl Invocation<'_> {
 
     /// This activation's place in the chain of its thread.
     pub const fn link(&self) -> ChainLink {
-        self.link
+        *self.link
     }
 }
 

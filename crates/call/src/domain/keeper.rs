@@ -174,7 +174,7 @@ impl Keeper {
         if let Some(why) = refused {
             let _ = socket::send(&socket, &FromDomain::Refused(why), None);
             // It may have sent something already.
-            socket::hang_up(&socket, Strays::Close);
+            socket::hang_up(&socket, Strays::Thread);
             return Ok(());
         }
         let token = self.next;
@@ -227,7 +227,7 @@ impl Keeper {
     fn hear(&mut self, token: u64, flags: EventFlags) {
         let Some((peer, manners)) = self.peers.get_mut(&token) else { return };
         let peer = peer.clone();
-        let stays = match socket::receive::<FromClient>(&peer.socket, RecvFlags::DONTWAIT, Strays::Close) {
+        let stays = match socket::receive::<FromClient>(&peer.socket, RecvFlags::DONTWAIT, Strays::Thread) {
             Ok((message, fd)) => self.domain.clone().answer(&peer, manners, message, fd),
             Err(RecvError::Nothing) => {
                 !flags.intersects(EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR)
@@ -249,7 +249,7 @@ impl Keeper {
             }
         }
         // What a client that broke the protocol waits for is not coming: hanging up tells it, even while calls of its still run.
-        socket::hang_up(&peer.socket, Strays::Close);
+        socket::hang_up(&peer.socket, Strays::Thread);
         let lines = peer.leave();
         self.domain.pool.forget(&peer);
         self.domain.lines.fetch_sub(lines.len(), Ordering::Relaxed);

@@ -1,10 +1,13 @@
 //! A domain: a process, or a part of one, that exports portals.
 
 mod activation;
+mod adopted;
+mod arguments;
 mod ended;
 pub(crate) mod execute;
 mod invocation;
 mod keeper;
+mod known;
 mod peer;
 mod pool;
 mod rest;
@@ -57,12 +60,13 @@ pub(crate) struct Inner {
 
 impl Inner {
     /// Notes that an activation was taken by a call, and if it is the last, tells the domain before it serves it. Nothing is counted if
-    /// nobody wants to know.
+    /// nobody wants to know. `first` comes before the domain's own code, if that is run.
     #[inline]
-    pub(crate) fn is_the_last_taken(&self) -> Option<Taken<'_>> {
+    pub(crate) fn is_the_last_taken(&self, first: impl FnOnce()) -> Option<Taken<'_>> {
         let on_last = self.on_last.as_ref()?;
         let running = self.pool.running.fetch_add(1, Ordering::Relaxed) + 1;
         if running >= self.pool.total.load(Ordering::Relaxed) {
+            first();
             on_last(&Activations(self));
         }
         Some(Taken(self))
@@ -370,6 +374,7 @@ impl Drop for Running {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
+#[must_use = "a domain serves until the last of its handles is dropped: keep it"]
 pub struct Domain(Arc<Running>);
 
 impl Domain {

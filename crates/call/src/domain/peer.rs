@@ -53,6 +53,7 @@ impl Buffers {
 }
 
 impl Peer {
+    #[inline]
     pub fn is_gone(&self) -> bool {
         self.gone.has()
     }
@@ -94,6 +95,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
+    #[inline(always)]
     pub const fn words(&self) -> Words<'_> {
         Words(&self.shared)
     }

@@ -267,6 +267,7 @@ impl Pool {
     }
 
     /// Whether somebody else waits for the activation that works on `line`.
+    #[inline]
     pub fn is_wanted_from(&self, line: &Line) -> bool {
         // Relaxed: who goes to sleep fences before it asks (`activation::sleep`), who wants fences after it said so.
         self.wanted.load(Ordering::Relaxed) > 0 || line.peer.aside.load(Ordering::Relaxed) > 0
@@ -324,6 +325,7 @@ impl Pool {
         }
     }
 
+    #[inline]
     pub fn is_closing(&self) -> bool {
         // Not under the lock: `next` asks while it holds its own.
         self.closing.has()

@@ -30,16 +30,19 @@ pub struct Rest {
 
 impl Rest {
     /// About to sleep. [`Gate::park`](crate::gate::Gate::park) follows, whose fence is this one's too.
+    #[inline]
     pub fn lie_down(&self) {
         self.state.store(PARKED, Ordering::Relaxed);
     }
 
     /// Awake on its line.
+    #[inline]
     pub fn get_up(&self) {
         self.state.store(BUSY, Ordering::Relaxed);
     }
 
     /// Begins to execute a call. Seen by whoever sees the call's reply: ended by [`get_up`](Self::get_up) before that.
+    #[inline]
     pub fn execute(&self) {
         self.state.store(EXECUTING, Ordering::Relaxed);
     }
@@ -66,6 +69,7 @@ impl Rest {
     }
 
     /// Whether it was asked to leave.
+    #[inline]
     pub fn is_recalled(&self) -> bool {
         self.recalled.load(Ordering::Relaxed)
     }

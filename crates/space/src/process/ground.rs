@@ -159,6 +159,7 @@ impl Ground {
             }
             let joining = Who::new(pid, who.generation().wrapping_add(1), Life::Joining);
             record.born.store(0, Ordering::Relaxed);
+            record.polls.store(0, Ordering::Relaxed);
             // AcqRel: what the last member of this place did is seen. One that is dead can't claim the place any more, so
             // it is still free.
             record.who.compare_exchange(who.0, joining.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -202,7 +203,7 @@ impl Ground {
                     return Err(e);
                 }
                 // Whoever took the last member of this place for alive waits for an answer.
-                seat.serve();
+                seat.poll();
                 Ok(seat)
             }
             Err(e) => {

@@ -17,7 +17,7 @@ extern "C" fn on_signal(_: Signo, _: *mut SigInfo, _: *mut UContext) {
         // SAFETY: null, or a seat that `remove` takes out before it is dropped; handlers run on the one thread that does
         // both, so none is running while it is dropped.
         if let Some(seat) = unsafe { place.load(Ordering::Acquire).as_ref() } {
-            seat.serve();
+            seat.serve_signal();
         }
     }
 }

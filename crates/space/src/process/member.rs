@@ -150,7 +150,9 @@ impl<'s> Member<'s> {
         self.inner().seat.index()
     }
 
-    /// Maps exactly `range`, where nothing is mapped, and opens it here. Other members open it by touching it.
+    /// Maps exactly `range`, where nothing is mapped, and opens it here. Other members open it by touching it. Of a large range in a
+    /// trap-filled region the first [`MAP_PAGES`](super::MAP_PAGES) are opened, and the rest by touching it: [`open`](Self::open) it
+    /// before a system call reads or writes there.
     ///
     /// # Errors
     /// [`MapRangeError`]; [`FrameError::Unacknowledged`]: a member that is stopped may still reach a frame there.
@@ -160,7 +162,7 @@ impl<'s> Member<'s> {
         self.map(Place::FixedNoReplace(range.start()), range.pages(), rights)
     }
 
-    /// Maps `pages` pages where there is room, and opens them here.
+    /// Maps `pages` pages where there is room, and opens them here, as [`map_at`](Self::map_at) does.
     ///
     /// # Errors
     /// [`MapRangeError`].
@@ -191,7 +193,10 @@ impl<'s> Member<'s> {
     ) -> Result<PageRange, MapRangeError> {
         let inner = self.inner();
         let mapping = Mapping { backing: Backing::Home { object: 0 }, rights };
-        let (range, open) = match inner.operate(|space, me| space.map_and_admit(me, place, pages, &mapping)) {
+        let mapped = inner
+            .seat
+            .while_mapping(|| inner.operate(|space, me| space.map_and_admit(me, place, pages, &mapping)));
+        let (range, open) = match mapped {
             Ok(range) => (range, Ok(())),
             Err(MapAdmitError::Map(e)) => return Err(e.into()),
             Err(MapAdmitError::Mmu { range, error }) => (range, Err(error)),
@@ -199,7 +204,7 @@ impl<'s> Member<'s> {
         // What is opened for writing was looked at as it was opened.
         let held = match open {
             Err(FillError::Frames(e)) => Err(e),
-            Ok(()) if rights == Protection::ReadWrite => Ok(()),
+            Ok(()) if rights == Protection::ReadWrite && inner.seat.map_opens_all(pages) => Ok(()),
             _ => inner.seat.check_acknowledged(range),
         };
         if let Err(e) = held {

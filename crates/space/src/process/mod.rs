@@ -15,6 +15,7 @@
 //! | `table` | what members know of each other, one writer a word |
 //! | `ground` | the memory, made once and inherited |
 //! | `view` | what this page table shows |
+//! | `appetite` | how much a trap fills |
 //! | `frames` | frames used again at their home addresses, zeroed between owners |
 //! | `shootdown` | asking others: a flag that they poll, then a signal, then cutting off |
 //! | `liveness` | asking the kernel whether a member runs, is stopped, or dead |
@@ -47,6 +48,7 @@
 //! A holder that is *dead* is taken over by whoever waits for it, and else by whoever calls [`Member::reap`], which some member
 //! should do when one of its children dies.
 
+mod appetite;
 mod frames;
 mod ground;
 mod joined;
@@ -63,7 +65,7 @@ mod views;
 pub use frames::{FrameError, PUNCH_PAGES};
 pub use ground::{Config, Ground, GroundError, GroundJoinError};
 pub use member::{MapRangeError, Member};
-pub use seat::{BLOCK_PAGES, FillError, OPEN_PAGES, PATIENCE, Seat, Tally};
+pub use seat::{BLOCK_PAGES, FillError, MAP_PAGES, OPEN_PAGES, PATIENCE, Seat, Tally};
 pub use shootdown::{SIGNAL, SILENCE_NS};
 pub use space::{JoinError, Space, SpaceError};
 pub use table::{Lowering, MEMBERS, MemberIndex};

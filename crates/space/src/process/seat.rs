@@ -10,6 +10,7 @@
 //!
 //! Nothing here breaks Rust's rules, whatever the order: the region's bytes are reached by volatile copies only (S1).
 
+use super::appetite::Appetite;
 use super::frames::{FrameError, Frames};
 use super::liveness::{self, Vigour};
 use super::mine::Mine;
@@ -26,14 +27,15 @@ use std::fmt;
 use std::time::Duration;
 
 /// Pages that the first trap in a part of a trap-filled region fills at once: measured, 64 KiB blocks cost 241 ns a page, single
-/// pages 2,138. Each further trap there fills four times as many, up to [`OPEN_PAGES`] (132 ns a page), until pages of that part are
-/// taken away.
+/// pages 2,138. Each further trap there fills up to four times as many, at most [`OPEN_PAGES`] (132 ns a page), until pages of that
+/// part are taken away.
 pub const BLOCK_PAGES: usize = 16;
 /// Pages that a trap in a kernel-filled region opens at once, and the most that a trap in a trap-filled one fills.
 pub const OPEN_PAGES: usize = 512;
 
-/// Parts of [`OPEN_PAGES`] pages of which a seat remembers how much the last trap filled.
-const RECENT: usize = 8;
+/// Pages of a trap-filled region that mapping opens at once, at most: who maps much often touches little of it, and frames that are
+/// zeroed and mapped for nothing cost up to 5 µs each, the traps for the rest 2 µs for 256 pages or more.
+pub const MAP_PAGES: usize = 64;
 
 /// Why a view could not be filled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -95,8 +97,10 @@ pub struct Seat {
     pub(crate) trapped_at: Cell<Option<VirtAddr>>,
     /// How many pages it fills.
     block_pages: Cell<usize>,
-    /// Parts of a trap-filled region in which traps came lately: its number and what the last one filled.
-    recent: [Cell<(usize, usize)>; RECENT],
+    /// Something is being mapped: fills are cut to its first [`MAP_PAGES`].
+    mapping: Cell<bool>,
+    /// How much traps fill.
+    pub(crate) appetite: Appetite,
     /// How long an operation waits for a lock, and when the present wait began.
     patience_ns: Cell<u64>,
     waiting_since: Cell<u64>,
@@ -117,7 +121,8 @@ impl Seat {
             pidfd_owners: std::array::from_fn(|_| AtomicU64::new(0)),
             trapped_at: Cell::new(None),
             block_pages: Cell::new(OPEN_PAGES),
-            recent: std::array::from_fn(|_| Cell::new((0, 0))),
+            mapping: Cell::new(false),
+            appetite: Appetite::new(),
             patience_ns: Cell::new(PATIENCE.as_nanos() as u64),
             waiting_since: Cell::new(0),
         })
@@ -149,7 +154,8 @@ impl Seat {
     pub fn serve_trap_at(&self, at: Option<VirtAddr>) {
         if let Some(at) = at {
             Counts::bump(&self.record().counts.traps);
-            self.block_pages.set(self.next_block(at));
+            let pages = if self.view.is_trap_filled() { self.appetite.grow(at) } else { OPEN_PAGES };
+            self.block_pages.set(pages);
         }
         self.trapped_at.set(at);
     }
@@ -159,30 +165,35 @@ impl Seat {
         if self.trapped_at.get().is_some() { self.block_pages.get() } else { OPEN_PAGES }
     }
 
-    /// Who comes back to a part wants more of it.
-    fn next_block(&self, at: VirtAddr) -> usize {
-        if !self.view.is_trap_filled() {
-            return OPEN_PAGES;
-        }
-        let part = at.as_usize() / (OPEN_PAGES * PAGE_SIZE);
-        let recent = &self.recent[part % RECENT];
-        let (last, filled) = recent.get();
-        let pages = if last == part && filled != 0 { (filled * 4).min(OPEN_PAGES) } else { BLOCK_PAGES };
-        recent.set((part, pages));
-        pages
+    /// Runs `f`, in which fills are those of a mapping that is being made.
+    #[inline]
+    pub(crate) fn while_mapping<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.mapping.set(true);
+        let result = f();
+        self.mapping.set(false);
+        result
     }
 
-    /// Pages of `range` were taken from this view: whoever filled much there got what is another's now. Trap code.
-    pub(crate) fn fill_less_in(&self, range: PageRange) {
-        let part = range.start().as_usize() / (OPEN_PAGES * PAGE_SIZE);
-        self.recent[part % RECENT].set((part, 0));
+    /// Whether mapping `pages` pages opens all of them.
+    #[inline]
+    pub(crate) const fn map_opens_all(&self, pages: PageCount) -> bool {
+        pages.get() <= MAP_PAGES || !self.view.is_trap_filled()
     }
 
     fn block(&self, range: PageRange) -> PageRange {
+        if self.mapping.get() && !self.map_opens_all(range.pages()) {
+            self.appetite.note_mapped(range.start());
+            return PageRange::new(range.start(), PageCount::new(MAP_PAGES));
+        }
         let Some(at) = self.trapped_at.get() else { return range };
         let pages = self.block_pages.get();
-        let start = VirtAddr::new(at.as_usize() / (pages * PAGE_SIZE) * (pages * PAGE_SIZE));
-        PageRange::new(start, PageCount::new(pages)).intersect(range).unwrap_or(range)
+        let block = if self.view.is_trap_filled() {
+            self.appetite.block(at, pages)
+        } else {
+            let bytes = pages * PAGE_SIZE;
+            PageRange::new(VirtAddr::new(at.as_usize() / bytes * bytes), PageCount::new(pages))
+        };
+        block.intersect(range).unwrap_or(range)
     }
 
     /// Opens `range`, whose record allows `rights` and names this member; stale frames are zeroed first. While a trap is

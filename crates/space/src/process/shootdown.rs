@@ -6,7 +6,8 @@
 //!  asked[target] |= me          ─────────────────▶    polls at its safepoints, while it waits, and in the signal's handler:
 //!  (own view meanwhile)                               asked := 0; for each asker: read its request, lower own view
 //!  wait for acked[me] ≥ sequence ◀────────────────    acked[asker] := max(…, sequence)
-//!  │ ~3 µs: nobody polls ── signal ──▶                handler
+//!  │ ~3 µs, or ~20 if all of them polled lately:
+//!  │        nobody polls ── signal ──▶                handler
 //!  │ ~1 ms: look at the process
 //!  ▼    dead: its view died with it │ stopped: overdue := overdue + 1, and the frames are cut off (`Frames::cut_off`)
 //!                                                     when it runs again the signal comes first:
@@ -39,6 +40,9 @@ pub const SIGNAL: i32 = number::RT_BASE + 9;
 
 /// Spins before a signal is sent: a polled answer takes about 0.25 µs, a signal about 18.
 const POLLED_SPINS: u32 = 600;
+/// The same while all who are silent have lately answered at their safepoints: the next one is as far away as the longest thing
+/// that they do between two, mapping 64 KiB for example, and a signal costs both sides more than that. About 20 µs.
+const POLLERS_SPINS: u32 = 4000;
 /// Time between the looks at a silent member.
 const LOOK_NS: u64 = 500_000;
 /// A member that is deaf or silent for so long is cut off from pages that are unmapped.
@@ -60,22 +64,35 @@ impl Seat {
         if record.asked.load(Ordering::Relaxed) != 0
             || record.overdue.load(Ordering::Relaxed) != record.flushed.load(Ordering::Relaxed)
         {
-            self.serve();
+            let obeyed = self.serve();
+            if obeyed {
+                record.note_manner(true);
+            }
         }
     }
 
-    /// Obeys what others ask. Also run in the signal's handler, between any two instructions, even of itself.
+    /// The same in the signal's handler.
+    pub(crate) fn serve_signal(&self) {
+        if self.serve() {
+            self.record().note_manner(false);
+        }
+    }
+
+    /// Obeys what others ask, and tells whether anybody asked. Also run in the signal's handler, between any two instructions, even of
+    /// itself.
     #[cold]
-    pub fn serve(&self) {
+    fn serve(&self) -> bool {
         if !self.is_mine() {
             // A child of the member must not answer for it.
-            return;
+            return false;
         }
+        let mut obeyed = false;
         let record = self.record();
         // Acquire pairs with the Release half of the asker's increment.
         let overdue = record.overdue.load(Ordering::Acquire);
         if overdue != record.flushed.load(Ordering::Relaxed) {
             self.or_die(self.view.close_all(&self.frames));
+            self.appetite.forget(self.region());
             // Release: whoever sees this sees the view closed (system calls are ordered before it). Max, for a nested run may
             // have answered a later one.
             record.flushed.fetch_max(overdue, Ordering::Release);
@@ -84,12 +101,14 @@ impl Seat {
         for asker in members_in(record.asked.swap(0, Ordering::AcqRel)) {
             if let Some((sequence, range, lowering)) = self.table.member(asker).request.read() {
                 self.or_die(self.view.lower(range, lowering, &self.frames));
-                self.fill_less_in(range);
+                self.appetite.forget(range);
                 Counts::bump(&record.counts.obeyed);
                 // Release pairs with the asker's Acquire in `answered`.
                 record.acked[asker.get()].fetch_max(sequence, Ordering::Release);
+                obeyed = true;
             }
         }
+        obeyed
     }
 
     /// A member that can't close its view would keep what is no longer its own: it ends instead, and others see it dead.
@@ -131,15 +150,19 @@ impl Seat {
         }
         if targets & self.index.bit() != 0 {
             self.or_die(self.view.lower(range, lowering, &self.frames));
+            self.appetite.forget(range);
         }
         if waiting == 0 {
             return Outcome { overdue: 0 };
         }
         let sequence = me.last_sequence.load(Ordering::Relaxed);
-        for _ in 0..POLLED_SPINS {
+        for spin in 0..POLLERS_SPINS {
             waiting = self.still_silent(waiting, sequence);
             if waiting == 0 {
                 return Outcome { overdue: 0 };
+            }
+            if spin == POLLED_SPINS && !members_in(waiting).all(|m| self.table.member(m).is_polling()) {
+                break;
             }
             // Two that ask each other would wait for ever otherwise.
             self.poll();

@@ -7,8 +7,7 @@
 use super::ground::{Config, Ground, GroundError, GroundJoinError};
 use super::member::Member;
 use super::table::MEMBERS;
-use super::views::NoViews;
-use crate::{AddressSpace, Arena, MemberId, Sizes, SpaceId, Spaces};
+use crate::{AddressSpace, Arena, MemberId, NoViews, Sizes, SpaceId, Spaces};
 use core::ptr::NonNull;
 use peregrine_base::{PageCount, PageRange};
 use std::fmt;

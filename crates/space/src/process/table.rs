@@ -163,6 +163,9 @@ impl Counts {
     }
 }
 
+/// Highest value of [`MemberRecord::polls`].
+pub(crate) const POLLS_MOST: u64 = 4;
+
 /// One member.
 #[repr(C, align(128))]
 pub(crate) struct MemberRecord {
@@ -182,6 +185,9 @@ pub(crate) struct MemberRecord {
     pub(crate) request: Line<Request>,
     /// Highest request of each member that this one has obeyed. Written by this member.
     pub(crate) acked: Line<[AtomicU64; MEMBERS]>,
+    /// Where it obeyed lately: one more for each time that it did at a safepoint, up to [`POLLS_MOST`], one less for each that took a
+    /// signal. Written by this member.
+    pub(crate) polls: AtomicU64,
     /// What happened so far.
     pub(crate) counts: Counts,
 }
@@ -201,6 +207,20 @@ impl MemberRecord {
     pub(crate) fn who(&self) -> Who {
         // Acquire pairs with the Release half of the swap that made the place somebody's.
         Who(self.who.load(Ordering::Acquire))
+    }
+
+    /// Notes where the member obeyed, of which there is one writer: a handler that interrupts it here makes no more than a wrong guess.
+    pub(crate) fn note_manner(&self, at_safepoint: bool) {
+        let was = self.polls.load(Ordering::Relaxed);
+        let now = if at_safepoint { (was + 1).min(POLLS_MOST) } else { was.saturating_sub(1) };
+        if now != was {
+            self.polls.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it obeys at safepoints most of the time, so that it is worth waiting for the next one.
+    pub(crate) fn is_polling(&self) -> bool {
+        self.polls.load(Ordering::Relaxed) >= POLLS_MOST / 2
     }
 
     /// Whether the member has dropped its view since it was last given up on.
@@ -328,6 +348,25 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn a_member_counts_as_polling_after_two_answers_at_safepoints_and_until_signals_outweigh_them() {
+        // SAFETY: atomics and padding, of which zeros are valid.
+        let record: std::boxed::Box<MemberRecord> =
+            std::boxed::Box::new(unsafe { core::mem::MaybeUninit::zeroed().assume_init() });
+        let after = |answers: &[bool]| {
+            answers.iter().for_each(|at_safepoint| record.note_manner(*at_safepoint));
+            record.is_polling()
+        };
+        assert!(!after(&[]));
+        assert!(!after(&[true]));
+        assert!(after(&[true]));
+        assert!(after(&[true; 100]));
+        assert!(after(&[false; 2]), "a signal now and then");
+        assert!(!after(&[false]));
+        assert!(!after(&[false; 100]));
+        assert!(after(&[true; 2]), "and back");
     }
 
     #[test]

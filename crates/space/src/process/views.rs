@@ -86,27 +86,3 @@ impl crate::Frames for Views {
         self.seat().vacated(range);
     }
 }
-
-/// For the maker, which has no view.
-#[derive(Clone, Copy)]
-pub(super) struct NoViews;
-
-impl Mmu for NoViews {
-    type Error = core::convert::Infallible;
-    #[inline]
-    fn fill(
-        &self,
-        _: SpaceId,
-        _: MemberId,
-        _: PageRange,
-        _: Contents,
-        _: Protection,
-    ) -> Result<(), Self::Error> {
-        Ok(())
-    }
-    #[inline]
-    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
-    fn wait(&self, _: MemberId, _: MemberId) {}
-}
-
-impl crate::Frames for NoViews {}

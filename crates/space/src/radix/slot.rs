@@ -326,12 +326,6 @@ impl<'m> Slot<'m> {
         }
     }
 
-    /// Nobody else than `member`, if anybody.
-    #[inline]
-    pub(crate) fn keep_only(self, member: MemberId) {
-        if self.members().contains(member) { self.only(member) } else { self.clear_members() }
-    }
-
     /// None of `gone`; what cells inherited is the node's, which a recovery mends by itself.
     #[inline]
     pub(crate) fn remove_all(self, gone: &MemberSet) {
@@ -422,12 +416,12 @@ mod tests {
         assert!(slot.admit(MemberId::new(4)) && slot.admit(MemberId::new(4)));
         assert!(!slot.admit(MemberId::new(5)), "two take a line");
         assert_eq!(slot.members(), set(&[4]));
-        slot.keep_only(MemberId::new(5));
+        slot.clear_members();
         assert!(slot.members().is_empty());
         cell.make(view_of(&set(&[1, 2])), Value::UNMAPPED);
         assert!(slot.admit(MemberId::new(2)) && !slot.admit(MemberId::new(3)));
         assert_eq!(slot.members(), set(&[1, 2]));
-        slot.keep_only(MemberId::new(2));
+        slot.only(MemberId::new(2));
         assert_eq!(slot.members(), set(&[2]));
     }
 }

@@ -250,13 +250,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             if let Doing::Set(_) = doing
                 && spot.slot.value().is_mapped()
             {
-                // Nobody has these pages in view any more, but the one who mapped others there, if it lives and has filled its view
-                // since.
-                if doing == Doing::Set(Value::UNMAPPED) {
-                    spot.slot.clear_members();
-                } else {
-                    spot.slot.keep_only(by.member);
-                }
+                // Nobody has these pages in view any more: views are filled anew once the operation plants, and not before.
+                spot.slot.clear_members();
                 if spot.slot.value().kind() == Kind::Home {
                     self.frames.vacated(self.id, member.id(), range_of(&own));
                 }

@@ -249,7 +249,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         };
         self.tree().each_locked(operation.by, operation.at, &operation.pages, &mut |spot| {
             let value = spot.slot.value();
-            if !value.is_mapped() || value.kind() != Kind::Home || spot.slot.members().contains(me.id()) {
+            if !value.is_mapped() || value.kind() != Kind::Home {
                 return;
             }
             let own = spot.pages();

@@ -21,7 +21,7 @@ use crate::claims::{Claim, Claimed};
 use crate::mapping::{Mapping, PrivateMemory};
 use crate::process::{self, Forked, Generation};
 use crate::region::{BuildError, Choice, Mechanism, Region, RegionError, Wishes, objection};
-use peregrine_base::{PageCount, PageRange};
+use peregrine_base::{PageCount, PageRange, Protection};
 use peregrine_sys::capabilities::{Capabilities, Capability};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::OpenError;
@@ -189,7 +189,11 @@ impl Builder {
             DirtyMechanism::AsyncWriteProtect => lack(Capability::Userfaultfd)
                 .or_else(|| lack(Capability::WriteProtectAsync))
                 .or_else(|| lack(Capability::PagemapScan)),
-            DirtyMechanism::Compare => None,
+            DirtyMechanism::Compare => (self.mapping.access() == Protection::None)
+                .then(|| "a view without access can't be compared: track one that may be read".into()),
+            DirtyMechanism::Mprotect if self.mapping.access() != Protection::ReadWrite => {
+                Some("the view may not be written, and mprotect would open it".into())
+            }
             _ => {
                 if self.mapping.grain().get() > 1 {
                     return Some(
@@ -404,7 +408,11 @@ impl Tracker {
     }
 
     /// Pages of `set` count as written again: for a consumer that could not use what it took.
+    /// In a child of the process that began to track it does nothing.
     pub fn give_back(&mut self, set: &ViewDirty) {
+        if !self.generation.is_current() {
+            return;
+        }
         match &mut self.inner {
             Inner::Scan(scan) => scan.give_back(set),
             Inner::Trapping(trapping) => trapping.give_back(set),

@@ -21,14 +21,27 @@
 //! which splits nothing, after marking `whole` by the same rule.
 
 use core::ops::Range;
-use peregrine_base::sync::{AtomicU16, Ordering};
+use peregrine_base::sync::{AtomicU64, Ordering};
 
-const DIRTY: u16 = 0x8000;
+/// A page's word has so many bits, …
+const BITS: usize = 16;
+/// … so that this many lie in one atomic, and a take passes over as many clean pages at a glance.
+const AT_ONCE: usize = u64::BITS as usize / BITS;
+const DIRTY: u64 = 1 << (BITS - 1);
+const ALL_DIRTY: u64 = u64::MAX / ((1 << BITS) - 1) * DIRTY;
 
 /// One word a page, and one for the whole range.
 pub struct Words {
-    words: Box<[AtomicU16]>,
-    whole: AtomicU16,
+    pages: usize,
+    packed: Box<[AtomicU64]>,
+    whole: AtomicU64,
+}
+
+/// A page's word.
+#[derive(Clone, Copy)]
+struct Word<'a> {
+    packed: &'a AtomicU64,
+    shift: usize,
 }
 
 /// What became of a page that was written.
@@ -47,7 +60,8 @@ pub enum Lifted {
 impl Words {
     /// All of `pages` pages are clean, and are about to be protected.
     pub fn clean(pages: usize) -> Self {
-        Self { words: (0..pages).map(|_| AtomicU16::new(0)).collect(), whole: AtomicU16::new(0) }
+        let packed = (0..pages.div_ceil(AT_ONCE)).map(|_| AtomicU64::new(0)).collect();
+        Self { pages, packed, whole: AtomicU64::new(0) }
     }
 
     /// The handler: `page` was written. The calls say whether they succeeded.
@@ -58,16 +72,17 @@ impl Words {
         lift: impl FnOnce() -> bool,
         lift_all: impl FnOnce() -> bool,
     ) -> Lifted {
-        let Some(word) = self.words.get(page) else { return Lifted::NoSuchPage };
-        enter(word);
+        let Some(word) = self.word(page) else { return Lifted::NoSuchPage };
+        word.enter();
         let lifted = lift();
-        leave(word);
+        word.leave();
         if lifted {
             return Lifted::Page;
         }
-        enter(&self.whole);
+        let whole = self.whole();
+        whole.enter();
         let all = lift_all();
-        leave(&self.whole);
+        whole.leave();
         if all { Lifted::All } else { Lifted::Nothing }
     }
 
@@ -81,20 +96,21 @@ impl Words {
         mut protect: impl FnMut(Range<usize>) -> bool,
         mut found: impl FnMut(Range<usize>),
     ) -> usize {
-        if self.whole.load(Ordering::SeqCst) & DIRTY != 0 {
+        if self.whole().is_dirty() {
             // Everything is writable: so everything becomes dirty first, then `whole` may be cleared, unless a handler is
             // about to lift everything once more.
-            for word in &self.words {
-                word.fetch_or(DIRTY, Ordering::SeqCst);
+            for four in &self.packed {
+                four.fetch_or(ALL_DIRTY, Ordering::SeqCst);
             }
-            let _ = self.whole.compare_exchange(DIRTY, 0, Ordering::SeqCst, Ordering::SeqCst);
+            self.whole().clean();
         }
         let (mut at, mut stuck) = (self.next_dirty(pages.clone()), 0);
         while at < pages.end {
             let start = at;
-            while at < pages.end && self.is_dirty(at) {
-                // Fails if a handler is at work on it: then it stays dirty.
-                let _ = self.words[at].compare_exchange(DIRTY, 0, Ordering::SeqCst, Ordering::SeqCst);
+            while at < pages.end
+                && let Some(word) = self.word(at).filter(|w| w.is_dirty())
+            {
+                word.clean();
                 at += 1;
             }
             if !protect(start..at) {
@@ -108,40 +124,82 @@ impl Words {
         stuck
     }
 
-    #[inline]
-    fn is_dirty(&self, page: usize) -> bool {
-        self.words.get(page).is_some_and(|w| w.load(Ordering::SeqCst) & DIRTY != 0)
+    #[inline(always)]
+    fn word(&self, page: usize) -> Option<Word<'_>> {
+        let packed = self.packed.get(page / AT_ONCE)?;
+        (page < self.pages).then_some(Word { packed, shift: page % AT_ONCE * BITS })
+    }
+
+    fn whole(&self) -> Word<'_> {
+        Word { packed: &self.whole, shift: 0 }
     }
 
     /// The first of `pages` that is dirty, or their end.
     #[inline]
     fn next_dirty(&self, pages: Range<usize>) -> usize {
-        // Most pages are clean: eight of them cost one jump.
-        const AT_ONCE: usize = 8;
-        let clean =
-            |words: &&[AtomicU16]| words.iter().fold(0, |all, w| all | w.load(Ordering::SeqCst)) & DIRTY == 0;
-        let rest = self.words.get(pages.clone()).unwrap_or(&[]);
-        let skipped = rest.chunks(AT_ONCE).take_while(clean).count() * AT_ONCE;
-        (pages.start + skipped..pages.end).find(|page| self.is_dirty(*page)).unwrap_or(pages.end)
+        let load = |four: &AtomicU64| four.load(Ordering::SeqCst) & ALL_DIRTY;
+        let mut at = pages.start;
+        while at < pages.end {
+            let Some((four, after)) = self.packed.get(at / AT_ONCE..).and_then(<[_]>::split_first) else {
+                break;
+            };
+            let dirty = load(four) >> (at % AT_ONCE * BITS);
+            if dirty != 0 {
+                return pages.end.min(at + dirty.trailing_zeros() as usize / BITS);
+            }
+            // Most pages are clean: sixteen of them cost one jump.
+            let clean = |fours: &&[AtomicU64]| fours.iter().fold(0, |all, four| all | load(four)) == 0;
+            let skipped = after.chunks_exact(4).take_while(clean).count() * 4;
+            at = (at / AT_ONCE + 1 + skipped) * AT_ONCE;
+        }
+        pages.end
     }
 
     /// The page counts as written.
     pub fn mark(&self, page: usize) {
-        if let Some(word) = self.words.get(page) {
-            word.fetch_or(DIRTY, Ordering::SeqCst);
+        if let Some(word) = self.word(page) {
+            word.mark();
         }
     }
 }
 
-#[inline]
-fn enter(word: &AtomicU16) {
-    // SeqCst on all of these: the taker's "clear, then protect" and this "mark, then lift" order two kernel calls by these
-    // words; each call is a full barrier on x86-64, but nothing promises that for others.
-    word.fetch_add(1, Ordering::SeqCst);
-    word.fetch_or(DIRTY, Ordering::SeqCst);
-}
+// SeqCst on all of these: the taker's "clear, then protect" and the handler's "mark, then lift" order two kernel calls by these
+// words; each call is a full barrier on x86-64, but nothing promises that for others.
+impl Word<'_> {
+    /// A handler begins, before it lifts anything.
+    #[inline(always)]
+    fn enter(self) {
+        self.packed.fetch_add(1 << self.shift, Ordering::SeqCst);
+        self.mark();
+    }
 
-#[inline]
-fn leave(word: &AtomicU16) {
-    word.fetch_sub(1, Ordering::SeqCst);
+    /// It has lifted what it could.
+    #[inline(always)]
+    fn leave(self) {
+        self.packed.fetch_sub(1 << self.shift, Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    fn mark(self) {
+        self.packed.fetch_or(DIRTY << self.shift, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn is_dirty(self) -> bool {
+        self.packed.load(Ordering::SeqCst) & (DIRTY << self.shift) != 0
+    }
+
+    /// Makes it clean, unless a handler is at work on it: then it stays dirty.
+    #[inline]
+    fn clean(self) {
+        let mask = ((1 << BITS) - 1) << self.shift;
+        let mut seen = self.packed.load(Ordering::SeqCst);
+        while seen & mask == DIRTY << self.shift {
+            // What changed meanwhile may be a neighbour's.
+            match self.packed.compare_exchange(seen, seen & !mask, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
 }

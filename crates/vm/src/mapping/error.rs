@@ -35,6 +35,12 @@ pub enum MapError {
         /// The mapping.
         range: PageRange,
     },
+    /// Part of a page of the pool.
+    #[error("{} pages are not whole pages of the pool, each of which is 512", pages.get())]
+    Pool {
+        /// How many were asked for.
+        pages: PageCount,
+    },
     /// Evicting private anonymous memory would lose it.
     #[error(
         "{range:?} is private anonymous memory: evicting it would lose its contents; use `discard` to mean that"

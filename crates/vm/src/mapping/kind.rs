@@ -1,4 +1,11 @@
-//! What mappings are made of.
+//! What mappings are made of, and how much of it.
+
+use super::{MapError, map_error};
+use peregrine_base::{PAGE_SIZE, PageCount};
+use peregrine_sys::raw::Errno;
+
+/// Base pages in a huge one.
+pub(super) const HUGE_PAGES: usize = (2 << 20) / PAGE_SIZE;
 
 /// What is behind a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,4 +39,20 @@ pub enum PageKind {
     TransparentHuge,
     /// 2 MiB from the pool (`MAP_HUGETLB`), or an error.
     Huge2M,
+}
+
+impl PageKind {
+    /// No more than half of all addresses, in the object and in memory; of the pool whole pages only, for the kernel would round
+    /// up what it maps, and then not unmap what was asked for.
+    pub(super) fn check_size(self, pages: PageCount, offset: PageCount) -> Result<(), MapError> {
+        const MOST: usize = isize::MAX as usize / PAGE_SIZE;
+        if pages.get() > MOST || offset.get() > MOST - pages.get() {
+            return Err(map_error("mmap", pages)(Errno::ENOMEM));
+        }
+        let whole = |count: PageCount| count.get().is_multiple_of(HUGE_PAGES);
+        if self == Self::Huge2M && !(whole(pages) && whole(offset)) {
+            return Err(MapError::Pool { pages });
+        }
+        Ok(())
+    }
 }

@@ -15,6 +15,7 @@ use crate::volatile::Volatile;
 use discards::Discards;
 pub use error::MapError;
 pub(crate) use error::remedy_for;
+use kind::HUGE_PAGES;
 pub use kind::{Backing, PageKind};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
@@ -56,8 +57,6 @@ pub struct Mapping {
     discards: Discards,
 }
 
-const HUGE_PAGES: usize = (2 << 20) / PAGE_SIZE;
-
 fn map_error(call: &'static str, pages: PageCount) -> impl FnOnce(Errno) -> MapError {
     move |errno| MapError::Kernel { call, pages, errno, remedy: remedy_for(errno) }
 }
@@ -74,7 +73,7 @@ impl Mapping {
     /// Private zero pages of a given kind.
     ///
     /// # Errors
-    /// [`MapError::Kernel`]; for [`PageKind::Huge2M`] also an empty pool (sysctl `vm.nr_hugepages`).
+    /// [`MapError::Kernel`]; for [`PageKind::Huge2M`] also an empty pool (sysctl `vm.nr_hugepages`). [`MapError::Pool`].
     pub fn anonymous_of(pages: PageCount, kind: PageKind) -> Result<Self, MapError> {
         Self::make(pages, kind, Backing::Anonymous, None, PageCount::new(0), Protection::ReadWrite)
     }
@@ -88,7 +87,8 @@ impl Mapping {
         Self::make(pages, PageKind::Base, Backing::Anonymous, None, PageCount::new(0), Protection::None)
     }
 
-    /// Zero pages with a name, so that they can be mapped again ([`Mapping::alias`]) and by other processes.
+    /// Zero pages with a name, so that they can be mapped again ([`Mapping::alias`]) and by other processes. Nobody can cut the
+    /// memfd short under its mappings (`F_SEAL_SHRINK`).
     ///
     /// # Errors
     /// [`MapError::Kernel`].
@@ -99,11 +99,13 @@ impl Mapping {
     /// As [`Mapping::memfd`], with pages of a given kind.
     ///
     /// # Errors
-    /// [`MapError::Kernel`].
+    /// [`MapError::Kernel`], [`MapError::Pool`].
     pub fn memfd_of(pages: PageCount, kind: PageKind) -> Result<Self, MapError> {
+        kind.check_size(pages, PageCount::new(0))?;
         let file_pages = if kind == PageKind::Huge2M { memfd::Pages::Huge2M } else { memfd::Pages::Base };
         let fd =
             memfd::create(c"peregrine-vm", pages, file_pages).map_err(map_error("memfd_create", pages))?;
+        memfd::seal_shrink(&fd).map_err(map_error("fcntl(F_ADD_SEALS)", pages))?;
         let object = Arc::new(Object { fd, kind: ObjectKind::Memfd });
         Self::make(pages, kind, Backing::Memfd, Some(object), PageCount::new(0), Protection::ReadWrite)
     }
@@ -158,6 +160,7 @@ impl Mapping {
         object_offset: PageCount,
         access: Protection,
     ) -> Result<Self, MapError> {
+        kind.check_size(pages, object_offset)?;
         let source = match (&object, backing) {
             (Some(o), Backing::PrivateFile) => Source::Private(o.fd.as_fd(), object_offset),
             (Some(o), _) => Source::Shared(o.fd.as_fd(), object_offset),
@@ -258,8 +261,13 @@ impl Mapping {
                 PageCount::new(count),
             ))
         } else {
+            // What can be said of it: as far as there are addresses.
+            let most = (usize::MAX - self.range.start().as_usize()) / PAGE_SIZE;
             Err(MapError::Outside {
-                asked: PageRange::new(self.range.start(), PageCount::new(first.saturating_add(count))),
+                asked: PageRange::new(
+                    self.range.start(),
+                    PageCount::new(first.saturating_add(count).min(most)),
+                ),
                 range: self.range,
             })
         }
@@ -283,7 +291,7 @@ impl Mapping {
     /// As [`Mapping::alias`], for part of it.
     ///
     /// # Errors
-    /// As [`Mapping::alias`]; [`MapError::Outside`].
+    /// As [`Mapping::alias`]; [`MapError::Outside`], [`MapError::Pool`].
     pub fn alias_part(&self, part: PageRange, access: Protection) -> Result<Self, MapError> {
         self.check_inside(part)?;
         let object = match &self.object {
@@ -309,15 +317,28 @@ impl Mapping {
         unsafe { mem::advise(part, advice) }.map_err(map_error("madvise", part.pages()))
     }
 
+    /// Of an empty range, known advice answers `Ok`, unknown EINVAL.
+    fn kernel_knows(&self, advice: Advice) -> bool {
+        let none = PageRange::new(self.range.start(), PageCount::new(0));
+        // SAFETY: an empty range.
+        unsafe { mem::advise(none, advice) }.is_ok()
+    }
+
     /// Faults `part` in now: for writing if `for_writing` (the pages are private, allocated and dirty), else for reading.
     ///
     /// # Errors
-    /// [`MapError::Kernel`]; EFAULT: the part is protected or its pages trap.
+    /// [`MapError::Kernel`]; EFAULT: the part is protected or its pages trap; EINVAL: the mapping may not be written.
     pub fn populate(&self, part: PageRange, for_writing: bool) -> Result<(), MapError> {
-        let advice = if for_writing { Advice::PopulateWrite } else { Advice::PopulateRead };
+        let (advice, needed) = match for_writing {
+            true => (Advice::PopulateWrite, Protection::ReadWrite),
+            false => (Advice::PopulateRead, Protection::Read),
+        };
         match self.advise(part, advice) {
-            // A kernel before 5.14: touch each page; a write is an atomic `|= 0`, so nobody's write is undone.
-            Err(MapError::Kernel { errno: Errno::EINVAL, .. }) => {
+            // A kernel before 5.14: touch each page; a write adds zero in one step, so nobody's write is undone. (A newer one
+            // says EINVAL too, of pages that may not be written: a touch of those would trap.)
+            Err(MapError::Kernel { errno: Errno::EINVAL, .. })
+                if self.access >= needed && !self.kernel_knows(advice) =>
+            {
                 let first = part.start().as_usize() - self.range.start().as_usize();
                 for page in 0..part.pages().get() {
                     let at = first + page * PAGE_SIZE;

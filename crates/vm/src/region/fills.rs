@@ -5,12 +5,14 @@
 
 use super::operations::{Operations, RegionError, retry};
 use super::raw::{self, Present};
-use crate::mapping::{Backing, Mapping};
+use super::states::Counted;
+use crate::mapping::{Backing, Mapping, Object};
+use crate::process::Forked;
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::io;
 use peregrine_sys::mem::{self, Advice};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::uffd::{FillMode, Partial, UffdRef};
-use peregrine_sys::{io, memfd};
 use std::os::fd::AsFd;
 
 static ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -64,18 +66,26 @@ impl Operations {
         access: Protection,
     ) -> Result<PageCount, RegionError> {
         if !self.states.is_empty() {
-            return self.fill_emulated("fill_copy", range, access, |object, at, offset_bytes, run| {
-                let from = source.wrapping_add(offset_bytes);
-                // SAFETY: `from` and the run beyond it lie in the source (caller); the pages are absent in this view, and
-                // claimed by this thread, so nobody relies on their old contents.
-                let wrote =
-                    unsafe { io::write_at_ptr(object.fd.as_fd(), from, run.len_bytes(), at.bytes() as u64) };
-                match wrote {
-                    Ok(n) if n == run.len_bytes() => Ok(()),
-                    Ok(_) => Err(Errno::ENOSPC),
-                    Err(e) => Err(e),
-                }
-            });
+            let counted = Counted::Filled;
+            return self.fill_emulated(
+                "fill_copy",
+                range,
+                access,
+                counted,
+                |object, at, offset_bytes, run| {
+                    let from = source.wrapping_add(offset_bytes);
+                    // SAFETY: `from` and the run beyond it lie in the source (caller); the object has no such pages, and in this
+                    // view they are claimed by this thread.
+                    let wrote = unsafe {
+                        io::write_at_ptr(object.fd.as_fd(), from, run.len_bytes(), at.bytes() as u64)
+                    };
+                    match wrote {
+                        Ok(n) if n == run.len_bytes() => Ok(()),
+                        Ok(_) => Err(Errno::ENOSPC),
+                        Err(e) => Err(e),
+                    }
+                },
+            );
         }
         let mode = self.fill_mode("fill_copy", access)?;
         self.fill_loop("fill_copy", range, Some(mode), |uffd, part| {
@@ -93,9 +103,8 @@ impl Operations {
     #[inline]
     pub fn fill_zero(&self, range: PageRange, access: Protection) -> Result<PageCount, RegionError> {
         if !self.states.is_empty() {
-            return self.fill_emulated("fill_zero", range, access, |object, at, _, run| {
-                memfd::punch(&object.fd, at, run.pages())
-            });
+            // What the object has not is zeros.
+            return self.fill_emulated("fill_zero", range, access, Counted::Filled, |_, _, _, _| Ok(()));
         }
         let mode = self.fill_mode("fill_zero", access)?;
         if mode.write_protected {
@@ -126,7 +135,8 @@ impl Operations {
     #[inline]
     pub fn fill_continue(&self, range: PageRange, access: Protection) -> Result<PageCount, RegionError> {
         if !self.states.is_empty() {
-            return self.fill_emulated("fill_continue", range, access, |_, _, _, _| Err(Errno::EFAULT));
+            let absent = |_: &Object, _, _, _| Err(Errno::EFAULT);
+            return self.fill_emulated("fill_continue", range, access, Counted::Mapped, absent);
         }
         let mode = self.fill_mode("fill_continue", access)?;
         self.fill_loop("fill_continue", range, None, |uffd, part| {
@@ -181,6 +191,10 @@ impl Operations {
     /// [`RegionError`].
     pub fn evict(&self, range: PageRange) -> Result<(), RegionError> {
         self.check(range)?;
+        if self.mechanism.uses_userfaultfd() {
+            // In a child nothing would trap afterwards, and private contents would be lost for good.
+            Forked::check(self.generation, self.range)?;
+        }
         if self.states.is_empty() {
             // SAFETY: the range is the region's; its bytes are behind no reference (S1).
             return retry(|| unsafe { mem::advise(range, Advice::DontNeed) })

@@ -158,6 +158,11 @@ pub(super) struct Adapter<H> {
 unsafe impl<H: InlineHandler> SignalHandler for Adapter<H> {
     #[inline]
     fn on_fault(&self, fault: &Fault) -> Decision {
+        if fault.cause != self.operations.mechanism.raises() && self.operations.is_live() {
+            // A write through a view that may only be read, a touch beyond the end of a file: nothing that the region can do
+            // helps, and a handler that opens the page would be called for ever.
+            return Decision::Deny;
+        }
         match self.handler.on_trap(&Trap::new(*fault, &self.operations)) {
             // The region was not there yet when this thread faulted, or goes while it is on its way here, so the handler could
             // do nothing: the access repeats on plain memory.

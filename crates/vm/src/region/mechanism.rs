@@ -1,6 +1,7 @@
 //! Which kernel mechanism carries a region, and why not a better one.
 
 use crate::mapping::{Backing, Mapping};
+use crate::trap::Cause;
 use peregrine_sys::capabilities::{Capabilities, Capability};
 use std::fmt;
 
@@ -33,6 +34,12 @@ impl Mechanism {
     /// Whether the handler runs on the faulting thread.
     pub const fn is_inline(self) -> bool {
         !matches!(self, Self::Pager)
+    }
+
+    /// What a fault that it raised looks like to a signal handler.
+    #[inline]
+    pub(super) fn raises(self) -> Cause {
+        if self == Self::Sigbus { Cause::Bus } else { Cause::Segv }
     }
 
     pub(crate) const fn uses_userfaultfd(self) -> bool {

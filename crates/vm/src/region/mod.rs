@@ -37,7 +37,8 @@ use std::sync::Arc;
 
 /// Memory whose absence, protection and traps are in the program's hands; dropping it makes the memory plain again.
 ///
-/// Must not be dropped inside one of its handlers.
+/// Must not be dropped inside an inline handler (whose `unsafe` promises that). A pager's handler may drop its own region: the
+/// memory is plain then, and the pager ends when the handler returns.
 ///
 /// ```
 /// use peregrine_vm::{Capabilities, Decision, Inline, Mapping, PageCount, Protection, Region, Trap};

@@ -24,6 +24,17 @@ const CHANGING: u8 = 1;
 const PRESENT: u8 = 2;
 /// Absent in this view, and the object has its contents: a fill only maps it.
 const IN_OBJECT: u8 = 3;
+/// As `CHANGING`, of a page that the object turned out to have: it was written through an alias since we last looked.
+const KEPT: u8 = 4;
+
+/// Which pages a fill counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// Those that it gave contents.
+    Filled,
+    /// Those whose contents the object had.
+    Mapped,
+}
 
 impl Operations {
     /// As `protect_one`, leaving absent pages without access.
@@ -45,12 +56,15 @@ impl Operations {
         Ok(())
     }
 
-    /// Fills without a userfaultfd: the page stays without access while its contents are put into the object behind it.
+    /// Fills without a userfaultfd: the page stays without access while its contents are put into the object behind it. What
+    /// the object has by then stays as it is. (To look and to write are two calls of the kernel: a write through an alias that
+    /// comes between them is undone. A userfaultfd does both in one.)
     pub(super) fn fill_emulated(
         &self,
         operation: &'static str,
         range: PageRange,
         access: Protection,
+        counted: Counted,
         contents: impl Fn(&Object, PageCount, usize, PageRange) -> Result<(), Errno>,
     ) -> Result<PageCount, RegionError> {
         self.check(range)?;
@@ -66,6 +80,7 @@ impl Operations {
                 let done = unsafe { mem::protect(page, access) };
                 self.set_state(first, if done.is_ok() { PRESENT } else { IN_OBJECT });
                 done.map_err(self.failed(operation, page))?;
+                filled += usize::from(counted == Counted::Mapped);
                 continue;
             }
             if !self.claim(first, ABSENT) {
@@ -79,17 +94,39 @@ impl Operations {
             let run = self.pages_at(first, count);
             let in_mapping = (run.start().as_usize() - self.mapping.range().start().as_usize()) / PAGE_SIZE;
             let at = PageCount::new(self.mapping.object_offset().get() + in_mapping);
-            let offset_bytes = run.start().as_usize() - range.start().as_usize();
-            let done = contents(object, at, offset_bytes, run)
+            memfd::for_each_data(&object.fd, at, run.pages(), |page| {
+                self.set_state(first + page.get() - at.get(), KEPT);
+            });
+            let (mut next, end) = (first, first + count);
+            while next < end {
+                let kept = self.state_is(next, KEPT);
+                let same = |index: &usize| self.state_is(*index, KEPT) == kept;
+                let part = self.pages_at(next, (next..end).take_while(same).count());
+                let offset_bytes = part.start().as_usize() - range.start().as_usize();
+                let put = match kept {
+                    true => Ok(()),
+                    false => contents(object, PageCount::new(at.get() + next - first), offset_bytes, part),
+                };
                 // SAFETY: pages of the region, claimed by this thread.
-                .and_then(|()| unsafe { mem::protect(run, access) });
-            for index in first..first + count {
-                self.set_state(index, if done.is_ok() { PRESENT } else { ABSENT });
+                let done = put.and_then(|()| unsafe { mem::protect(part, access) });
+                if let Err(errno) = done {
+                    (next..end).for_each(|index| self.release(index));
+                    return Err(self.failed(operation, part)(errno));
+                }
+                let reached = next + part.pages().get();
+                (next..reached).for_each(|index| self.set_state(index, PRESENT));
+                if kept == (counted == Counted::Mapped) {
+                    filled += part.pages().get();
+                }
+                next = reached;
             }
-            done.map_err(self.failed(operation, run))?;
-            filled += count;
         }
         Ok(PageCount::new(filled))
+    }
+
+    /// A page claimed for a fill that failed.
+    fn release(&self, index: usize) {
+        self.set_state(index, if self.state_is(index, KEPT) { IN_OBJECT } else { ABSENT });
     }
 
     /// Closes the pages of `range`; their contents stay in the object.

@@ -39,10 +39,12 @@ impl PagerThread {
         Ok(Self { thread: Some(thread), stop: Some(writer.into()) })
     }
 
-    /// Ends the thread; in a child, where it does not exist, only forgets it.
+    /// Ends the thread; in a child, where it does not exist, only forgets it. Called by the thread itself, from its handler, it
+    /// ends when that returns.
     pub(crate) fn stop(mut self, here: bool) {
         self.stop = None;
         match self.thread.take() {
+            Some(thread) if here && thread.thread().id() == std::thread::current().id() => {}
             // A handler that panicked was answered with Deny; the thread itself does not fail.
             Some(thread) if here => drop(thread.join()),
             other => std::mem::forget(other),

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_macros)] // Each program uses a part of it.
 
 use peregrine_base::sync::{AtomicU64, AtomicUsize, Ordering};
+use peregrine_sys::fault::{self, Action};
 use peregrine_sys::{io, mem};
 use peregrine_vm::region::Builder;
 use peregrine_vm::sys_errno::Errno;
@@ -11,6 +12,7 @@ use peregrine_vm::{
     Access, BuildError, Capabilities, Decision, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,
     Protection, Region, Trap, ViewDirty,
 };
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// Skips the test unless there are all of these capabilities; it names the missing one.
@@ -25,6 +27,26 @@ pub fn open_page(fault: &Fault) -> Decision {
     match unsafe { mem::protect(fault.page(), Protection::ReadWrite) } {
         Ok(()) => Decision::Filled,
         Err(_) => Decision::Deny,
+    }
+}
+
+/// How often the handler of [`replace_pages_on`] ran.
+pub static REPLACED: AtomicUsize = AtomicUsize::new(0);
+
+/// The handler that was there before ours: lays a fresh page over the one that was touched, so that the access can end.
+pub fn replace_pages_on(signals: &[i32]) {
+    unsafe extern "C" fn replace(_: i32, info: *mut c_void, context: *mut c_void) {
+        // SAFETY: a fault handler's own arguments.
+        let frame = unsafe { fault::Frame::new(info, context) };
+        REPLACED.fetch_add(1, Ordering::SeqCst);
+        let at = mem::Placement::Replace(frame.address().page_floor());
+        let (one, options) = (PageCount::new(1), mem::MapOptions::default());
+        // SAFETY: the page is the test's.
+        let _ = unsafe { mem::map(one, Protection::ReadWrite, mem::Source::Anonymous, at, options) };
+    }
+    for &signal in signals {
+        // SAFETY: `replace` makes system calls only.
+        unsafe { fault::action(signal, Some(&Action::run(replace, fault::SA_ONSTACK))).unwrap() };
     }
 }
 

@@ -35,6 +35,10 @@ pub(super) struct Connection {
     door: Door,
     portals: Vec<(String, u64, PortalId)>,
     pub flights: usize,
+    /// Memory that is lent by it.
+    pub loans: usize,
+    /// Tells it from others of its place.
+    pub serial: u64,
     pub waiters: VecDeque<Waiter>,
     /// Counts up, for the one that was used longest ago.
     used: u64,
@@ -85,7 +89,8 @@ impl Connection {
     }
 
     fn is_idle(&self) -> bool {
-        self.flights == 0 && self.waiters.is_empty()
+        // Of one that is lost the loans are lost too.
+        self.flights == 0 && self.waiters.is_empty() && (self.loans == 0 || self.is_lost())
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
@@ -132,6 +137,8 @@ impl Connections {
                     door: Door::Opening(opening),
                     portals: Vec::new(),
                     flights: 0,
+                    loans: 0,
+                    serial: self.used,
                     waiters: VecDeque::new(),
                     used: 0,
                 });
@@ -177,11 +184,18 @@ impl Connections {
         }
     }
 
+    /// A loan by the connection `serial` at `at` was given back.
+    pub fn return_loan(&mut self, at: usize, serial: u64) {
+        if let Some(connection) = self.get(at).filter(|c| c.serial == serial) {
+            connection.loans = connection.loans.saturating_sub(1);
+        }
+    }
+
     /// Forgets who uses them.
     pub fn abandon(&mut self) {
         for place in &mut self.places {
             if let Some(connection) = place {
-                connection.flights = 0;
+                (connection.flights, connection.loans) = (0, 0);
                 connection.waiters.clear();
                 // One that is being made may be so slow that its time is over for the next who wants it.
                 if connection.is_lost() || !matches!(connection.door, Door::Open(_)) {

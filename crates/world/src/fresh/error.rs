@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a fresh call of a Peregrine thread did not return its result.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum FreshCallError {
     /// The call came from outside.
     #[error("not in a Peregrine thread: use peregrine_call::Client there")]
@@ -62,6 +63,21 @@ pub enum FreshCallError {
         /// The most.
         most: usize,
     },
+    /// The domain has been stopped, by a signal or a debugger, for ten seconds, and the call has no deadline. It may be executed when the
+    /// domain goes on.
+    #[error(
+        "the domain (process {pid}) is stopped; let it go on (kill -CONT {pid}), or give the call a deadline"
+    )]
+    Stopped {
+        /// The domain's process.
+        pid: u32,
+    },
+    /// What was to be lent is gone: the domain that it was made for died, or the caller went back to an image or was resumed from disk. Nothing was
+    /// executed; make it anew and fill it.
+    #[error(
+        "the memory to be lent is gone, with the domain that it was made for or the life that it was made in: make it anew and fill it"
+    )]
+    LoanLost,
     /// Anything else that `peregrine-call` reports.
     #[error("{0}")]
     Other(String),
@@ -76,6 +92,7 @@ impl From<CallError> for FreshCallError {
             CallError::DomainDied => Self::DomainDied,
             CallError::Terminated => Self::Terminated,
             CallError::Deadline => Self::Deadline,
+            CallError::Stopped { pid, .. } => Self::Stopped { pid },
             CallError::Callee(f) => Self::Callee { code: f.code, detail: f.detail },
             CallError::Panicked(text) => Self::Panicked(text),
             other => Self::Other(other.to_string()),

@@ -1,10 +1,11 @@
 //! One call under way: how it gets from a thread's request to being sent, and to its outcome.
 
 use super::connections::{Connection, Connections, PATIENCE};
-use super::{MOST_ARGUMENTS, Piece, Portal, Request};
+use super::{MOST_ARGUMENTS, Piece, Portal, Request, What};
 use peregrine_call::chain::Caller;
-use peregrine_call::{Call, CallError, Deadline, Finding, Gift, Pending};
+use peregrine_call::{Buffer, Call, CallError, Deadline, Finding, Gift, Offering, Pending};
 use peregrine_sys::timer::monotonic_ns;
+use std::sync::Arc;
 
 /// How often a call without news is looked at for its deadline or its domain's death, in ns.
 const LOOK_NS: u64 = 10_000_000;
@@ -18,9 +19,11 @@ struct Home {
     inputs: [Vec<u8>; MOST_ARGUMENTS],
     /// One for each argument that is a result, in their order.
     results: [Vec<u8>; MOST_ARGUMENTS],
+    /// By the place among the arguments.
+    loans: [Option<Arc<Buffer>>; MOST_ARGUMENTS],
 }
 
-/// A call under way.
+/// A call under way, or memory to lend that a domain is being told of.
 pub(super) struct Flight {
     pub slot: u32,
     pub connection: usize,
@@ -30,6 +33,8 @@ pub(super) struct Flight {
     begun: u64,
     /// When to look at it next.
     pub look_at: u64,
+    /// How often its pipe told of an outcome that was not there.
+    pub in_vain: u8,
 }
 
 enum Stage {
@@ -42,6 +47,9 @@ enum Stage {
         call: Call<'static>,
     },
     Under(Pending<'static>),
+    /// Memory to lend, of so many bytes; offered once there is a connection.
+    Lending(usize, Option<Offering>),
+    Lent(Buffer),
     /// It could not even be begun.
     Failed(CallError),
     Over,
@@ -66,15 +74,19 @@ impl Flight {
         at: usize,
         connection: &mut Connection,
         request: &Request,
-        portal: &Portal,
+        loans: [Option<Arc<Buffer>>; MOST_ARGUMENTS],
         deadline: Option<Deadline>,
     ) -> Self {
-        let home = Box::into_raw(Box::<Home>::default());
+        let home = Box::into_raw(Box::new(Home { loans, ..Home::default() }));
         let (begun, stage) = (monotonic_ns(), Stage::Over);
         // Looked at once more at once, unless it was sent.
-        let mut flight = Self { slot, connection: at, home, stage, deadline, begun, look_at: 0 };
+        let mut flight = Self { slot, connection: at, home, stage, deadline, begun, look_at: 0, in_vain: 0 };
+        if let What::Lend(len_bytes) = request.what {
+            flight.stage = Stage::Lending(len_bytes, None);
+            return flight;
+        }
         // SAFETY: as promised.
-        if let Err(e) = unsafe { flight.prepare(connection, request, portal) } {
+        if let Err(e) = unsafe { flight.prepare(connection, request, &*request.portal) } {
             flight.stage = Stage::Failed(e);
         }
         flight
@@ -84,6 +96,23 @@ impl Flight {
     pub fn results(&self) -> &[Vec<u8>] {
         // SAFETY: made for this flight alone; the call, which borrows it too, has ended.
         unsafe { &(*self.home).results }
+    }
+
+    /// The memory to lend that this was about, once the domain knows of it.
+    pub fn take_lent(&mut self) -> Option<Buffer> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Lent(buffer) => Some(buffer),
+            other => {
+                self.stage = other;
+                None
+            }
+        }
+    }
+
+    /// Whether a call lends memory that may be of a connection which is no more.
+    pub fn has_loans(&self) -> bool {
+        // SAFETY: made for this flight alone, and never changed.
+        unsafe { (*self.home).loans.iter().any(Option::is_some) }
     }
 
     /// The call, if it has been sent or is about to be.
@@ -154,10 +183,23 @@ impl Flight {
                 self.stage = Stage::Under(client.start_for(caller, portal, call)?);
             }
         }
+        if let Stage::Lending(len_bytes, offering) = &mut self.stage {
+            let Some(connection) = connections.get(self.connection) else {
+                return Err(CallError::DomainDied);
+            };
+            let Some(client) = connection.client()? else { return Ok(None) };
+            let offering = match offering {
+                Some(offering) => offering,
+                None => offering.insert(client.offer(*len_bytes)?),
+            };
+            let Some(buffer) = offering.try_finish().transpose()? else { return Ok(None) };
+            self.stage = Stage::Lent(buffer);
+            return Ok(Some(()));
+        }
         match &mut self.stage {
             Stage::Under(pending) => pending.try_finish().transpose(),
             Stage::Failed(e) => Err(e.clone()),
-            Stage::Finding { .. } | Stage::Over => Ok(None),
+            Stage::Finding { .. } | Stage::Lending(..) | Stage::Lent(_) | Stage::Over => Ok(None),
         }
     }
 
@@ -197,10 +239,10 @@ impl Flight {
     /// gone.
     unsafe fn call(&mut self, request: &Request, copied: bool) -> Result<Call<'static>, CallError> {
         // SAFETY: taken back by the flight's drop, after the call that borrows it.
-        let Home { inputs, results } = unsafe { &mut *self.home };
+        let Home { inputs, results, loans } = unsafe { &mut *self.home };
         let (mut inputs, mut results) = (inputs.iter_mut(), results.iter_mut());
         let mut call = Call::new().attributes(request.attributes);
-        for piece in &request.pieces[..request.count] {
+        for (piece, loan) in request.pieces[..request.count].iter().zip(loans) {
             let mut result = || {
                 let result = results.next().expect("one an argument");
                 result.clear();
@@ -225,6 +267,10 @@ impl Flight {
                     let home = result();
                     home.extend_from_slice(bytes(at));
                     call.inout(home, most)
+                }
+                Piece::Loan(_, offset, len) => {
+                    let lost = CallError::BadArgument("a loan that is not there");
+                    call.lend(loan.as_ref().ok_or(lost)?.part(offset, len)?)
                 }
                 Piece::Given(at) => {
                     let mut gift = Gift::new(at.1)?;

@@ -13,23 +13,39 @@
 
 use super::connections::{Connections, MOST_FLIGHTS, Waiter};
 use super::flight::Flight;
-use super::{AGAIN, DONE, FAILED, FreshCallError, NO_ROOM, Request};
+use super::{AGAIN, DONE, FAILED, FreshCallError, MOST_ARGUMENTS, NO_ROOM, Request, What};
 use crate::arena;
 use crate::control::{NONE, node, record, state, wait};
 use crate::local::{Action, Local};
 use crate::sched;
 use peregrine_base::sync::Ordering;
-use peregrine_call::{CallError, Deadline, Pending};
+use peregrine_call::{Buffer, CallError, Deadline, Pending, Refusal};
 use peregrine_sys::signal;
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::preempt::SIG_RESET;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+/// How often a call's pipe may tell of an outcome that is not there. Honest domains do it once at most; one that does it more often is looked at
+/// every now and then, like one that is silent.
+const MOST_IN_VAIN: u8 = 8;
+
+/// Memory that a thread lends.
+struct Lent {
+    number: u64,
+    /// The connection that it is lent by: its place, and its serial number.
+    connection: (usize, u64),
+    buffer: Arc<Buffer>,
+}
 
 /// The connections and flights of a node; in the process's heap.
 #[derive(Default)]
 pub struct Flights {
     connections: Connections,
     flights: Vec<Flight>,
+    loans: Vec<Lent>,
+    /// The number of the last loan.
+    lent: u64,
     /// What the supervisor was told last.
     published: Vec<i32>,
     /// Whether descriptors may have come or gone since.
@@ -67,8 +83,26 @@ impl Flights {
         self.flights.iter().map(|f| f.look_at).min()
     }
 
-    /// What becomes readable with an outcome.
-    pub fn descriptors(&self) -> impl Iterator<Item = i32> + '_ {
+    /// What becomes readable with an outcome, of the domains that don't let it be so without one.
+    pub fn tellers(&self) -> impl Iterator<Item = i32> + '_ {
+        let honest = self.flights.iter().filter(|f| f.is_sent() && f.in_vain < MOST_IN_VAIN);
+        honest.filter_map(Flight::pending).map(|p| p.as_fd().as_raw_fd())
+    }
+
+    /// The node was woken, and there is no outcome: a byte that was left of an earlier call, a death, or a domain that wants the node to run for
+    /// nothing. Those it was are looked at now, and are not listened to any more if it was they too often.
+    pub fn told_in_vain(&mut self, now: u64) {
+        for flight in self.flights.iter_mut().filter(|f| f.is_sent() && f.in_vain < MOST_IN_VAIN) {
+            let Some(fd) = flight.pending().map(|p| p.as_fd().as_raw_fd()) else { continue };
+            if peregrine_sys::io::wait_for_any(core::iter::once(fd), 0, u64::MAX) {
+                flight.in_vain += 1;
+                flight.look_at = now;
+            }
+        }
+    }
+
+    /// What calls under way have open.
+    fn descriptors(&self) -> impl Iterator<Item = i32> + '_ {
         let sent = self.flights.iter().filter(|f| f.is_sent()).filter_map(Flight::pending);
         sent.map(|p| p.as_fd().as_raw_fd())
     }
@@ -80,6 +114,11 @@ impl Flights {
     unsafe fn start(&mut self, slot: u32, request: *const Request) -> Result<(), FreshCallError> {
         // SAFETY: as promised.
         let (portal, request) = unsafe { (&*(*request).portal, &*request) };
+        let mut loans = [const { None }; MOST_ARGUMENTS];
+        for (index, place) in loans.iter_mut().enumerate() {
+            let Some(number) = request.loan(index) else { continue };
+            *place = Some(self.loan(number).ok_or(FreshCallError::LoanLost)?.clone());
+        }
         let at = self.connections.to(&portal.path, self.published.len())?;
         let connection = self.connections.get(at).expect("just found");
         let deadline = Deadline::earlier(request.attributes.deadline, request.caller.link.deadline);
@@ -89,9 +128,32 @@ impl Flights {
         }
         connection.flights += 1;
         // SAFETY: as promised.
-        let flight = unsafe { Flight::begin(slot, at, connection, request, portal, deadline) };
+        let flight = unsafe { Flight::begin(slot, at, connection, request, loans, deadline) };
         self.flights.push(flight);
         Ok(())
+    }
+
+    fn loan(&self, number: u64) -> Option<&Arc<Buffer>> {
+        self.loans.iter().find(|lent| lent.number == number).map(|lent| &lent.buffer)
+    }
+
+    /// Keeps memory that the domain of the connection at `at` now knows of; its number.
+    fn keep(&mut self, at: usize, buffer: Buffer) -> u64 {
+        self.lent += 1;
+        let serial = self.connections.get(at).map_or(0, |connection| {
+            connection.loans += 1;
+            connection.serial
+        });
+        self.loans.push(Lent { number: self.lent, connection: (at, serial), buffer: Arc::new(buffer) });
+        self.lent
+    }
+
+    /// Lets go of a loan.
+    fn give_back(&mut self, number: u64) {
+        if let Some(index) = self.loans.iter().position(|lent| lent.number == number) {
+            let (at, serial) = self.loans.swap_remove(index).connection;
+            self.connections.return_loan(at, serial);
+        }
     }
 
     /// Takes out one flight that has an outcome. `from` is where the search goes on.
@@ -145,9 +207,20 @@ fn flights(l: &mut Local) -> &mut Flights {
     unsafe { &mut *l.flights }
 }
 
+/// The memory that is loan `number` of this node. For the running thread, in a section: it is changed on the scheduler's stack only.
+pub fn lent(l: &Local, number: u64) -> Option<&Buffer> {
+    // SAFETY: null, or made for the life of the process.
+    unsafe { l.flights.as_ref() }?.loan(number).map(|buffer| &**buffer)
+}
+
 /// Begins the call of the thread in `slot`, which is parked for it. On the scheduler's stack.
 pub fn begin(l: &mut Local, index: u32, slot: u32, at: usize) {
     let _whole = NoReset::new();
+    // SAFETY: called when the thread has just switched to the scheduler: its memory is in place.
+    if let What::Return(number) = unsafe { (*(at as *const Request)).what } {
+        flights(l).give_back(number);
+        return answer(l, index, slot, DONE, &done(&[], &[]));
+    }
     // SAFETY: called when the thread has just switched to the scheduler.
     if let Err(e) = unsafe { flights(l).start(slot, at as *const Request) } {
         fail(l, index, slot, e);
@@ -168,8 +241,14 @@ pub fn finish(l: &mut Local, index: u32) {
     }
     let _whole = NoReset::new();
     let (mut from, mut turns) = (0, Vec::new());
-    while let Some((flight, outcome)) = flights(l).next_over(&mut from, now) {
+    while let Some((mut flight, outcome)) = flights(l).next_over(&mut from, now) {
         let all = flights(l);
+        if let Some(buffer) = flight.take_lent() {
+            let number = all.keep(flight.connection, buffer);
+            all.connections.leave(flight.connection, false, |slot| turns.push(slot));
+            answer(l, index, flight.slot, DONE, &done(&[], &[number.to_ne_bytes().to_vec()]));
+            continue;
+        }
         let failed =
             matches!(&outcome, Err(e) if !matches!(e, CallError::Callee(_) | CallError::Panicked(_)));
         all.changed |= failed;
@@ -178,6 +257,10 @@ pub fn finish(l: &mut Local, index: u32) {
         match outcome {
             Ok(()) => {
                 answer(l, index, flight.slot, DONE, &done(charges, flight.results()));
+            }
+            // The memory is of a connection to the domain that was there before.
+            Err(CallError::Refused(Refusal::NoBuffer(_))) if flight.has_loans() => {
+                fail(l, index, flight.slot, FreshCallError::LoanLost);
             }
             Err(e) => fail(l, index, flight.slot, e.into()),
         }
@@ -238,6 +321,7 @@ pub fn drop_all(l: &mut Local) {
         let _whole = NoReset::new();
         let all = flights(l);
         all.flights.clear();
+        all.loans.clear();
         all.connections.abandon();
         all.changed = true;
     }

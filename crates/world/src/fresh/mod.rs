@@ -27,9 +27,11 @@ mod connections;
 mod error;
 mod flight;
 mod flights;
+mod loan;
 
 pub use error::FreshCallError;
 pub use flights::{Flights, begin, drop_all, finish, parked};
+pub use loan::Loan;
 
 use crate::arena;
 use crate::control::{NONE, record, wait, world};
@@ -87,10 +89,23 @@ enum Piece {
     /// The most bytes of the result.
     Output(usize),
     InOut(Bytes, usize),
+    /// A loan's number, and the part of it that is lent.
+    Loan(u64, usize, usize),
+}
+
+/// What is wanted of the node.
+#[derive(Clone, Copy)]
+enum What {
+    Call,
+    /// Memory to lend, so many bytes.
+    Lend(usize),
+    /// The loan of this number is not needed any more.
+    Return(u64),
 }
 
 /// What a thread asks of its node: on the thread's stack, and read there before anybody else runs.
 struct Request {
+    what: What,
     portal: *const Portal,
     caller: Caller,
     attributes: Attributes,
@@ -99,6 +114,20 @@ struct Request {
 }
 
 impl Request {
+    /// One that is not a call.
+    fn of(portal: &Portal, what: What) -> Self {
+        let (attributes, pieces) = (Attributes::default(), [Piece::Output(0); MOST_ARGUMENTS]);
+        Self { what, portal, caller: Caller::fresh(), attributes, pieces, count: 0 }
+    }
+
+    /// The loan that is argument `index`, if it is one.
+    fn loan(&self, index: usize) -> Option<u64> {
+        match self.pieces[..self.count].get(index) {
+            Some(Piece::Loan(number, ..)) => Some(*number),
+            _ => None,
+        }
+    }
+
     fn gives(&self) -> bool {
         self.pieces[..self.count].iter().any(|piece| matches!(piece, Piece::Given(_)))
     }
@@ -137,8 +166,8 @@ impl Portal {
     }
 
     /// Makes `call`, of any arguments but a [`Buffer`](peregrine_call::Buffer) and a [`Gift`](peregrine_call::Gift) made by hand: those are
-    /// memory of one process, which the thread may leave. It lends and gives bytes of its own: what is lent is copied once, to where the
-    /// callee reads it, and what is given once, into memory that becomes the domain's. The thread waits; its node runs others meanwhile.
+    /// memory of one process, which the thread may leave. It lends a [`Loan`] in place, and bytes of its own copied once, to where the
+    /// callee reads them; it gives bytes copied once, into memory that becomes the domain's. The thread waits; its node runs others meanwhile.
     ///
     /// The thread's identity as a chain and the call's attributes go along; what a [charged](Attributes::charge) call cost is the thread's
     /// ([`charges`](peregrine_call::usage::charges)), unless it failed.
@@ -149,6 +178,7 @@ impl Portal {
         let mut attributes = call.get_attributes();
         attributes.deadline = Deadline::earlier(attributes.deadline, self.within.map(Deadline::after));
         let (mut pieces, count) = ([Piece::Output(0); MOST_ARGUMENTS], call.len());
+        let mut home = None;
         for (index, piece) in pieces[..count].iter_mut().enumerate() {
             let at = |bytes: &[u8]| (bytes.as_ptr(), bytes.len());
             *piece = match call.argument(index) {
@@ -157,31 +187,29 @@ impl Portal {
                 Argument::Given(bytes) => Piece::Given(at(bytes)),
                 Argument::Output(_, most) => Piece::Output(most),
                 Argument::InOut(bytes, most) => Piece::InOut(at(bytes), most),
-                Argument::Memory => {
-                    let why = "a Buffer or a Gift is one process's memory and can't go through a Portal: lend or give a slice";
-                    return Err(FreshCallError::Other(why.to_owned()));
+                Argument::Elsewhere(of, offset, len) => {
+                    let loan =
+                        of.downcast_ref::<Loan>().ok_or_else(|| another("another runtime's memory"))?;
+                    if loan.path() != self.path {
+                        return Err(another("a loan to another domain"));
+                    }
+                    let one = loan.home();
+                    match home.replace(one) {
+                        Some(other) if other.life != one.life => return Err(FreshCallError::LoanLost),
+                        Some(other) if other.node != one.node => {
+                            return Err(another("a call with loans of several threads"));
+                        }
+                        _ => {}
+                    }
+                    Piece::Loan(loan.number(), offset, len)
                 }
+                _ => return Err(another("a Buffer or a Gift, which is one process's memory,")),
             };
         }
         // The identity is a thread-local, so the thread's own, wherever it runs.
-        let request = Request { portal: self, caller: Caller::current(), attributes, pieces, count };
-        let outcome = loop {
-            let outcome = sched::in_thread(|slot| {
-                // SAFETY: in a section of the running thread, which stays here until it is answered.
-                unsafe { ask(slot, &request) }
-            })
-            .ok_or(FreshCallError::NoThread)?;
-            let bytes = outcome?;
-            match bytes.first() {
-                Some(&DONE) => break bytes,
-                Some(&AGAIN) => {}
-                Some(&FAILED) => {
-                    return Err(postcard::from_bytes(&bytes[1..])
-                        .unwrap_or_else(|e| FreshCallError::Other(format!("an unreadable error: {e}"))));
-                }
-                _ => return Err(FreshCallError::Other("an outcome of no kind".to_owned())),
-            }
-        };
+        let request =
+            Request { what: What::Call, portal: self, caller: Caller::current(), attributes, pieces, count };
+        let (outcome, _) = loan::ask_at(home, &request)?;
         // Our own node wrote it: what it cost, and each result behind its length, in the order of the arguments.
         let mut rest = &outcome[1..];
         let mut number = || {
@@ -202,6 +230,13 @@ impl Portal {
         }
         Ok(())
     }
+}
+
+/// What can't go through a portal.
+fn another(what: &str) -> FreshCallError {
+    FreshCallError::Other(format!(
+        "{what} can't go through this Portal: lend or give a slice, or make a Loan"
+    ))
 }
 
 impl Carrier for Portal {

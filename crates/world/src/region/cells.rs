@@ -144,6 +144,48 @@ impl<T: Word> Cells<'_, T> {
         Ok(())
     }
 
+    /// Copies the words from `first` on out, each read at once (all of them are not).
+    ///
+    /// # Errors
+    /// [`OutOfBounds`], if not all of them are there; then nothing was copied.
+    #[inline]
+    pub fn read(self, first: usize, into: &mut [T]) -> Result<(), OutOfBounds> {
+        let from = self.run(first, into.len())?;
+        for (i, word) in into.iter_mut().enumerate() {
+            // SAFETY: as in `get`; `run` checked them all.
+            *word = T::from_bits(unsafe { T::load(from.add(i * size_of::<T>())) });
+        }
+        Ok(())
+    }
+
+    /// Replaces the words from `first` on, each written at once (all of them are not).
+    ///
+    /// # Errors
+    /// [`OutOfBounds`], if there is no room for all; then nothing was written.
+    #[inline]
+    pub fn write(self, first: usize, from: &[T]) -> Result<(), OutOfBounds> {
+        let to = self.run(first, from.len())?;
+        for (i, word) in from.iter().enumerate() {
+            // SAFETY: as in `get`; `run` checked them all.
+            unsafe { T::store(to.add(i * size_of::<T>()), word.to_bits()) };
+        }
+        Ok(())
+    }
+
+    /// Address of the first of `words` words, all of which are there.
+    #[inline]
+    fn run(self, first: usize, words: usize) -> Result<*mut u8, OutOfBounds> {
+        let each = size_of::<T>();
+        if first <= self.count && words <= self.count - first {
+            return Ok(VirtAddr::new(self.start + first * each).as_ptr());
+        }
+        Err(OutOfBounds {
+            offset_bytes: first.saturating_mul(each),
+            len_bytes: words.saturating_mul(each),
+            memory_bytes: self.count * each,
+        })
+    }
+
     /// Adds to the word at `index` in one step (integers wrap around), and tells what it was.
     ///
     /// # Errors

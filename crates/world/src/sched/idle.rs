@@ -137,11 +137,15 @@ fn sleep_with_calls(l: &mut Local, me: &NodeShared, something: impl Fn() -> bool
     fence(Ordering::SeqCst);
     if !something() {
         let now = monotonic_ns();
-        // SAFETY: calls are under way, so it was made.
-        let flights = unsafe { &*l.flights };
+        // SAFETY: calls are under way, so it was made; the scheduler alone uses it.
+        let flights = unsafe { &mut *l.flights };
         let until = [next_due(l), flights.look_at()].into_iter().flatten().min().unwrap_or(now);
         // A signal that came since it is held off ends the poll at once.
-        peregrine_sys::io::wait_for_any(flights.descriptors(), until.saturating_sub(now), mask & !tick);
+        let told =
+            peregrine_sys::io::wait_for_any(flights.tellers(), until.saturating_sub(now), mask & !tick);
+        if told && !flights.any_ready() {
+            flights.told_in_vain(monotonic_ns());
+        }
     }
     me.idle.store(0, Ordering::Relaxed);
     peregrine_sys::signal::set_mask(mask);

@@ -150,7 +150,9 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         if is_windowed(next) {
             windows::bring(c, l, next);
             // What was copied meanwhile is not the thread's time: a slice shorter than that would be over before it began.
-            c.pending.fetch_and(!Pending::TICK, Ordering::Relaxed);
+            if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0 {
+                c.pending.fetch_and(!Pending::TICK, Ordering::Relaxed);
+            }
         } else if !raise_guards(l, next) {
             crate::node::give_up(next, Lack::Guards);
         }

@@ -134,7 +134,7 @@ impl Shadow {
 
     /// Whether a thread's block at `at` lies in the image's part of the arena (S4).
     pub fn holds_block(&self, at: usize) -> bool {
-        use crate::windows::Block;
+        use crate::blocks::Block;
         let end = ARENA + self.arena_used;
         if !(ARENA..end.saturating_sub(size_of::<Block>())).contains(&at) || !at.is_multiple_of(16) {
             return false;

@@ -69,12 +69,7 @@ impl Supervisor {
                 let ran = super::image::take_ran(i as u32);
                 self.changes.add_unknown(ran.into_iter());
             }
-            for fd in node(i as u32).fds.iter().chain(&node(i as u32).call_fds) {
-                let fd = fd.swap(0, Ordering::Relaxed);
-                if fd != 0 {
-                    let _ = self.zygote.close(fd as i32 - 1);
-                }
-            }
+            let _ = self.zygote.close_those_of(i as u32);
         }
     }
 

@@ -345,8 +345,8 @@ impl Mend<'_> {
                 shadow.frames().mend_statics(number, |offset, bytes| self.words(offset, bytes));
             } else if shadow.holds_block(block) {
                 let at = crate::shadow::twin(block);
-                let head = (*(at as *const windows::Block)).head;
-                let mut next = at + size_of::<windows::Block>();
+                let head = (*(at as *const crate::blocks::Block)).head;
+                let mut next = at + size_of::<crate::blocks::Block>();
                 for (offset, len) in window_image::granules(t, head.granules) {
                     self.words(offset, core::slice::from_raw_parts_mut(next as *mut u8, len));
                     next += len;

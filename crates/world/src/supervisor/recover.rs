@@ -59,12 +59,7 @@ impl Supervisor {
             if signo == number::KILL && !was_ours() && current != NONE {
                 self.note_killed(i, current);
             }
-            for fd in n.fds.iter().chain(&n.call_fds) {
-                let fd = fd.swap(0, Ordering::Relaxed);
-                if fd != 0 {
-                    self.zygote.close(fd as i32 - 1)?;
-                }
-            }
+            self.zygote.close_those_of(i as u32)?;
         }
         Ok(None)
     }

@@ -1,0 +1,132 @@
+//! The shortest way: a call that is nothing but a portal's number, to an activation that looks for it on another core.
+//!
+//! Caller and activation are awake, and what takes time is that two cache lines change cores. All that is added to that is on the
+//! critical path of both sides, so a call is looked at once for whether it needs more, and goes without what it does not need: no plan for
+//! its arguments, no clock, and no question on which core it is. The last is known from the call before: a line is *hot* when its
+//! last call was answered while its caller looked. A thread that was moved since finds out when the reply does not come at once, and
+//! from then on the call is as any other (`transfer.rs`, `wait.rs`, `results.rs`).
+//!
+//! What the other side sees is the same, word for word.
+
+use super::connection::Connection;
+use super::line::{Guard, Line};
+use super::transfer::Sent;
+use super::wait;
+use crate::args::Call;
+use crate::attributes::Affinity;
+use crate::chain::{Caller, ChainLink, Deadline};
+use crate::error::CallError;
+use crate::gate::{AWAKE, Bell};
+use crate::line::{Header, PAYLOAD_AT, ReplyHead};
+use crate::portal::PortalId;
+use crate::step::reach;
+use peregrine_sys::process;
+use std::sync::Arc;
+
+impl Connection {
+    /// Makes a call, from beginning to end.
+    pub fn call(self: &Arc<Self>, portal: PortalId, call: &mut Call<'_>) -> Result<(), CallError> {
+        let caller = Caller::current();
+        if is_bare(call, &caller)
+            && let Some(mut line) = self.take_warm()
+        {
+            if !line.is_hot.get() {
+                return self.call_on(Guard::new(self, line), portal, call, caller);
+            }
+            let bell = line.send_bare(portal, &caller.link);
+            if bell == Bell::Nothing && line.look() && ReplyHead::is_done(line.words()) {
+                self.put_back_over(line);
+                return Ok(());
+            }
+            return self.finish(Guard::new(self, line), bell, portal, call, caller);
+        }
+        let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
+        self.call_on(self.acquire(deadline)?, portal, call, caller)
+    }
+
+    /// Makes a call on a line.
+    #[inline]
+    fn call_on(
+        self: &Arc<Self>,
+        mut line: Guard<'_>,
+        portal: PortalId,
+        call: &mut Call<'_>,
+        caller: Caller,
+    ) -> Result<(), CallError> {
+        let sent = line.send(self, portal, call, caller, false)?;
+        wait::for_reply(self, &line, &sent)?;
+        let outcome = line.take_results(self, &sent, call, crate::usage::add);
+        line.release();
+        outcome
+    }
+
+    /// Goes on with a bare call that was not done at once.
+    #[cold]
+    fn finish(
+        self: &Arc<Self>,
+        mut line: Guard<'_>,
+        bell: Bell,
+        portal: PortalId,
+        call: &mut Call<'_>,
+        caller: Caller,
+    ) -> Result<(), CallError> {
+        let sent = Sent {
+            portal,
+            call: line.call,
+            cpu: process::current_cpu() as u16,
+            deadline: None,
+            attributes: call.attributes,
+            results_at: PAYLOAD_AT,
+            spilled: false,
+            count: 0,
+            charge: false,
+            depth: caller.link.depth.saturating_add(1),
+        };
+        line.due = None;
+        line.ring(self, bell)?;
+        if !line.is_over() {
+            wait::for_reply(self, &line, &sent)?;
+        }
+        let outcome = line.take_results(self, &sent, call, crate::usage::add);
+        line.release();
+        outcome
+    }
+}
+
+/// Whether there is nothing to it but a portal's number.
+#[inline]
+fn is_bare(call: &Call<'_>, caller: &Caller) -> bool {
+    matches!(call.attributes.affinity, Affinity::Apart)
+        && call.args.is_empty()
+        && call.attributes.are_free()
+        && caller.link.deadline.is_none()
+        && !caller.charge
+}
+
+impl Line {
+    /// Hands the line over with a bare call; what is to be done for the activation to notice it, by a guess.
+    #[inline]
+    fn send_bare(&mut self, portal: PortalId, link: &ChainLink) -> Bell {
+        let header = Header {
+            portal: portal.0,
+            args: 0,
+            charge: false,
+            priority: false,
+            affinity: Affinity::Apart,
+            deadline: None,
+            chain: link.chain,
+            depth: link.depth.saturating_add(1),
+            cpu: self.cpu,
+            nice: 0,
+            payload_bytes: 0,
+            spill: 0,
+        };
+        header.write(self.words());
+        self.call = self.call.wrapping_add(1);
+        let gate = self.words().gate();
+        gate.publish(self.call, AWAKE);
+        reach("client: call published");
+        reach("client: waits");
+        gate.guess()
+    }
+}

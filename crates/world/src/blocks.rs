@@ -1,0 +1,135 @@
+//! Blocks: a windowed thread's memory in the arena, while another is in its window.
+//!
+//! ```text
+//!   block │ capacity, length if compressed, head │ statics │ stack │ header, TLS, TCB, dtv │ heap │ room to grow │
+//! ```
+//!
+//! A conflict of two copy threads is one pass over the window ([`exchange`]): so many bytes of it as fit into the processor's first
+//! cache go to the old owner's block, and the new owner's take their place while they are there. Two passes, all out and then all
+//! in, read and write the window twice: with 40 KiB and more of live stack a quarter dearer.
+//!
+//! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena.
+
+use crate::arena;
+use crate::control::{Lack, node, record};
+use crate::killpoint::{Point, at as kill_at};
+use crate::node as this_node;
+use crate::windows::UNBORN;
+use peregrine_base::sync::Ordering;
+use peregrine_thread::carrier::Carrier;
+use peregrine_thread::slot::SlotHeader;
+use peregrine_thread::stack_kind::StackKind;
+use peregrine_thread::template::TemplateHeader;
+use peregrine_thread::window_image::{Head, LINE};
+
+/// A block of the arena that holds a thread's memory. The bytes follow.
+#[repr(C)]
+pub struct Block {
+    /// Bytes of the allocation, this head included.
+    pub capacity: usize,
+    /// 0: as they are; else they are compressed (`packed`) to so many after the statics.
+    pub compressed_len: usize,
+    /// What they are.
+    pub head: Head,
+    /// The bytes begin on a line, if the block does.
+    pub _line: u64,
+}
+
+const _: () = assert!(size_of::<Block>() == LINE);
+
+/// Copies a copy thread's live bytes to its block, if it ran since that was last done.
+///
+/// # Safety
+/// The thread is in its window, suspended, and its statics have been saved.
+pub unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
+    let r = record(number);
+    let at = r.stored.load(Ordering::Relaxed);
+    if at > UNBORN && !node(c.node).has_run(number) {
+        return;
+    }
+    // SAFETY: the thread is in its window and suspended.
+    unsafe {
+        let header = &*SlotHeader::of(number);
+        let home = core::ptr::from_ref(header) as usize;
+        let head = Head::of(header, home, t);
+        let to = block_for(number, head) as usize + size_of::<Block>();
+        head.gather(header, home, t, to, |from, to, len| {
+            core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len);
+        });
+    }
+    kill_at(Point::BlockFilled);
+}
+
+/// Whether `old`, which is in its window, and `new` can change places in one pass: both are copy threads, `old` has something to
+/// save, and `new` has a block that is not compressed.
+pub fn can_exchange(c: &Carrier, old: u32, new: u32) -> bool {
+    let at = record(new).stored.load(Ordering::Relaxed);
+    StackKind::of(new) == StackKind::Copy
+        && at > UNBORN
+        // SAFETY: a copy thread's block, once it is known, is intact (S7: a death in between rolls all back).
+        && unsafe { (*(at as *const Block)).compressed_len == 0 }
+        && node(c.node).has_run(old)
+}
+
+/// Copies the live bytes of `old` from its window to its block, and those of `new` from its block to the window.
+///
+/// # Safety
+/// As [`can_exchange`] says, and both are suspended threads of this node, bound to one window; the statics of `old` have been saved.
+pub unsafe fn exchange(old: u32, new: u32, t: &TemplateHeader) {
+    // SAFETY: `old` is in the window, so header and window are mapped; its block has room for what its head says.
+    unsafe {
+        let header = SlotHeader::of(old);
+        let home = header as usize;
+        let out = Head::of(&*header, home, t);
+        let to = block_for(old, out) as usize + size_of::<Block>();
+        let from = record(new).stored.load(Ordering::Relaxed);
+        let coming = (*(from as *const Block)).head;
+        out.exchange(header, home, t, to, &coming, from + size_of::<Block>());
+    }
+    kill_at(Point::BlockFilled);
+}
+
+/// The block of copy thread `number`, with room for what `head` says, and with that head; its bytes are still to be written.
+///
+/// # Safety
+/// The thread is this node's and suspended.
+unsafe fn block_for(number: u32, head: Head) -> *mut Block {
+    let r = record(number);
+    let at = r.stored.load(Ordering::Relaxed);
+    let mut block = at as *mut Block;
+    let needed = size_of::<Block>() + head.len();
+    // SAFETY: a block that is known is this thread's own (S5), and intact.
+    unsafe {
+        let fits = at > UNBORN && (needed..=needed * 4 + 4096).contains(&(*block).capacity);
+        if !fits {
+            if at > UNBORN {
+                arena::give_back(at, block_layout((*block).capacity));
+            }
+            // A little more than now: live stacks differ from switch to switch.
+            let capacity = (needed + needed / 8).next_multiple_of(256);
+            block = new_block(capacity).unwrap_or_else(|| this_node::give_up(number, Lack::Arena));
+            kill_at(Point::BlockMade);
+            r.stored.store(block as usize, Ordering::Relaxed);
+            kill_at(Point::BlockKnown);
+        }
+        (*block).compressed_len = 0;
+        (*block).head = head;
+    }
+    block
+}
+
+/// What the arena is asked for a block of `capacity` bytes. What is copied in and out begins on a line of the cache; a packed
+/// thread, which is smaller, need not.
+pub fn block_layout(capacity: usize) -> core::alloc::Layout {
+    let align = if capacity < 4096 { 16 } else { LINE };
+    core::alloc::Layout::from_size_align(capacity, align)
+        .expect("a suspended thread is smaller than half the addresses")
+}
+
+/// A block of `capacity` bytes, if there is room.
+pub unsafe fn new_block(capacity: usize) -> Option<*mut Block> {
+    let block = arena::allocate_always(block_layout(capacity))? as *mut Block;
+    // SAFETY: just allocated.
+    unsafe { (*block).capacity = capacity };
+    Some(block)
+}
