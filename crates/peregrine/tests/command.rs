@@ -180,6 +180,27 @@ fn options_that_make_no_sense_are_refused_with_what_to_do() {
 }
 
 #[test]
+fn every_command_tells_its_options_and_refuses_others() {
+    let scene = Scene::new();
+    for command in ["run cg", "run js", "resume", "ps", "migrate", "checkpoint", "doctor"] {
+        let with = |word| scene.run(&[command.split(' ').collect::<Vec<_>>(), vec![word]].concat());
+        let o = with("--help");
+        assert!(
+            o.status.success() && text(&o.stdout).contains("Usage: peregrine"),
+            "{command}: {}",
+            said(&o)
+        );
+        let o = with("--no-such-option");
+        assert_eq!(o.status.code(), Some(2), "{command}: {}", said(&o));
+        assert!(
+            text(&o.stderr).contains("unexpected argument '--no-such-option'"),
+            "{command}: {}",
+            said(&o)
+        );
+    }
+}
+
+#[test]
 fn doctor_finds_that_worlds_can_run_where_they_do() {
     let o = Scene::new().run(&["doctor"]);
     assert!(o.status.success(), "{}", said(&o));

@@ -281,6 +281,17 @@ mod tests {
     }
 
     #[test]
+    fn who_has_ended_is_not_interrupted() {
+        let ended = thread::spawn(crate::process::thread_id).join().expect("it ends");
+        let begun = std::time::Instant::now();
+        // `join` returns when libc knows of the end, a moment before the kernel forgets the number.
+        while interrupt_thread(ended) != Err(Errno::ESRCH) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it is still found");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
     fn an_interruption_ends_a_wait() {
         let tid = AtomicI32::new(0);
         let word = AtomicU32::new(0);

@@ -435,3 +435,44 @@ mod libc_facts {
     }
     pub use found::{offset_of_tid, rseq_offset, sizeof_pthread};
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found in the thread that ran the constructor, the place must hold for every thread's `struct pthread`.
+    #[test]
+    fn libc_keeps_every_threads_id_where_the_template_says() {
+        let at = taken().expect("the constructor ran").tid_offset;
+        for _ in 0..4 {
+            let (word, id, told) = std::thread::spawn(move || {
+                let tp = thread_pointer();
+                // SAFETY: inside this thread's own control block.
+                let word = unsafe { ((tp + at) as *const i32).read() };
+                (word, peregrine_sys::process::thread_id(), kernels_word_on_tid(tp))
+            })
+            .join()
+            .expect("it only reads");
+            assert_eq!(word, id, "{at}");
+            // The kernel may have been built without the question.
+            assert!(told.is_none_or(|told| told == at), "{told:?}, not {at}");
+        }
+        assert!(libc_facts::offset_of_tid().is_none_or(|told| told == at), "{at}");
+    }
+
+    /// An id that no process has: to libc's recursive locks two threads of one node would else be one.
+    #[test]
+    fn a_copy_of_the_thread_locals_has_an_id_of_its_own_there() {
+        let t = taken().expect("the constructor ran");
+        let mut area = vec![0u128; t.tls_area_len().div_ceil(16) + 4];
+        let start = (area.as_mut_ptr() as usize).next_multiple_of(64);
+        let id_of = |index: u32| {
+            // SAFETY: 64-byte aligned, and the area is as long as asked for, with 64 bytes to spare.
+            let tp = unsafe { crate::tls::build(&t, start, index) };
+            // SAFETY: inside the copy.
+            unsafe { ((tp + t.tid_offset) as *const u32).read() }
+        };
+        // Above the kernel's largest process id.
+        assert!(id_of(0) > 1 << 22 && id_of(1) > 1 << 22 && id_of(0) != id_of(1));
+    }
+}

@@ -235,46 +235,24 @@ unsafe extern "C" fn mmap(
     libc_result(r) as *mut c_void
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn mmap64(
-    addr: *mut c_void,
-    len: usize,
-    prot: i32,
-    flags: i32,
-    fd: i32,
-    offset: i64,
-) -> *mut c_void {
-    // SAFETY: passed on; off_t has 64 bits here.
-    unsafe { mmap(addr, len, prot, flags, fd, offset) }
+/// The same under its other names: `off_t` has 64 bits here, and libc's own calls go by names with underscores.
+macro_rules! mmap_as {
+    ($($name:ident)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(
+            addr: *mut c_void,
+            len: usize,
+            prot: i32,
+            flags: i32,
+            fd: i32,
+            offset: i64,
+        ) -> *mut c_void {
+            // SAFETY: passed on.
+            unsafe { mmap(addr, len, prot, flags, fd, offset) }
+        }
+    )*};
 }
-
-/// libc's own name for it.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn __mmap(
-    addr: *mut c_void,
-    len: usize,
-    prot: i32,
-    flags: i32,
-    fd: i32,
-    offset: i64,
-) -> *mut c_void {
-    // SAFETY: passed on.
-    unsafe { mmap(addr, len, prot, flags, fd, offset) }
-}
-
-/// libc's own name for it.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn __mmap64(
-    addr: *mut c_void,
-    len: usize,
-    prot: i32,
-    flags: i32,
-    fd: i32,
-    offset: i64,
-) -> *mut c_void {
-    // SAFETY: passed on; off_t has 64 bits here.
-    unsafe { mmap(addr, len, prot, flags, fd, offset) }
-}
+mmap_as! { mmap64 __mmap __mmap64 }
 
 /// libc's own name for it.
 #[unsafe(no_mangle)]
