@@ -20,8 +20,7 @@ use crate::{
     AddressSpace, Backing, Entry, FaultError, MapAdmitError, MapError, Mapping, Mmu, Place, ProtectError,
     Recovered, SpaceId, Spaces, UnmapError,
 };
-use core::sync::atomic::compiler_fence;
-use peregrine_base::sync::{AtomicBool, Ordering};
+use peregrine_base::sync::{AtomicBool, Ordering, compiler_fence};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
 use peregrine_vm::{Access, AltStack, Decision, Volatile};
