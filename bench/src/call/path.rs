@@ -1,12 +1,16 @@
-//! The paper's measure of complexity: instructions, branches and system calls on the path of a null call.
+//! The paper's measure of complexity: instructions, branches and system calls on the path of a call.
 //!
 //! ```text
 //!   tracer ──▶ client: calls all the time │ server: serves           both on one processor
 //!      └ steps every thread of one of them, one instruction at a time, for so many calls; counts by what the next instruction is
 //! ```
 //!
-//! One side is stepped while the other runs free, and then the other: stepped together, a call would take so long that waiting in
+//! On one core, one side is stepped while the other runs free, and then the other: stepped together, a call would take so long that waiting in
 //! slices became part of the path.
+//!
+//! A *hot* call is made between two threads that both spin, and one that runs free would find the other so slow that it went to sleep. There both
+//! are stepped, turn and turn about: a thread that comes to the `pause` of its loop is held there until the other comes to its own. So the
+//! path has one look in vain on each side, and nothing else of the waiting.
 //!
 //! Ford and Lepreau counted inside their kernel; here the kernel is Linux's, and what can be counted exactly is what runs in user mode
 //! on both sides, and how often the kernel is entered. The server is stepped from call to call, so what it does after its answer
@@ -22,7 +26,7 @@ use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_sys::rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use peregrine_sys::signal::number;
 use peregrine_sys::trace::{Stop, Tracee, next_stop};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -30,25 +34,38 @@ use std::time::{Duration, Instant};
 const CALLS: u64 = 40;
 
 pub fn run(report: &mut Report, _: &Options) {
-    report.section("Path of a null call in user mode, both sides");
-    let count = |form: &str| {
-        let side = |side: &str| <[f64; 3]>::try_from(again(&["call-case", "path", form, side])).ok();
-        let (client, server) = (side("client")?, side("server")?);
-        Some([0, 1, 2].map(|i| client[i] + server[i]))
+    report.section("Path of a call in user mode, both sides");
+    let count = |form: &str, sides: &[&str], bytes: &str| {
+        let mut sum = [0.0; 3];
+        for side in sides {
+            let counts = <[f64; 3]>::try_from(again(&["call-case", "path", form, side, bytes])).ok()?;
+            sum.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
+        }
+        Some(sum)
     };
-    let (Some([a, b, c]), Some([d, e, f])) = (count("migrating"), count("static")) else {
-        return report.note("skipped: single steps are not allowed here (ptrace)");
-    };
-    let base = "static thread over the same transport";
-    for (metric, ours, theirs) in [("instructions", a, d), ("branches", b, e), ("system calls", c, f)] {
-        report.value("null call, migrating form", metric, "", ours, Some((base, theirs)));
+    let (parked, hot) = (&["client", "server"][..], &["both"][..]);
+    for (name, sides, bytes) in
+        [("null call on one core", parked, "0"), ("null call, hot", hot, "0"), ("64 B call, hot", hot, "64")]
+    {
+        let (Some(ours), Some(theirs)) = (count("migrating", sides, bytes), count("static", sides, bytes))
+        else {
+            return report.note("skipped: single steps are not allowed here (ptrace)");
+        };
+        let base = "static thread over the same transport";
+        for (i, metric) in ["instructions", "branches", "system calls"].into_iter().enumerate() {
+            report.value(&format!("{name}, migrating form"), metric, "", ours[i], Some((base, theirs[i])));
+        }
+        let times = |i: usize| match ours[i] {
+            0.0 => format!("{:.1} (beside none)", theirs[i]),
+            n => format!("{:.1} times the", theirs[i] / n),
+        };
+        report.note(&format!(
+            "    static thread: {} instructions, {} branches, {} system calls (the paper's kernel: 5.3, 9, 1)",
+            times(0),
+            times(1),
+            times(2)
+        ));
     }
-    report.note(&format!(
-        "    static thread: {:.1} times the instructions, {:.1} times the branches, {:.1} times the system calls (the paper's kernel: 5.3, 9, 1)",
-        d / a,
-        e / b,
-        f / c
-    ));
 }
 
 /// What a thread's next instruction is.
@@ -58,10 +75,15 @@ enum Kind {
     /// Any transfer of control: jump, conditional jump, call, return.
     Branch,
     SystemCall,
+    /// What a loop that spins says to its processor.
+    Pause,
 }
 
 /// Classifies an x86-64 instruction by its first bytes.
 fn classify(bytes: &[u8; 16]) -> Kind {
+    if bytes[..2] == [0xf3, 0x90] {
+        return Kind::Pause;
+    }
     let is_prefix =
         |b: u8| matches!(b, 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65);
     let mut i = 0;
@@ -82,20 +104,20 @@ fn classify(bytes: &[u8; 16]) -> Kind {
     }
 }
 
-/// `migrating|static client|server`.
+/// `migrating|static client|server|both BYTES`: both sides of a hot call, or one of a call on one core.
 pub fn case(words: &[&str]) -> ExitCode {
-    let (form, steps_server) = match words {
-        ["migrating", side] => (Form::In, *side == "server"),
-        ["static", side] => (Form::StaticThread, *side == "server"),
-        _ => return ExitCode::from(2),
-    };
+    let [form, side, bytes] = words else { return ExitCode::from(2) };
+    let form = if *form == "static" { Form::StaticThread } else { Form::In };
+    let Ok(bytes) = bytes.parse() else { return ExitCode::from(2) };
+    let is_hot = *side == "both";
+    let (cores, place) = if is_hot { (Cores::Two, Place::Apart) } else { (Cores::One, Place::Default) };
     let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
     // SAFETY: a new mapping, zeroed, kept for the life of the process (S1: an atomic).
     let calls: &AtomicU64 =
         unsafe { &*mmap_anonymous(core::ptr::null_mut(), 4096, prot, flags).expect("shared memory").cast() };
     // The client forks the server: both are below this process, which traces them.
     let client = server_anywhere(move || {
-        let mut caller = ours::start(0, Cores::One, form, Place::Default);
+        let mut caller = ours::start(bytes, cores, form, place);
         loop {
             caller.call();
             calls.fetch_add(1, Ordering::Release);
@@ -105,10 +127,15 @@ pub fn case(words: &[&str]) -> ExitCode {
         std::thread::sleep(Duration::from_millis(1));
     }
     let server = children_of(client.pid());
-    let stepped = if steps_server { &server[..] } else { &[client.pid()] };
-    if let Some(counts) = step_through(stepped, calls) {
+    let mut stepped = if *side == "client" { Vec::new() } else { server.clone() };
+    if *side != "server" {
+        stepped.push(client.pid());
+    }
+    if let Some(counts) = step_through(&stepped, calls, is_hot) {
         println!("{} {} {}", counts[0], counts[1], counts[2]);
     }
+    // The client first, which would complain of a server that died.
+    drop(client);
     for pid in server {
         let _ = peregrine_sys::signal::kill(pid, number::KILL);
     }
@@ -120,8 +147,9 @@ fn children_of(pid: i32) -> Vec<i32> {
     text.split_whitespace().filter_map(|w| w.parse().ok()).collect()
 }
 
-/// Steps all threads of the processes until so many calls were made: instructions, branches and system calls of one.
-fn step_through(processes: &[i32], calls: &AtomicU64) -> Option<[f64; 3]> {
+/// Steps all threads of the processes until so many calls were made: instructions, branches and system calls of one. With `turns`, threads that
+/// spin take turns.
+fn step_through(processes: &[i32], calls: &AtomicU64, turns: bool) -> Option<[f64; 3]> {
     let mut tracees = BTreeMap::new();
     for pid in processes {
         for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
@@ -131,9 +159,14 @@ fn step_through(processes: &[i32], calls: &AtomicU64) -> Option<[f64; 3]> {
     }
     let mut counts = [0u64; 3];
     let mut from = None;
+    let mut held: BTreeSet<i32> = BTreeSet::new();
     let limit = Instant::now() + Duration::from_secs(60);
     while Instant::now() < limit {
-        let (tid, stop) = next_stop(true).ok()??;
+        let Some((tid, stop)) = next_stop(held.is_empty()).ok()? else {
+            // Whom it waits for is in the kernel.
+            std::thread::yield_now();
+            continue;
+        };
         let (Some(tracee), Stop::Signal(signal)) = (tracees.get(&tid), stop) else { continue };
         let done = calls.load(Ordering::Acquire);
         // The first two calls set everything in motion: they were interrupted.
@@ -142,14 +175,22 @@ fn step_through(processes: &[i32], calls: &AtomicU64) -> Option<[f64; 3]> {
             let each = |i: usize| counts[i] as f64 / CALLS as f64;
             return Some([each(0), each(1), each(2)]);
         }
+        let (_, bytes) = tracee.next_instruction().ok()?;
+        let kind = classify(&bytes);
         if done >= begun {
-            let (_, bytes) = tracee.next_instruction().ok()?;
             counts[0] += 1;
-            match classify(&bytes) {
+            match kind {
                 Kind::Branch => counts[1] += 1,
                 Kind::SystemCall => counts[2] += 1,
-                Kind::Other => {}
+                Kind::Other | Kind::Pause => {}
             }
+        }
+        if turns && kind == Kind::Pause && signal == number::TRAP {
+            for other in std::mem::take(&mut held) {
+                tracees.get(&other)?.step(0).ok()?;
+            }
+            held.insert(tid);
+            continue;
         }
         tracee.step(if signal == number::TRAP { 0 } else { signal }).ok()?;
     }
@@ -186,5 +227,6 @@ mod tests {
             assert_eq!(of(other), Kind::Other, "{other:x?}");
         }
         assert_eq!(of(&[0x0f, 0x05]), Kind::SystemCall);
+        assert_eq!(of(&[0xf3, 0x90]), Kind::Pause);
     }
 }

@@ -19,6 +19,7 @@ mod look;
 mod memory;
 mod portal;
 mod shared;
+mod short;
 mod socket;
 pub mod step;
 mod strays;

@@ -9,6 +9,9 @@
 //!       results: from the next multiple of 64 after the payload, in the order of the arguments
 //! ```
 //!
+//! That is the general form. Most calls have the *short* one (`short.rs`): descriptors in the header, in the words of deadline and payload;
+//! the payload from 0x080 on; and results, if there are few bytes of them, in the domain's half itself, from 0x050 on.
+//!
 //! Its first two words on each side are the gate, by which the line is handed to and fro: `gate.rs`.
 //!
 //! **Nobody relies on it.** Both halves are writable by both processes; the domain keeps its own count of what it served, the
@@ -20,6 +23,7 @@ use crate::attributes::Affinity;
 use crate::chain::{ChainId, Deadline};
 use crate::gate::Gate;
 use crate::shared::Shared;
+use crate::short::Short;
 use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Arguments that one call may have.
@@ -44,6 +48,16 @@ const DESCRIPTORS: usize = 0x80;
 const CHARGES: usize = 0x140;
 /// Where the payload begins in a line's own memory.
 pub(crate) const PAYLOAD_AT: usize = 0x1c0;
+/// The same for a call of the short form.
+pub(crate) const SHORT_PAYLOAD_AT: usize = 0x80;
+/// Results that lie in the domain's half itself.
+const HERE: usize = 0x50;
+/// The most bytes of them.
+pub(crate) const HERE_BYTES: usize = 8 * HERE_WORDS;
+const HERE_WORDS: usize = 5;
+/// The most arguments of a call with such results: the lengths of theirs have a byte each.
+pub(crate) const HERE_ARGS: usize = 4;
+const _: () = assert!(HERE + HERE_BYTES <= CHARGE_ROWS, "the words of another use begin there");
 const DESCRIPTOR_BYTES: usize = 24;
 /// Rows of processor time that a reply can carry.
 pub(crate) const MAX_CHARGES: usize = 8;
@@ -146,10 +160,13 @@ pub(crate) struct Header {
     pub payload_bytes: u32,
     /// The caller's buffer that holds payload and results, if they are too large for the line; 0 if not.
     pub spill: u32,
+    /// The arguments, of a call of the short form: which has neither deadline nor spill, and whose payload's size follows from them.
+    pub short: Option<Short>,
 }
 
 const CHARGE: u64 = 1 << 8;
 const PRIORITY: u64 = 1 << 9;
+const SHORT: u64 = 1 << 10;
 
 impl Header {
     #[inline(always)]
@@ -166,24 +183,33 @@ impl Header {
         if self.priority {
             flags |= PRIORITY;
         }
+        if self.short.is_some() {
+            flags |= SHORT;
+        }
+        let payload = u64::from(self.payload_bytes) | u64::from(self.spill) << 32;
+        let [deadline, payload] = match self.short {
+            Some(short) => short.to_wire(),
+            None => [Deadline::to_wire(self.deadline), payload],
+        };
         let place = u64::from(self.depth) | u64::from(self.cpu) << 32 | u64::from(self.nice as u8) << 48;
         // Relaxed: published by the store to `call` that follows.
         words.word64(TARGET).store(u64::from(self.portal) | flags << 32, Ordering::Relaxed);
-        words.word64(DEADLINE).store(Deadline::to_wire(self.deadline), Ordering::Relaxed);
+        words.word64(DEADLINE).store(deadline, Ordering::Relaxed);
         words.word64(CHAIN[0]).store(self.chain.0[0], Ordering::Relaxed);
         words.word64(CHAIN[1]).store(self.chain.0[1], Ordering::Relaxed);
         words.word64(PLACE).store(place, Ordering::Relaxed);
-        let payload = u64::from(self.payload_bytes) | u64::from(self.spill) << 32;
         words.word64(PAYLOAD).store(payload, Ordering::Relaxed);
     }
 
     /// What the words of a private copy say. Any bits make a header; what they mean is checked by the domain.
-    pub const fn of(raw: RawHeader) -> Self {
+    pub fn of(raw: RawHeader) -> Self {
         let [target, deadline, chain_a, chain_b, place, payload] = raw.0;
         let flags = target >> 32;
+        let args = flags as u8;
+        let short = (flags & SHORT != 0).then(|| Short::from_wire([deadline, payload]));
         Self {
             portal: target as u32,
-            args: flags as u8,
+            args,
             charge: flags & CHARGE != 0,
             priority: flags & PRIORITY != 0,
             affinity: match flags >> 16 & 0xff {
@@ -191,13 +217,14 @@ impl Header {
                 1 => Affinity::Apart,
                 _ => Affinity::Anywhere,
             },
-            deadline: Deadline::from_wire(deadline),
+            deadline: if short.is_some() { None } else { Deadline::from_wire(deadline) },
             chain: ChainId([chain_a, chain_b]),
             depth: place as u32,
             cpu: (place >> 32) as u16,
             nice: (place >> 48) as u8 as i8,
-            payload_bytes: payload as u32,
-            spill: (payload >> 32) as u32,
+            payload_bytes: short.map_or(payload as u32, |short| short.payload_bytes(args)),
+            spill: if short.is_some() { 0 } else { (payload >> 32) as u32 },
+            short,
         }
     }
 }
@@ -253,6 +280,8 @@ pub(crate) enum Status {
     Terminated,
     /// The deadline passed, or the caller gave up, before the handler began.
     Late,
+    /// Results are in the domain's half itself: `code` has their lengths, a byte each. For calls of the short form.
+    DoneHere,
 }
 
 impl Status {
@@ -272,6 +301,7 @@ impl Status {
             11 => Self::GiftInUse,
             12 => Self::Terminated,
             13 => Self::Late,
+            14 => Self::DoneHere,
             _ => return None,
         })
     }
@@ -312,11 +342,16 @@ impl ReplyHead {
         words.word64(STATUS).store(Status::Done as u64, Ordering::Relaxed);
     }
 
-    /// Whether it says that the call was done: for one that has no results there is nothing else to read.
+    /// The lengths of the results that lie in the domain's half, if it says that the call of `args` arguments was done and has no others.
     #[inline]
-    pub fn is_done(words: Words<'_>) -> bool {
+    pub fn done_here(words: Words<'_>, args: usize) -> Option<Here> {
         // Relaxed: as in `read`.
-        words.word64(STATUS).load(Ordering::Relaxed) as u32 == Status::Done as u32
+        let head = words.word64(STATUS).load(Ordering::Relaxed);
+        match head as u32 {
+            DONE if args == 0 => Some(Here(0)),
+            DONE_HERE => Some(Here((head >> 32) as u32)),
+            _ => None,
+        }
     }
 
     /// A private copy, each word read once.
@@ -337,6 +372,82 @@ impl ReplyHead {
             lengths,
             charge_rows: words.0.word(CHARGE_ROWS).load(Ordering::Relaxed),
         }
+    }
+}
+
+const DONE: u32 = Status::Done as u32;
+const DONE_HERE: u32 = Status::DoneHere as u32;
+
+/// Lengths of results in the domain's half, a byte each: whatever bits, if a stranger wrote them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Here(pub u32);
+
+impl Here {
+    /// The length of the result that is argument `index`.
+    #[inline(always)]
+    pub const fn len(self, index: usize) -> usize {
+        if index < HERE_ARGS { (self.0 >> (8 * index) & 0xff) as usize } else { 0 }
+    }
+
+    /// A private copy of all of the results, each word read once; and as many zeros, so that there are as many bytes from each on.
+    #[inline(always)]
+    pub fn read(words: Words<'_>) -> [u8; 2 * HERE_BYTES] {
+        let mut copy = [0; 2 * HERE_BYTES];
+        for (i, word) in copy.as_chunks_mut::<8>().0[..HERE_WORDS].iter_mut().enumerate() {
+            // Relaxed: ordered by the load of `reply` that preceded.
+            *word = words.word64(HERE + 8 * i).load(Ordering::Relaxed).to_ne_bytes();
+        }
+        copy
+    }
+}
+
+/// Results on their way into the domain's half.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Few {
+    here: Here,
+    words: [u64; HERE_WORDS],
+    /// Bytes so far.
+    end: usize,
+}
+
+impl Few {
+    /// Adds the result that is argument `index`; `None` if there is no room for it.
+    #[inline]
+    pub fn push(&mut self, index: usize, result: &[u8]) -> Option<()> {
+        let begin = align_argument(self.end);
+        let end = begin + result.len();
+        if result.is_empty() {
+            return Some(());
+        }
+        if index >= HERE_ARGS || end > HERE_BYTES {
+            return None;
+        }
+        let (whole, rest) = result.as_chunks();
+        let mut into = self.words[begin / 8..].iter_mut();
+        for (bytes, word) in whole.iter().zip(&mut into) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        if !rest.is_empty()
+            && let Some(word) = into.next()
+        {
+            let mut padded = [0; 8];
+            padded[..rest.len()].copy_from_slice(rest);
+            *word = u64::from_ne_bytes(padded);
+        }
+        self.here.0 |= (result.len() as u32) << (8 * index);
+        self.end = end;
+        Some(())
+    }
+
+    /// Writes them, with the status.
+    #[inline(always)]
+    pub fn write(&self, words: Words<'_>) {
+        // Relaxed: published by the store to `reply` that follows.
+        for (i, &word) in self.words.iter().enumerate().take(self.end.div_ceil(8)) {
+            words.word64(HERE + 8 * i).store(word, Ordering::Relaxed);
+        }
+        let head = u64::from(DONE_HERE) | u64::from(self.here.0) << 32;
+        words.word64(STATUS).store(head, Ordering::Relaxed);
     }
 }
 
@@ -392,6 +503,7 @@ mod tests {
             nice: -20,
             payload_bytes: u32::MAX,
             spill: 4,
+            short: None,
         };
         header.write(words);
         assert_eq!(Header::of(RawHeader::read(words)), header);

@@ -3,7 +3,7 @@
 //! Every access names an offset and is checked against the mapping's length, which is this process's own knowledge. What
 //! was read is a private copy; whoever reads twice may see two values, so callers read once.
 
-use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
+use peregrine_base::sync::{AtomicU32, AtomicU64};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::raw::Errno;
@@ -76,6 +76,7 @@ impl Shared {
         unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(at)) }
     }
 
+    #[inline(always)]
     fn at(&self, offset: usize, len_bytes: usize) -> Option<usize> {
         let fits = offset <= self.len_bytes() && len_bytes <= self.len_bytes() - offset;
         fits.then(|| self.range.start().as_usize() + offset)
@@ -83,6 +84,7 @@ impl Shared {
 
     /// Copies `into.len()` bytes out; `None` (and nothing done) beyond the mapping.
     #[must_use]
+    #[inline]
     pub fn read(&self, offset: usize, into: &mut [MaybeUninit<u8>]) -> Option<()> {
         let from = self.at(offset, into.len())?;
         // SAFETY: the source lies in the mapping, the destination is exclusive.
@@ -92,6 +94,7 @@ impl Shared {
 
     /// Appends `len_bytes` bytes at `offset` to `into`; `None` (and nothing done) beyond the mapping.
     #[must_use]
+    #[inline]
     pub fn append_to(&self, offset: usize, len_bytes: usize, into: &mut Vec<u8>) -> Option<()> {
         self.at(offset, len_bytes)?;
         into.reserve(len_bytes);
@@ -103,6 +106,7 @@ impl Shared {
 
     /// Copies bytes in; `None` (and nothing done) beyond the mapping.
     #[must_use]
+    #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> Option<()> {
         let to = self.at(offset, from.len())?;
         // SAFETY: the destination lies in the mapping, behind no reference (S1).
@@ -143,35 +147,67 @@ pub(crate) fn map_from_peer(
     Shared::map(fd, len_bytes, access)
 }
 
-/// Copies words for what is short and by one string instruction for what is not: opaque to the compiler either way, so that it
-/// can't read twice, or assume that the bytes stand still.
+/// The most that is copied by a loop. Beyond it the one instruction that copies strings takes less than a loop in spite of its beginning.
+const LOOP_BYTES: usize = 1024;
+
+/// Copies by instructions that are opaque to the compiler, so that it can't assume that the bytes stand still. Those at the end of a short
+/// piece may be copied twice; the last copy is the one that stays, and nobody looks at the private side before.
 ///
 /// # Safety
 /// `from` readable and `to` writable for `len` bytes, without overlap; whichever is private is exclusively the caller's.
-#[inline]
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
 unsafe fn copy(to: usize, from: usize, len: usize) {
-    let (mut to, mut from, mut len) = (to, from, len);
-    if len <= 256 && to.is_multiple_of(8) && from.is_multiple_of(8) {
-        while len >= 8 {
-            // SAFETY: inside both ranges by the caller's promise, aligned as just checked. Relaxed: ordering is the call word's.
-            unsafe {
-                let word =
-                    AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(from)).load(Ordering::Relaxed);
-                AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(to)).store(word, Ordering::Relaxed);
+    use std::arch::asm;
+    // SAFETY: the caller's promise: each piece begins at the first byte or after it, and ends at the last or before it. The direction flag is
+    // clear by the calling convention.
+    unsafe {
+        match len {
+            0 => {}
+            // First, middle and last.
+            1..=3 => {
+                asm!("mov {a:l}, [{from}]", "mov {b:l}, [{from} + {half}]", "mov [{to}], {a:l}", "mov [{to} + {half}], {b:l}",
+                "mov {a:l}, [{from} + {len} - 1]", "mov [{to} + {len} - 1], {a:l}",
+                a = out(reg_abcd) _, b = out(reg_abcd) _, from = in(reg) from, to = in(reg) to, len = in(reg) len, half = in(reg) len / 2,
+                options(nostack, preserves_flags))
             }
-            (to, from, len) = (to + 8, from + 8, len - 8);
+            4..=7 => {
+                asm!("mov {a:e}, [{from}]", "mov {b:e}, [{from} + {len} - 4]", "mov [{to}], {a:e}", "mov [{to} + {len} - 4], {b:e}",
+                a = out(reg) _, b = out(reg) _, from = in(reg) from, to = in(reg) to, len = in(reg) len,
+                options(nostack, preserves_flags))
+            }
+            8..=15 => {
+                asm!("mov {a}, [{from}]", "mov {b}, [{from} + {len} - 8]", "mov [{to}], {a}", "mov [{to} + {len} - 8], {b}",
+                a = out(reg) _, b = out(reg) _, from = in(reg) from, to = in(reg) to, len = in(reg) len,
+                options(nostack, preserves_flags))
+            }
+            16..=32 => {
+                asm!("movups {a}, [{from}]", "movups {b}, [{from} + {len} - 16]", "movups [{to}], {a}",
+                "movups [{to} + {len} - 16], {b}",
+                a = out(xmm_reg) _, b = out(xmm_reg) _, from = in(reg) from, to = in(reg) to, len = in(reg) len,
+                options(nostack, preserves_flags))
+            }
+            // All but the last 32 bytes or fewer, and those, counted from the end.
+            33..=LOOP_BYTES => {
+                asm!("2:", "movups {a}, [{from} + {at}]", "movups {b}, [{from} + {at} + 16]", "movups [{to} + {at}], {a}",
+                "movups [{to} + {at} + 16], {b}", "add {at}, 32", "cmp {at}, {last}", "jb 2b",
+                "movups {a}, [{from} + {last}]", "movups {b}, [{from} + {last} + 16]", "movups [{to} + {last}], {a}",
+                "movups [{to} + {last} + 16], {b}",
+                a = out(xmm_reg) _, b = out(xmm_reg) _, at = inout(reg) 0usize => _, last = in(reg) len - 32,
+                from = in(reg) from, to = in(reg) to, options(nostack))
+            }
+            _ => asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
+                options(nostack, preserves_flags)),
         }
     }
-    if len == 0 {
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller's promise; the direction flag is clear by the calling convention.
-    unsafe {
-        std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
-            options(nostack, preserves_flags));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
+}
+
+/// Copies by volatile accesses, so that the compiler can't read twice, or assume that the bytes stand still.
+///
+/// # Safety
+/// `from` readable and `to` writable for `len` bytes, without overlap; whichever is private is exclusively the caller's.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy(to: usize, from: usize, len: usize) {
     for i in 0..len {
         // SAFETY: the caller's promise.
         unsafe {
@@ -191,12 +227,24 @@ mod tests {
         let fd = sealed_memfd(c"test", 3 * PAGE_SIZE).unwrap();
         let a = Shared::map(&fd, 3 * PAGE_SIZE, Protection::ReadWrite).unwrap();
         let b = map_from_peer(fd.as_fd(), 3 * PAGE_SIZE, Protection::Read).unwrap();
-        for (offset, len) in [(0, 8), (3, 17), (64, 256), (100, 5000), (8, 0), (3 * PAGE_SIZE - 1, 1)] {
+        let some = [(64, 256), (100, 5000), (8, 0), (3 * PAGE_SIZE - 1, 1)];
+        for (offset, len) in
+            (0..80).map(|len| (len % 9, len)).chain((1000..1050).map(|len| (3, len))).chain(some)
+        {
             let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + offset) as u8).collect();
+            // Between two others that stay as they are.
+            let begin = offset.saturating_sub(1);
+            let end = (offset + len + 1).min(3 * PAGE_SIZE);
+            a.write(begin, &vec![0xEE; end - begin]).unwrap();
             a.write(offset, &bytes).unwrap();
             let mut back = vec![9];
+            b.append_to(begin, end - begin, &mut back).unwrap();
+            let mut expected = vec![0xEE; end - begin];
+            expected[offset - begin..][..len].copy_from_slice(&bytes);
+            assert_eq!((back[0], &back[1..]), (9, &expected[..]), "{len} at {offset}");
+            let mut back = vec![9, 8];
             b.append_to(offset, len, &mut back).unwrap();
-            assert_eq!((back[0], &back[1..]), (9, &bytes[..]));
+            assert_eq!((&back[..2], &back[2..]), (&[9, 8][..], &bytes[..]), "{len} at {offset}");
         }
         assert!(b.append_to(3 * PAGE_SIZE, 1, &mut Vec::new()).is_none());
         assert!(b.append_to(usize::MAX, 2, &mut Vec::new()).is_none());

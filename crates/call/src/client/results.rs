@@ -10,7 +10,8 @@ use crate::args::{Arg, Call};
 use crate::domain::execute::about;
 use crate::error::{CallError, Failure, Refusal};
 use crate::line::{
-    self, MAX_ARGS, MAX_CHARGES, PAYLOAD_AT, ReplyHead, Status, Words, align_argument, read_charge,
+    self, HERE_BYTES, Here, MAX_ARGS, MAX_CHARGES, PAYLOAD_AT, ReplyHead, Status, Words, align_argument,
+    read_charge,
 };
 use crate::shared::{Shared, map_from_peer};
 use peregrine_base::Protection;
@@ -27,8 +28,10 @@ impl Line {
         charge: impl FnMut(u64, u64),
     ) -> Result<(), CallError> {
         let words = self.words();
-        if sent.count == 0 && !sent.charge && ReplyHead::is_done(words) {
-            return Ok(());
+        if !sent.charge
+            && let Some(here) = ReplyHead::done_here(words, sent.count)
+        {
+            return copy_here(words, here, call);
         }
         let head = ReplyHead::read(words, sent.count);
         let Some(status) = head.status else {
@@ -45,6 +48,7 @@ impl Line {
                 };
                 copy_out(memory, sent.results_at, &head, call)
             }
+            Status::DoneHere => copy_here(words, Here(head.code), call),
             Status::DoneElsewhere => {
                 let (len, fd) = connection.results_of(self.index, sent.call)?;
                 let len =
@@ -91,6 +95,42 @@ impl Line {
             .ok_or(CallError::BadReply("detail outside the line"))?;
         Ok(detail)
     }
+}
+
+/// As [`copy_out`], of results that lie in the domain's half itself.
+#[inline]
+pub(super) fn copy_here(words: Words<'_>, here: Here, call: &mut Call<'_>) -> Result<(), CallError> {
+    let args = &mut *call.args;
+    let mut end = 0;
+    for (index, arg) in args.iter().enumerate() {
+        let bound = match arg {
+            Arg::Out(_, bound) | Arg::InOut(_, bound) => *bound,
+            _ => 0,
+        };
+        if here.len(index) > bound {
+            return Err(CallError::BadReply("a result beyond its bound"));
+        }
+        end = align_argument(end) + here.len(index);
+    }
+    if end > HERE_BYTES {
+        return Err(CallError::BadReply("results outside their memory"));
+    }
+    let bytes = Here::read(words);
+    let mut at = 0;
+    for (index, arg) in args.iter_mut().enumerate() {
+        at = align_argument(at);
+        let len = here.len(index);
+        if let Arg::Out(into, _) | Arg::InOut(into, _) = arg {
+            into.clear();
+            // Of a length that the compiler knows, which spares a call.
+            if let Some(some) = bytes[at..].first_chunk::<HERE_BYTES>() {
+                into.extend_from_slice(some);
+            }
+            into.truncate(len);
+        }
+        at += len;
+    }
+    Ok(())
 }
 
 /// Checks all lengths, then copies all results.

@@ -7,10 +7,11 @@ use crate::attributes::{Affinity, Attributes};
 use crate::chain::{Caller, Deadline};
 use crate::error::{CallError, Refusal};
 use crate::gate::{AWAKE, Bell, NOTIFY};
-use crate::line::{Descriptor, Header, Kind, PAYLOAD_AT, align_argument, results_at};
+use crate::line::{Descriptor, Header, Kind, PAYLOAD_AT, SHORT_PAYLOAD_AT, align_argument, results_at};
 use crate::memory::Forget;
 use crate::portal::PortalId;
 use crate::shared::Shared;
+use crate::short::Shortened;
 use crate::socket::FromClient;
 use crate::step::reach;
 use peregrine_sys::{futex, process};
@@ -62,12 +63,19 @@ impl Line {
             let (shared, id) = connection.register_buffer(bytes, true, deadline)?;
             self.take_room(connection, shared, id);
         }
-        let payload_at = if spilled { 0 } else { PAYLOAD_AT };
-        self.fill(connection, call, deadline, payload_at, spilled)?;
-        reach("client: arguments written");
         let link = caller.link;
         let attributes = call.attributes;
         let charge = attributes.charge || caller.charge;
+        let may_be_short = !spilled && !charge && deadline.is_none() && attributes.are_free();
+        let short = if may_be_short { Shortened::of(&call.args, |_, _| Some(()), |_| true) } else { None };
+        let short = short.map(|shortened| shortened.short);
+        let payload_at = match short {
+            _ if spilled => 0,
+            Some(_) => SHORT_PAYLOAD_AT,
+            None => PAYLOAD_AT,
+        };
+        self.fill(connection, call, deadline, payload_at, spilled, short.is_none())?;
+        reach("client: arguments written");
         let header = Header {
             portal: portal.0,
             args: call.args.len() as u8,
@@ -81,6 +89,7 @@ impl Line {
             nice: if attributes.priority { process::nice_of(0).unwrap_or(0) as i8 } else { 0 },
             payload_bytes: payload_bytes as u32,
             spill: if spilled { self.spill.as_ref().map_or(0, |s| s.id) } else { 0 },
+            short,
         };
         header.write(self.words());
         self.call = self.call.wrapping_add(1);
@@ -111,6 +120,17 @@ impl Line {
             self.ring(connection, bell)?;
         }
         Ok(sent)
+    }
+
+    /// Writes the arguments of a call of the short form. `None`: it has none, or does not fit in the line, with results as they are to be expected;
+    /// then what was written means nothing.
+    #[inline(always)]
+    pub fn fill_short(&self, connection: &Connection, call: &Call<'_>) -> Option<Shortened> {
+        let id = std::ptr::from_ref(connection).addr() as u64;
+        let put = |at, bytes: &[u8]| self.shared.write(SHORT_PAYLOAD_AT + at, bytes);
+        let shortened = Shortened::of(&call.args, put, |buffer| buffer.home.is(id))?;
+        // Results that once did not fit the line are given room elsewhere.
+        (self.grown == 0 || !shortened.returns).then_some(shortened)
     }
 
     /// Where the bytes of `call` go, and what room that takes.
@@ -165,6 +185,7 @@ impl Line {
         Ok(())
     }
 
+    /// Writes the arguments, and if `describe` what they are.
     #[inline]
     fn fill(
         &self,
@@ -173,6 +194,7 @@ impl Line {
         deadline: Option<Deadline>,
         payload_at: usize,
         spilled: bool,
+        describe: bool,
     ) -> Result<(), CallError> {
         let short = || CallError::BadReply("memory shorter than was agreed");
         let memory =
@@ -223,7 +245,9 @@ impl Line {
                 }
                 Arg::Given(id, len) => d(Kind::Give, *id, *len, 0),
             };
-            descriptor.write(self.words(), index);
+            if describe {
+                descriptor.write(self.words(), index);
+            }
         }
         Ok(())
     }

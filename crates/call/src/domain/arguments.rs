@@ -2,13 +2,16 @@
 
 use super::execute::{Wrong, about, malformed};
 use super::invocation::{Arguments, Held};
+use super::known::Known;
 use super::peer::Line;
 use crate::line::{
-    Descriptor, Header, Kind, MAX_ARGS, PAYLOAD_AT, ReplyHead, Status, align_argument, results_at,
+    Descriptor, Header, Kind, MAX_ARGS, PAYLOAD_AT, ReplyHead, SHORT_PAYLOAD_AT, Status, align_argument,
+    results_at,
 };
 use crate::memory::{Given, Lendable};
 use crate::shared::Shared;
-use std::sync::Arc;
+use crate::short::{Short, WORDS};
+use std::sync::{Arc, Weak};
 
 /// Where a call's payload is and its results go.
 pub(super) struct Home {
@@ -16,6 +19,8 @@ pub(super) struct Home {
     pub spill: Option<Arc<Lendable>>,
     pub payload_at: usize,
     pub results_at: usize,
+    /// Whether the caller looks for few results in the domain's half itself.
+    pub is_short: bool,
 }
 
 impl Home {
@@ -29,7 +34,8 @@ impl Home {
                 (Some(spill), 0)
             }
         };
-        Ok(Self { spill, payload_at, results_at: results_at(payload_at, header.payload_bytes as usize) })
+        let results_at = results_at(payload_at, header.payload_bytes as usize);
+        Ok(Self { spill, payload_at, results_at, is_short: false })
     }
 
     #[inline]
@@ -38,7 +44,113 @@ impl Home {
     }
 }
 
+/// The arguments of a call of the short form, all of it checked that depends on its header alone.
+pub(super) struct Plan {
+    args: [Planned; WORDS],
+    count: usize,
+    pub results_at: usize,
+    /// Whether any is lent.
+    pub lends: bool,
+}
+
+/// One of them.
+#[derive(Default)]
+struct Planned {
+    kind: Option<Kind>,
+    /// Where its bytes are: of the line, or of what is lent.
+    begin: usize,
+    len: usize,
+    bound: u64,
+    /// What is lent; not held, for its client may take it back between two calls.
+    lent: Weak<Lendable>,
+}
+
+impl Plan {
+    pub(super) fn of(line: &Line, header: &Header, short: Short) -> Result<Self, Wrong> {
+        let results_at = results_at(SHORT_PAYLOAD_AT, header.payload_bytes as usize);
+        let count = usize::from(header.args);
+        let mut this = Self { args: Default::default(), count, results_at, lends: false };
+        let (mut descriptors, mut at) = (short.descriptors(), SHORT_PAYLOAD_AT);
+        if count > WORDS {
+            return Err(malformed(about::COUNT));
+        }
+        for planned in &mut this.args[..count] {
+            let d = descriptors.next().ok_or_else(|| malformed(about::KIND))?;
+            let len = d.len as usize;
+            *planned = Planned { kind: Some(d.kind), len, bound: d.bound, ..Planned::default() };
+            match d.kind {
+                Kind::In | Kind::InOut => {
+                    planned.begin = align_argument(at);
+                    at = planned.begin + len;
+                    if at > line.shared.len_bytes() {
+                        return Err(malformed(about::PAYLOAD));
+                    }
+                }
+                Kind::Lend => {
+                    let Held::Buffer(buffer, begin, _) = lent(line, &d)? else {
+                        return Err(malformed(about::KIND));
+                    };
+                    planned.lent = Arc::downgrade(&buffer);
+                    this.lends = true;
+                    planned.begin = begin;
+                }
+                Kind::Out | Kind::Give => {}
+            }
+        }
+        Ok(this)
+    }
+
+    /// Whether there are no arguments.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
 impl Arguments {
+    /// Takes the arguments, as `copy` or as was planned.
+    #[inline]
+    pub(super) fn take(&mut self, line: &Line, known: &Known<'_>) -> Result<Home, Wrong> {
+        let Some(plan) = &known.plan else { return self.copy(line, &known.header) };
+        self.fill(line, plan).ok_or_else(|| malformed(about::PAYLOAD))?;
+        Ok(Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at: plan.results_at, is_short: true })
+    }
+
+    /// Copies the arguments to private memory, as was planned. `None` if what was lent has been taken back.
+    #[inline]
+    pub(super) fn fill(&mut self, line: &Line, plan: &Plan) -> Option<()> {
+        self.count = plan.count;
+        self.scratch.clear();
+        for (slot, planned) in self.slots.iter_mut().zip(&plan.args[..plan.count]) {
+            let Planned { kind, begin, len, bound, .. } = *planned;
+            slot.kind = kind;
+            slot.bound = bound;
+            let result = slot.result.get_mut();
+            result.clear();
+            match kind? {
+                Kind::In => {
+                    let start = self.scratch.len();
+                    line.shared.append_to(begin, len, &mut self.scratch)?;
+                    slot.range = start..start + len;
+                }
+                Kind::InOut => line.shared.append_to(begin, len, result)?,
+                Kind::Lend => slot.lent = Some(Held::Buffer(planned.lent.upgrade()?, begin, len)),
+                Kind::Out | Kind::Give => {}
+            }
+        }
+        Some(())
+    }
+
+    /// Lets go of what the last call lent and gave. What a call brought that was found malformed goes too: its client may be gone before this
+    /// activation has another call.
+    #[inline]
+    pub(super) fn let_go(&mut self) {
+        for slot in &mut self.slots[..self.count] {
+            slot.lent = None;
+            slot.given.set(None);
+        }
+        self.count = 0;
+    }
+
     /// Copies the arguments to private memory and checks them.
     #[inline]
     pub(super) fn copy(&mut self, line: &Line, header: &Header) -> Result<Home, Wrong> {
@@ -116,7 +228,9 @@ fn given(line: &Line, d: &Descriptor) -> Result<Given, Wrong> {
 
 /// Forgets the gifts of a call that is not executed: its caller has let go of them.
 pub(super) fn drop_gifts(line: &Line, header: &Header) {
-    for index in 0..usize::from(header.args).min(MAX_ARGS) {
+    // A call of the short form gives nothing.
+    let args = if header.short.is_some() { 0 } else { usize::from(header.args).min(MAX_ARGS) };
+    for index in 0..args {
         if let Some(Descriptor { kind: Kind::Give, id, .. }) = Descriptor::read(line.words(), index) {
             let mut buffers = line.peer.lock_buffers();
             if let Some((_, len)) = buffers.gifts.remove(&id) {

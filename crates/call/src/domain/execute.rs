@@ -15,7 +15,8 @@ use crate::attributes::Affinity;
 use crate::error::Failure;
 use crate::gate::{NOTIFY, Tell};
 use crate::line::{
-    self, Header, Kind, PAYLOAD_AT, RawHeader, ReplyHead, Status, Words, align_argument, write_charge,
+    self, Few, Header, Kind, PAYLOAD_AT, RawHeader, ReplyHead, SHORT_PAYLOAD_AT, Status, Words,
+    align_argument, write_charge,
 };
 use crate::shared::{Shared, sealed_memfd};
 use crate::socket::{self, FromDomain};
@@ -57,6 +58,8 @@ pub(crate) enum Waits {
 pub(crate) enum Reply {
     /// Done, and there are no results.
     Done,
+    /// Done, and the results are few enough to go with the word.
+    Here(Few),
     /// Anything else, and how many of the head's lengths mean something.
     Head(ReplyHead, usize),
 }
@@ -168,14 +171,19 @@ impl<'a> Executor<'a> {
         match &self.known {
             Some(known) if known.is(&raw) && !is_cancelled => {
                 self.waits = waits(&known.header, &self.place, words);
-                if known.is_bare {
-                    reach("domain: arguments copied");
-                    let outcome = run(self.domain, &self.arguments, line, known);
-                    count(line);
-                    return match outcome {
-                        None => Reply::Done,
-                        Some(fault) => put_fault(line, *fault, 0).unwrap_or_else(Reply::from),
-                    };
+                match &known.plan {
+                    Some(plan) if known.is_quick && self.arguments.fill(line, plan).is_some() => {
+                        reach("domain: arguments copied");
+                        let outcome = run(self.domain, &self.arguments, line, known);
+                        count(line);
+                        return self.reply_quickly(line, call, outcome);
+                    }
+                    // What was lent is gone, and there may be another of its number.
+                    Some(_) => {
+                        self.arguments.let_go();
+                        self.forget();
+                    }
+                    None => {}
                 }
             }
             _ => {}
@@ -183,7 +191,31 @@ impl<'a> Executor<'a> {
         self.execute_any(line, call, raw, is_cancelled).unwrap_or_else(Reply::from)
     }
 
-    /// Executes a call that is not known to have nothing to it but its handler.
+    /// Writes what came of a call of the short form.
+    #[inline]
+    fn reply_quickly(&mut self, line: &Line, call: u32, outcome: Option<Box<Fault>>) -> Reply {
+        let Some(plan) = self.known.as_ref().and_then(|known| known.plan.as_ref()) else {
+            return Reply::from(malformed(about::KIND));
+        };
+        if outcome.is_none() && plan.is_empty() {
+            return Reply::Done;
+        }
+        let (results_at, lends) = (plan.results_at, plan.lends);
+        let few = if outcome.is_none() { self.few_results() } else { None };
+        let reply = few.map_or_else(
+            || {
+                let home = Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at, is_short: false };
+                self.put_results(line, call, &home, outcome, 0).unwrap_or_else(Reply::from)
+            },
+            Reply::Here,
+        );
+        if lends {
+            self.arguments.let_go();
+        }
+        reply
+    }
+
+    /// Executes a call that is not known to have nothing to it but its arguments and its handler.
     fn execute_any(
         &mut self,
         line: &Arc<Line>,
@@ -212,7 +244,7 @@ impl<'a> Executor<'a> {
         let known = self.known.as_ref().expect("met above");
         let header = known.header;
         let late = is_cancelled || header.deadline.is_some_and(|d| d.left().is_none());
-        let copied = if late { Err(Status::Late.into()) } else { self.arguments.copy(line, &header) };
+        let copied = if late { Err(Status::Late.into()) } else { self.arguments.take(line, known) };
         let reply = match copied {
             Err(wrong) => {
                 drop_gifts(line, &header);
@@ -230,12 +262,7 @@ impl<'a> Executor<'a> {
                 self.put_results(line, call, &home, outcome, rows)
             }
         };
-        // What a call brought that was found malformed goes too: its client may be gone before this activation has another call.
-        for slot in &mut self.arguments.slots[..self.arguments.count] {
-            slot.lent = None;
-            slot.given.set(None);
-        }
-        self.arguments.count = 0;
+        self.arguments.let_go();
         reply
     }
 
@@ -251,6 +278,12 @@ impl<'a> Executor<'a> {
     ) -> Result<Reply, Wrong> {
         if let Some(fault) = outcome {
             return put_fault(line, *fault, charge_rows);
+        }
+        if home.is_short
+            && charge_rows == 0
+            && let Some(few) = self.few_results()
+        {
+            return Ok(Reply::Here(few));
         }
         let mut head = ReplyHead::new(Status::Done, 0);
         head.charge_rows = charge_rows;
@@ -280,6 +313,20 @@ impl<'a> Executor<'a> {
             }
         }
         Ok(Reply::Head(head, count))
+    }
+
+    /// All results, if they are in order and few.
+    #[inline]
+    fn few_results(&mut self) -> Option<Few> {
+        let mut few = Few::default();
+        for (index, slot) in self.arguments.slots[..self.arguments.count].iter_mut().enumerate() {
+            let result = slot.result.get_mut();
+            if result.len() as u64 > slot.bound {
+                return None;
+            }
+            few.push(index, result)?;
+        }
+        Some(few)
     }
 
     fn copy_results(&mut self, memory: &Shared, results_at: usize) -> Option<()> {
@@ -393,6 +440,7 @@ pub(crate) fn answer(line: &Line, call: u32, reply: &Reply) {
     line.served.store(call, Ordering::Relaxed);
     match reply {
         Reply::Done => ReplyHead::write_done(line.words()),
+        Reply::Here(few) => few.write(line.words()),
         Reply::Head(head, lengths) => head.write(line.words(), *lengths),
     }
     line.words().gate().answer(call);

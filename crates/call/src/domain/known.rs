@@ -5,9 +5,12 @@
 //! a call whose header is the same, word for word, is not decoded and checked again, nor is its thread's identity entered again.
 //!
 //! It is the private copy that is compared, never the line; and what does change from call to call is asked each time: the deadline,
-//! whether the caller gave up, the arguments.
+//! whether the caller gave up, the arguments' bytes. A call of the short form has its descriptors in the header
+//! (`short.rs`), so what they mean is found once too: a plan by which the next such call has its arguments copied at once. Of that, one thing can
+//! change: what is lent may have been taken back. It is held weakly, and looked for again when it is gone.
 
 use super::Inner;
+use super::arguments::Plan;
 use super::execute::{Wrong, about, malformed, too_large};
 use super::peer::Line;
 use crate::chain::{ChainLink, Entered};
@@ -20,8 +23,10 @@ pub(crate) struct Known<'a> {
     pub header: Header,
     pub handler: &'a dyn Handler,
     pub link: ChainLink,
-    /// No arguments, and none of the attributes that cost something.
-    pub is_bare: bool,
+    /// How the arguments are taken, of a call of the short form.
+    pub plan: Option<Plan>,
+    /// A call of the short form, with none of the attributes that cost something.
+    pub is_quick: bool,
     /// The activation's thread is the caller's as long as nobody else's call comes: between two calls it runs nothing that asks.
     _entered: Entered,
 }
@@ -48,12 +53,14 @@ impl<'a> Known<'a> {
         }
         let link = ChainLink { chain: header.chain, depth: header.depth, deadline: header.deadline };
         let costs = header.charge || header.priority || header.deadline.is_some() || header.spill != 0;
+        let plan = header.short.map(|short| Plan::of(line, &header, short)).transpose()?;
         Ok(Self {
             raw,
             header,
             handler: &*portal.handler,
             link,
-            is_bare: header.args == 0 && !costs,
+            is_quick: plan.is_some() && !costs,
+            plan,
             _entered: Entered::new(link),
         })
     }

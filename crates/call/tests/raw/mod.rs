@@ -128,7 +128,7 @@ impl Socket {
     /// Connected, and made welcome.
     pub fn greeted(path: &Path) -> Option<Self> {
         let socket = Self::connect(path)?;
-        match socket.ask(&FromClient::Hello { protocol: 1 }, None)? {
+        match socket.ask(&FromClient::Hello { protocol: 2 }, None)? {
             (FromDomain::Welcome { .. }, _) => Some(socket),
             _ => None,
         }
