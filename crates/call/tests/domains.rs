@@ -255,6 +255,7 @@ fn the_activation_runs_on_the_callers_core_and_not_outside_its_own_set() -> test
         CpuSet::one(cpu).unwrap().bind().unwrap();
         assert_eq!(ask(&free, Affinity::Together), cpu);
         assert_ne!(ask(&free, Affinity::Apart), cpu);
+        assert_eq!(ask(&free, Affinity::Together), cpu, "it comes back");
         assert_eq!(ask(&bound, Affinity::Together), first);
     }
     testkit::Outcome::Passed
