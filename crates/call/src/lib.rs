@@ -118,7 +118,7 @@ const _: () = {
 
 pub use portal::{Access, Handler, PortalId};
 pub use socket::pair as socket_pair;
-pub use wire::Wire;
+pub use wire::{Wire, WiredCall};
 
 /// Passes its items on if calls can be awaited here: the feature is this crate's, not its user's.
 #[cfg(feature = "async")]

@@ -4,6 +4,7 @@ use crate::credentials::Credentials;
 use crate::domain::Invocation;
 use crate::error::Failure;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// A portal of the domain that one client is connected to, as [`Client::portal`](crate::Client::portal) found it.
@@ -64,7 +65,7 @@ pub enum Access {
     Users(Vec<u32>),
     /// Clients whose effective group is one of these.
     Groups(Vec<u32>),
-    /// Whatever the function says.
+    /// Whatever the function says. One that panics admits nobody.
     Rule(Arc<dyn Fn(&Credentials) -> bool + Send + Sync>),
 }
 
@@ -76,7 +77,8 @@ impl Access {
             Self::SameUser => client.uid == own_uid || client.uid == 0,
             Self::Users(uids) => uids.contains(&client.uid),
             Self::Groups(gids) => gids.contains(&client.gid),
-            Self::Rule(rule) => rule(client),
+            // On the domain's one thread for everything that is not a call: it must go on.
+            Self::Rule(rule) => catch_unwind(AssertUnwindSafe(|| rule(client))).unwrap_or(false),
         }
     }
 }
@@ -115,5 +117,7 @@ mod tests {
         assert!(!Access::Users(vec![1, 2]).admits(&client, 1000));
         assert!(Access::Groups(vec![100]).admits(&client, 0));
         assert!(!Access::Rule(Arc::new(|c| c.pid == 8)).admits(&client, 0));
+        assert!(Access::Rule(Arc::new(|c| c.pid == 7)).admits(&client, 0));
+        assert!(!Access::Rule(Arc::new(|_| panic!("a rule"))).admits(&client, 0), "and the domain lives");
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! **What is in the queue of a socket is closed by whoever closes the socket.** So it is emptied first: [`empty`].
 
-use peregrine_sys::elsewhere::close_elsewhere;
+use peregrine_sys::elsewhere::{Table, close_elsewhere};
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::io::IoSliceMut;
@@ -30,7 +30,7 @@ pub(crate) enum Strays {
     /// A thread.
     Thread,
     /// A process made for it: where there must be no other thread, and statics are somebody else's.
-    Process,
+    Process(Table),
 }
 
 impl Strays {
@@ -39,8 +39,8 @@ impl Strays {
         let slow: Vec<OwnedFd> = fds.into_iter().filter(|fd| !closes_at_once(fd)).collect();
         match self {
             Self::Thread => slow.into_iter().for_each(close_by_thread),
-            Self::Process => {
-                if let Err((_, fds)) = close_elsewhere(slow) {
+            Self::Process(table) => {
+                if let Err((_, fds)) = close_elsewhere(slow, table) {
                     // Neither memory nor processes to be had. Open for ever is better than a wait for ever.
                     fds.into_iter().for_each(std::mem::forget);
                 }
@@ -198,8 +198,9 @@ mod tests {
         rustix::net::sendmsg(&a, &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
         let (another, _another_reader) = testkit::lingering();
         drop(stray);
-        empty(&b, Strays::Process);
-        Strays::Process.take(vec![another, memory]);
+        let process = Strays::Process(Table::EndsSometime);
+        empty(&b, process);
+        process.take(vec![another, memory]);
         assert!(begun.elapsed() < Duration::from_secs(50), "it was waited for: {:?}", begun.elapsed());
     }
 

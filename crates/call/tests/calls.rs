@@ -286,12 +286,17 @@ fn many_threads_call_through_few_activations() -> testkit::Outcome {
 }
 
 fn a_client_beyond_its_share_of_activations_waits_and_nobody_starves() -> testkit::Outcome {
+    let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let served = serve(|d| {
         d.portal("echo", 1, echo)
             .activations(4)
-            .limits(Limits { activations_per_client: 1, ..Limits::default() })
-            .portal("sleep", 1, |_: &mut Invocation<'_>| {
+            .limits(Limits { activations_per_client: 2, ..Limits::default() })
+            .portal("sleep", 1, move |call: &mut Invocation<'_>| {
+                let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(now, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(20));
+                inside.fetch_sub(1, Ordering::SeqCst);
+                call.output(0)?.push(most.load(Ordering::SeqCst) as u8);
                 Ok(())
             })
     });
@@ -299,23 +304,28 @@ fn a_client_beyond_its_share_of_activations_waits_and_nobody_starves() -> testki
     let modest = served.connect();
     let echo = modest.portal("echo", 1).unwrap();
     let (done, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let at_once = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..5 {
             scope.spawn(|| {
                 let sleep = greedy.portal("sleep", 1).unwrap();
                 while !is_over.load(Ordering::Relaxed) {
-                    greedy.call(sleep, Call::new()).unwrap();
+                    let mut most = Vec::new();
+                    greedy.call(sleep, Call::new().output(&mut most, 1)).unwrap();
+                    at_once.fetch_max(usize::from(most[0]), Ordering::Relaxed);
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
-        while done.load(Ordering::Relaxed) == 0 {
+        // Until its share is taken; more would be seen by then as well, for all five call all the time.
+        while at_once.load(Ordering::Relaxed) < 2 || done.load(Ordering::Relaxed) < 20 {
             std::thread::yield_now();
         }
         // They never stop before this has returned.
         assert_eq!(call_echo(&modest, echo, b"mine").unwrap(), b"mine");
         is_over.store(true, Ordering::Relaxed);
     });
+    assert_eq!(at_once.load(Ordering::Relaxed), 2, "activations of one client at once");
     testkit::Outcome::Passed
 }
 

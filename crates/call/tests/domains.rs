@@ -3,10 +3,10 @@
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_call::{
     Access, Affinity, Attributes, Call, CallError, Client, Deadline, Domain, Failure, Invocation, Limits,
-    Refusal, Wire, socket_pair,
+    Refusal, Wire, WiredCall, socket_pair,
 };
 use peregrine_sys::process::{self, CpuSet, ForkFlags, Forked};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 mod scene;
@@ -39,6 +39,9 @@ fn the_last_activation_tells_the_domain_which_adds_more() -> testkit::Outcome {
     let (_dir, path) = path();
     let told = Arc::new(AtomicUsize::new(0));
     let counted = told.clone();
+    let told_on: Arc<Mutex<Vec<String>>> = Arc::default();
+    let said_by = told_on.clone();
+    let (hold, gate) = holds();
     // Nobody returns before all six are there.
     let all = Barrier::new(6);
     let domain = Domain::builder()
@@ -47,8 +50,14 @@ fn the_last_activation_tells_the_domain_which_adds_more() -> testkit::Outcome {
             all.wait();
             Ok(())
         })
+        .portal("hold", 1, hold)
+        .portal("name", 1, |call: &mut Invocation<'_>| {
+            call.output(0)?.extend_from_slice(std::thread::current().name().unwrap().as_bytes());
+            Ok(())
+        })
         .on_last_activation(move |activations| {
             counted.fetch_add(1, Ordering::Relaxed);
+            said_by.lock().unwrap().push(std::thread::current().name().unwrap().to_owned());
             if activations.total() < 6 {
                 activations.add(2);
             }
@@ -56,14 +65,29 @@ fn the_last_activation_tells_the_domain_which_adds_more() -> testkit::Outcome {
         .serve(&path)
         .unwrap();
     let client = Client::connect(&path).unwrap();
-    let meet = client.portal("meet", 1).unwrap();
+    let [meet, hold, name] = ["meet", "hold", "name"].map(|name| client.portal(name, 1).unwrap());
+    let named = || {
+        let mut out = Vec::new();
+        client.call(name, Call::new().output(&mut out, 64)).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    for _ in 0..10 {
+        named();
+    }
+    assert_eq!(told.load(Ordering::Relaxed), 0, "there was always another");
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.call(hold, Call::new()).unwrap());
+        gate.wait();
+        let last = named();
+        assert_eq!(*told_on.lock().unwrap(), [last], "on the last activation itself, before the call");
+        gate.wait();
+    });
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| client.call(meet, Call::new()).unwrap());
         }
     });
-    assert!(told.load(Ordering::Relaxed) >= 1);
-    assert_eq!(domain.stats().activations, 6);
+    assert_eq!(domain.stats().activations, 6, "as many as were asked for");
     testkit::Outcome::Passed
 }
 
@@ -129,10 +153,10 @@ fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::
 fn a_wired_domain_runs_each_call_on_a_thread_of_its_own_library() -> testkit::Outcome {
     struct Library(Arc<AtomicUsize>);
     impl Wire for Library {
-        fn run(&self, call: &mut dyn FnMut()) {
+        fn run(&self, call: WiredCall<'_>) {
             // A user-level thread for real: another stack, on this OS thread.
             let stack = corosensei::stack::DefaultStack::new(128 * 1024).unwrap();
-            let thread = corosensei::ScopedCoroutine::<(), (), (), _>::with_stack(stack, |_, ()| call());
+            let thread = corosensei::ScopedCoroutine::<(), (), (), _>::with_stack(stack, |_, ()| call.run());
             thread.scope(|mut thread| {
                 thread.as_mut().resume(());
             });
@@ -155,6 +179,54 @@ fn a_wired_domain_runs_each_call_on_a_thread_of_its_own_library() -> testkit::Ou
     }
     assert_eq!(wired.load(Ordering::Relaxed), 10);
     drop(domain);
+    testkit::Outcome::Passed
+}
+
+fn code_of_the_domains_own_may_panic_and_costs_neither_caller_nor_activation() -> testkit::Outcome {
+    /// Runs every third call, drops every third, and panics with every third after it has run.
+    struct Unreliable(AtomicUsize);
+    impl Wire for Unreliable {
+        fn run(&self, call: WiredCall<'_>) {
+            match self.0.fetch_add(1, Ordering::Relaxed) % 3 {
+                0 => call.run(),
+                1 => drop(call),
+                _ => {
+                    call.run();
+                    panic!("lost its way");
+                }
+            }
+        }
+    }
+    let (_dir, path) = path();
+    let executed = Arc::new(AtomicUsize::new(0));
+    let counted = executed.clone();
+    let told = Arc::new(AtomicUsize::new(0));
+    let tells = told.clone();
+    let domain = Domain::builder()
+        .activations(1)
+        .wire(Unreliable(AtomicUsize::new(0)))
+        .on_last_activation(move |_| {
+            tells.fetch_add(1, Ordering::Relaxed);
+            panic!("on the last activation");
+        })
+        .portal("count", 1, move |_: &mut Invocation<'_>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+        .serve(&path)
+        .unwrap();
+    let client = Client::connect(&path).unwrap();
+    let count = client.portal("count", 1).unwrap();
+    for n in 1..=5 {
+        let call = || client.call(count, Call::new().deadline(Deadline::after(Duration::from_secs(30))));
+        assert_eq!(call(), Ok(()));
+        let dropped = "the domain's wire did not run the call".to_owned();
+        assert_eq!(call(), Err(CallError::Panicked(dropped)));
+        assert_eq!(call(), Err(CallError::Panicked("in the domain's wire: lost its way".to_owned())));
+        assert_eq!(executed.load(Ordering::Relaxed), 2 * n, "each at most once");
+        assert_eq!(told.load(Ordering::Relaxed), 3 * n);
+    }
+    assert_eq!(domain.stats().activations, 1);
     testkit::Outcome::Passed
 }
 
@@ -183,6 +255,7 @@ fn the_activation_runs_on_the_callers_core_and_not_outside_its_own_set() -> test
         CpuSet::one(cpu).unwrap().bind().unwrap();
         assert_eq!(ask(&free, Affinity::Together), cpu);
         assert_ne!(ask(&free, Affinity::Apart), cpu);
+        assert_eq!(ask(&free, Affinity::Together), cpu, "it comes back");
         assert_eq!(ask(&bound, Affinity::Together), first);
     }
     testkit::Outcome::Passed
@@ -469,6 +542,7 @@ fn main() -> std::process::ExitCode {
         without_a_free_activation_a_caller_waits_within_its_deadline,
         shutdown_lets_running_calls_end_and_terminates_those_that_wait,
         a_wired_domain_runs_each_call_on_a_thread_of_its_own_library,
+        code_of_the_domains_own_may_panic_and_costs_neither_caller_nor_activation,
         the_activation_runs_on_the_callers_core_and_not_outside_its_own_set,
         a_call_that_may_run_anywhere_is_not_bound_by_those_before_it,
         a_more_urgent_caller_lends_its_priority_for_the_call,

@@ -177,6 +177,36 @@ fn the_limits_hold_whatever_a_client_thinks_of_them() -> testkit::Outcome {
     }
     assert!(socket.open_line().is_none(), "a fifth line");
     let mut held = Vec::new();
+    // Four MiB in all, whatever it is for; a refused one takes nothing.
+    let pages = |n| {
+        let memory = memfd::create(c"peregrine-brought", PageCount::new(n), memfd::Pages::Base).unwrap();
+        memfd::seal_size(&memory).unwrap();
+        memory
+    };
+    let (three, two, one) = (pages(768), pages(512), pages(256));
+    for (gift, memory, mib, fits) in [
+        (false, &three, 3, true),
+        (false, &two, 2, false),
+        (true, &two, 2, false),
+        (true, &one, 1, true),
+        (false, &one, 1, false),
+    ] {
+        let len_bytes = mib << 20;
+        let add = if gift {
+            FromClient::AddGift { len_bytes }
+        } else {
+            FromClient::AddBuffer { len_bytes, results: false }
+        };
+        let (answer, _) = socket.ask(&add, Some(memory.as_fd())).unwrap();
+        assert_eq!(matches!(answer, FromDomain::Buffer { .. }), fits, "{mib} MiB, gift {gift}: {answer:?}");
+        if let FromDomain::Buffer { id } = answer {
+            held.push(id);
+        }
+    }
+    for buffer in held.drain(..) {
+        socket.send(&FromClient::Forget { buffer }, None);
+    }
+    let mut held = Vec::new();
     for n in 0..9 {
         let memory = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
         memfd::seal_size(&memory).unwrap();

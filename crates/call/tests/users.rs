@@ -254,10 +254,12 @@ fn attempts(fd: &OwnedFd, results: bool, len: usize, client: u32) -> i32 {
         open(&same, OFlags::WRONLY | OFlags::TRUNC),
         open(&same, OFlags::RDONLY),
         rustix::fs::ftruncate(fd, 0).is_ok(),
-        rustix::fs::ftruncate(fd, 1 << 20).is_ok(),
+        rustix::fs::ftruncate(fd, size as u64 + 4096).is_ok(),
         rustix::fs::fchmod(fd, Mode::from_raw_mode(0o666)).is_ok(),
         rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(NOBODY)), None).is_ok(),
         rustix::fs::fcntl_add_seals(fd, rustix::fs::SealFlags::WRITE).is_ok(),
+        // The one that is granted though the client has it mapped, unless no seal is any more.
+        rustix::fs::fcntl_add_seals(fd, rustix::fs::SealFlags::FUTURE_WRITE).is_ok(),
         writable && !results,
         read != size || size > len.next_multiple_of(4096),
         all[others..read].iter().any(|&b| b != 0),

@@ -1,8 +1,9 @@
 //! Closing descriptors in processes of their own.
 //!
 //! ```text
-//! this process ─▶ keeper: a copy of the table, of which it closes all but `fds`; waits for the other, and exits
+//! this process ─▶ keeper: a copy of the table, of which it closes all but `fds`; waits for the others, and exits
 //!              └▶ closer: shares the table; closes `fds` there, which are not the last copies, and exits
+//!              └▶ sweeper, if it is known who outlives all that share the table: waits for the closer, or for that one; then closes the rest
 //! ```
 //!
 //! To close what a stranger made can take as long as he likes, in two ways. The last copy is *released*: a socket that lingers waits then for a
@@ -10,20 +11,35 @@
 //! with threads to spare has one of them do it. One that must have no other thread leaves it to two processes that have nothing else to do.
 //!
 //! The keeper has the last copies, no memory when it exits (the kernel lets go of that first), and no other descriptor; and the kernel lingers
-//! for none of an exiting process. The closer can be held up by a server only, for as long as that lives. It shares the table: if it is held
-//! beyond the end of all others that do, what else was open in it stays so for as long.
+//! for none of an exiting process. The closer can be held up by a server only, for as long as that lives.
+//!
+//! **Held beyond the end of all others that share the table**, the closer would keep open what else is in it: nobody but who shares a table can
+//! take anything out of it, and the kernel lets whoever does that wait for the server. So others would wait for the end of a pipe, or find a lock
+//! taken, long after the last who used them. Where one process is known to outlive all others of the table ([`Table::EndsWithParent`]), the
+//! sweeper closes all but `fds` when that one ends. What the closer still keeps is its copy of this process's memory.
 
-use crate::process::exit_now;
+use crate::process::{exit_now, parent_pid};
 use crate::raw::{Errno, check, syscall6};
+use crate::rustix::event::{PollFd, PollFlags, poll};
 use crate::rustix::pipe::{PipeFlags, pipe_with};
 use linux_raw_sys::general as k;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+/// Until when the table of the calling process is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Table {
+    /// Nobody says.
+    #[default]
+    EndsSometime,
+    /// Until the parent of the calling process ends: all that share the table end with it (`PR_SET_PDEATHSIG`).
+    EndsWithParent,
+}
 
 /// Has `fds` closed, and waits for none of it. They leave this process's table soon after.
 ///
 /// # Errors
 /// No processes are to be had, or no descriptors for a pipe (EAGAIN, ENOMEM, EMFILE); `fds` are given back, open.
-pub fn close_elsewhere(fds: Vec<OwnedFd>) -> Result<(), (Errno, Vec<OwnedFd>)> {
+pub fn close_elsewhere(fds: Vec<OwnedFd>, table: Table) -> Result<(), (Errno, Vec<OwnedFd>)> {
     if fds.is_empty() {
         return Ok(());
     }
@@ -47,29 +63,87 @@ pub fn close_elsewhere(fds: Vec<OwnedFd>) -> Result<(), (Errno, Vec<OwnedFd>)> {
         return Err((e, fds));
     }
     // The keeper goes when the last of these does.
-    let numbers: Vec<RawFd> = fds.into_iter().chain([go_on, hold]).map(IntoRawFd::into_raw_fd).collect();
+    let mut numbers: Vec<RawFd> = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
+    numbers.sort_unstable();
+    // Open as long as `numbers` are.
+    let pipe = [go_on, hold].map(IntoRawFd::into_raw_fd);
     let closer = || {
-        for &fd in &numbers {
-            // SAFETY: nobody has it any more: its owner gave it up above.
-            unsafe { syscall6(k::__NR_close, fd as usize, 0, 0, 0, 0, 0) };
+        for &fd in numbers.iter().chain(&pipe) {
+            close(fd);
         }
     };
-    start(k::CLONE_FILES as usize, closer).map_err(|e| {
+    let parent = parent_pid();
+    let started = match table {
+        Table::EndsSometime => start(k::CLONE_FILES as usize, closer),
+        Table::EndsWithParent => start(k::CLONE_FILES as usize, || sweep_after(parent, &numbers, closer)),
+    };
+    started.map_err(|e| {
         // SAFETY: given up above, and closed by nobody.
-        let mut fds: Vec<_> = numbers.iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
-        fds.truncate(fds.len() - 2);
-        (e, fds)
+        let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+        drop(pipe.map(own));
+        (e, numbers.iter().copied().map(own).collect())
     })
+}
+
+/// Has another process of the same table do what `closer` does. If `parent` ends first, closes all but `kept`, which is sorted: nobody uses
+/// anything of the table any more.
+fn sweep_after(parent: i32, kept: &[RawFd], closer: impl FnOnce()) {
+    let mut of_closer: RawFd = -1;
+    let flags = (k::CLONE_FILES | k::CLONE_PIDFD) as usize;
+    // SAFETY: the copy makes system calls and nothing else; the kernel writes one number here.
+    match unsafe { fork_unseen(flags, (&raw mut of_closer) as usize) } {
+        // Without another process (or before Linux 5.2) this one closes, and nobody sweeps.
+        Ok(0) | Err(_) => return closer(),
+        Ok(_) => {}
+    }
+    // SAFETY: takes numbers.
+    let of_parent = check(unsafe { syscall6(k::__NR_pidfd_open, parent as usize, 0, 0, 0, 0, 0) });
+    let is_closed = match of_parent {
+        Ok(of_parent) => {
+            let of_parent = of_parent as RawFd;
+            let is_closed = is_first_to_end(of_closer, of_parent);
+            close(of_parent);
+            is_closed
+        }
+        // It has ended already, or nobody can tell: ESRCH is the former.
+        Err(e) => e != Errno::ESRCH,
+    };
+    close(of_closer);
+    if !is_closed {
+        close_all_but(kept);
+    }
+}
+
+/// Waits until one of two processes has ended; whether the first has.
+fn is_first_to_end(first: RawFd, second: RawFd) -> bool {
+    // SAFETY: both are this process's, which closes them afterwards.
+    let [first, second] = [first, second].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+    let mut fds =
+        [PollFd::from_borrowed_fd(first, PollFlags::IN), PollFd::from_borrowed_fd(second, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, None) {
+            Err(crate::rustix::io::Errno::INTR) => {}
+            Err(_) => return true,
+            Ok(_) if !fds[0].revents().is_empty() => return true,
+            Ok(_) if !fds[1].revents().is_empty() => return false,
+            Ok(_) => {}
+        }
+    }
+}
+
+fn close(fd: RawFd) {
+    // SAFETY: called for what nobody has any more, or the caller's own.
+    unsafe { syscall6(k::__NR_close, fd as usize, 0, 0, 0, 0, 0) };
 }
 
 /// Starts a process that does something, and that nobody here needs to wait for: a child of a child, which is waited for. That one shares the
 /// table whatever `flags` say, for the end of a copy of the table closes what is in it.
 fn start(flags: usize, does: impl FnOnce()) -> Result<(), Errno> {
     // SAFETY: the child makes system calls and nothing else.
-    match unsafe { fork_unseen(k::CLONE_FILES as usize) }? {
+    match unsafe { fork_unseen(k::CLONE_FILES as usize, 0) }? {
         0 => {
             // SAFETY: as above.
-            match unsafe { fork_unseen(flags) } {
+            match unsafe { fork_unseen(flags, 0) } {
                 Ok(0) => {
                     does();
                     exit_now(0)
@@ -101,13 +175,15 @@ fn start(flags: usize, does: impl FnOnce()) -> Result<(), Errno> {
     }
 }
 
-/// A copy of this process that no ordinary `wait` and no SIGCHLD tells of; 0 in the copy. `flags` as of `clone(2)`.
+/// A copy of this process that no ordinary `wait` and no SIGCHLD tells of; 0 in the copy. `flags` and `pidfd`, an address or 0, as of
+/// `clone(2)`.
 ///
 /// # Safety
-/// The copy makes system calls and nothing else: what other threads held is held in it for ever.
-unsafe fn fork_unseen(flags: usize) -> Result<i32, Errno> {
+/// The copy makes system calls and nothing else: what other threads held is held in it for ever. With `CLONE_PIDFD` the address is that of a
+/// number that nobody else uses.
+unsafe fn fork_unseen(flags: usize, pidfd: usize) -> Result<i32, Errno> {
     // SAFETY: with stack 0 and no CLONE_VM the child runs on its copy of this stack.
-    check(unsafe { syscall6(k::__NR_clone, flags, 0, 0, 0, 0, 0) }).map(|pid| pid as i32)
+    check(unsafe { syscall6(k::__NR_clone, flags, 0, pidfd, 0, 0, 0) }).map(|pid| pid as i32)
 }
 
 /// Closes what this process does not need, so that nobody waits for the end of something because of it. `kept` is sorted.
@@ -141,7 +217,7 @@ mod tests {
         let (bystander, its_other) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let at = format!("/proc/self/fd/{}", end.as_raw_fd());
         let was = std::fs::read_link(&at).unwrap();
-        close_elsewhere(vec![slow, end]).unwrap();
+        close_elsewhere(vec![slow, end], Table::EndsSometime).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(40), "it waited: {:?}", begun.elapsed());
         while std::fs::read_link(&at).ok().as_ref() == Some(&was) {
             assert!(begun.elapsed() < Duration::from_secs(50), "it is still here");
@@ -163,6 +239,6 @@ mod tests {
 
     #[test]
     fn nothing_is_nothing() {
-        close_elsewhere(Vec::new()).unwrap();
+        close_elsewhere(Vec::new(), Table::EndsWithParent).unwrap();
     }
 }

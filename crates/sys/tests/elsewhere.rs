@@ -1,8 +1,8 @@
 //! Descriptors of a file whose server does not answer: whoever closes one waits for that server, deaf to all signals.
 
 use linux_raw_sys::general as g;
-use peregrine_sys::elsewhere::close_elsewhere;
-use peregrine_sys::process::is_root;
+use peregrine_sys::elsewhere::{Table, close_elsewhere};
+use peregrine_sys::process::{self, ForkFlags, Forked, is_root};
 use peregrine_sys::raw::{check, syscall6};
 use peregrine_sys::rustix;
 use std::ffi::CString;
@@ -30,8 +30,11 @@ impl Drop for Unanswered {
 
 /// Mounts it; the server says each time that somebody closes. `None`: not permitted here.
 fn mount() -> Option<(Unanswered, Receiver<()>)> {
+    mount_at(tempfile::tempdir().unwrap())
+}
+
+fn mount_at(dir: tempfile::TempDir) -> Option<(Unanswered, Receiver<()>)> {
     use rustix::fs::{Mode, OFlags};
-    let dir = tempfile::tempdir().unwrap();
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let at = CString::new(dir.path().as_os_str().as_bytes()).unwrap();
     let options =
@@ -108,7 +111,7 @@ fn nobody_here_waits_for_a_server_that_does_not_answer() -> testkit::Outcome {
     let file = OwnedFd::from(std::fs::File::open(&path).unwrap());
     let another = OwnedFd::from(std::fs::File::open(&path).unwrap());
     let (here, begun) = (format!("/proc/self/fd/{}", file.as_raw_fd()), Instant::now());
-    close_elsewhere(vec![file]).unwrap();
+    close_elsewhere(vec![file], Table::EndsSometime).unwrap();
     told.recv_timeout(LONG).expect("somebody closes it");
     assert!(begun.elapsed() < LONG, "it was waited for");
     assert!(std::fs::read_link(&here).ok().as_deref() != Some(&path), "it is in our table still");
@@ -125,6 +128,59 @@ fn nobody_here_waits_for_a_server_that_does_not_answer() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// A process of the shape of a node: it shares its table with another, and both end with their parent. What the closer is held by keeps nothing else
+/// open beyond that.
+fn what_else_is_open_ends_with_those_who_share_the_table() -> testkit::Outcome {
+    if !is_root() {
+        testkit::skip!("needs root, to mount a file system in user space");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let ((go, goes), (ended, open)) = (pipe(), pipe());
+    // SAFETY: this process has one thread yet, and so have its copies.
+    let fork = |flags| unsafe { process::fork_with(flags) }.unwrap();
+    let Forked::Parent(parent) = fork(ForkFlags::default()) else {
+        process::die_with_parent();
+        drop((goes, ended));
+        if let Forked::Child = fork(ForkFlags::default()) {
+            process::die_with_parent();
+            // The second shares the table of the first, whose sibling it is.
+            if let Forked::Child = fork(ForkFlags { share_files: true, sibling: true }) {
+                process::die_with_parent();
+                rustix::io::read(&go, &mut [0]).unwrap();
+                let slow = OwnedFd::from(std::fs::File::open(&path).unwrap());
+                close_elsewhere(vec![slow], Table::EndsWithParent).unwrap();
+            }
+        } else {
+            drop((go, open));
+        }
+        loop {
+            std::thread::park();
+        }
+    };
+    drop((go, open));
+    let Some((files, told)) = mount_at(dir) else {
+        testkit::skip!("needs /dev/fuse, and to be allowed to mount")
+    };
+    drop(goes);
+    told.recv_timeout(LONG).expect("somebody closes it");
+    let is_over = |wait: Duration| {
+        let mut fds = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
+        let wait = rustix::time::Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&wait)).unwrap() > 0
+    };
+    assert!(!is_over(Duration::from_secs(1)), "all that share the table live");
+    peregrine_sys::signal::kill(parent, peregrine_sys::signal::number::KILL).unwrap();
+    process::wait_for(parent).unwrap();
+    assert!(is_over(LONG), "the pipe is open though all who had it are gone");
+    drop(files);
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
-    testkit::main(testkit::tests![nobody_here_waits_for_a_server_that_does_not_answer])
+    testkit::main(testkit::tests![
+        nobody_here_waits_for_a_server_that_does_not_answer,
+        what_else_is_open_ends_with_those_who_share_the_table,
+    ])
 }

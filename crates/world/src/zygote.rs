@@ -6,7 +6,7 @@
 use crate::control;
 use crate::node;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::elsewhere::close_elsewhere;
+use peregrine_sys::elsewhere::{Table, close_elsewhere};
 use peregrine_sys::other::{self, Condition, Pidfd, out_of_the_way};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::raw::Errno;
@@ -149,7 +149,7 @@ fn close_those_of(index: u32) {
     let listed = n.fds.iter().chain(&n.call_fds).map(|fd| fd.swap(0, Ordering::Relaxed));
     // SAFETY: the table is this process's too, and of those who had listed them nobody lives.
     let fds = listed.filter(|&fd| fd != 0).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32 - 1) });
-    if let Err((_, fds)) = close_elsewhere(fds.collect()) {
+    if let Err((_, fds)) = close_elsewhere(fds.collect(), Table::EndsWithParent) {
         // No process is to be had for it: then this one waits, if need be.
         drop(fds);
     }

@@ -28,6 +28,7 @@ use crate::portal::PortalId;
 use crate::strays::Strays;
 use crate::usage::{DomainId, Usage};
 use connection::Connection;
+use peregrine_sys::elsewhere::Table;
 use questions::PATIENCE;
 use std::fmt;
 use std::os::fd::{OwnedFd, RawFd};
@@ -66,7 +67,7 @@ impl Client {
     /// # Errors
     /// [`CallError::Unreachable`]: the path is too long, or there are no descriptors left.
     pub fn open(path: impl AsRef<Path>, time: Duration) -> Result<Opening, CallError> {
-        Opening::to(path.as_ref(), time, Strays::Process)
+        Opening::to(path.as_ref(), time, Strays::Process(Table::EndsSometime))
     }
 
     /// Takes a connected socket: one end of a [`socket_pair`](crate::socket_pair), or an inherited descriptor. Waits for the greeting for a

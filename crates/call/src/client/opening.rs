@@ -14,6 +14,7 @@ use crate::error::{CallError, Refusal};
 use crate::socket::{self, FromClient, FromDomain, PROTOCOL, RecvError};
 use crate::step::reach;
 use crate::strays::Strays;
+use peregrine_sys::elsewhere::Table;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::io::Errno;
@@ -69,6 +70,16 @@ impl Opening {
             deadline: Deadline::after(within),
             strays,
         }
+    }
+
+    /// Says that this process shares its descriptor table, and that all who do end with its parent (`PR_SET_PDEATHSIG`). So the table is over when
+    /// that parent ends, though one of the processes in which the connection closes what a hostile domain sent may be held by that for longer, and
+    /// then nothing else is left open in it. Without effect on a connection of [`Client::connect`].
+    pub const fn table_ends_with_parent(mut self) -> Self {
+        if let Strays::Process(_) = self.strays {
+            self.strays = Strays::Process(Table::EndsWithParent);
+        }
+        self
     }
 
     fn unreachable(&self, reason: impl Into<String>) -> CallError {

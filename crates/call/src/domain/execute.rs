@@ -22,6 +22,7 @@ use crate::shared::{Shared, sealed_memfd};
 use crate::socket::{self, FromDomain};
 use crate::step::reach;
 use crate::usage::Account;
+use crate::wire::{Wire, WiredCall};
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::futex;
@@ -372,11 +373,26 @@ fn run(domain: &Inner, arguments: &Arguments, line: &Line, known: &Known<'_>) ->
             Err(panic) => Some(Box::new(Fault::Panicked(message_of(&*panic)))),
         }
     };
-    let Some(wire) = &domain.wire else { return serve() };
+    match &domain.wire {
+        None => serve(),
+        Some(wire) => run_wired(&**wire, serve),
+    }
+}
+
+/// Has the domain's own library run the handler. A panic of its own must not cost the activation: the caller would wait for ever.
+#[cold]
+fn run_wired(wire: &dyn Wire, mut serve: impl FnMut() -> Option<Box<Fault>>) -> Option<Box<Fault>> {
     let mut outcome = None;
-    wire.run(&mut || outcome = Some(serve()));
-    outcome
-        .unwrap_or_else(|| Some(Box::new(Fault::Panicked("the domain's wire did not run the call".into()))))
+    let mut once = || outcome = Some(serve());
+    let ran = catch_unwind(AssertUnwindSafe(|| wire.run(WiredCall::new(&mut once))));
+    match ran {
+        Ok(()) => outcome.unwrap_or_else(|| {
+            Some(Box::new(Fault::Panicked("the domain's wire did not run the call".into())))
+        }),
+        Err(panic) => {
+            Some(Box::new(Fault::Panicked(format!("in the domain's wire: {}", message_of(&*panic)))))
+        }
+    }
 }
 
 /// How to wait for the next call of who makes one with this header.

@@ -28,6 +28,7 @@ use peregrine_sys::rustix;
 use pool::Pool;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -67,7 +68,8 @@ impl Inner {
         let running = self.pool.running.fetch_add(1, Ordering::Relaxed) + 1;
         if running >= self.pool.total.load(Ordering::Relaxed) {
             first();
-            on_last(&Activations(self));
+            // A panic, which has been reported by then, must not cost the activation: the caller would wait for ever.
+            let _ = catch_unwind(AssertUnwindSafe(|| on_last(&Activations(self))));
         }
         Some(Taken(self))
     }
@@ -167,7 +169,8 @@ impl DomainBuilder {
         self
     }
 
-    /// Called on the last activation when a call takes it, before the call is executed: the place to add more.
+    /// Called on the last activation when a call takes it, before the call is executed: the place to add more. The call is executed even if
+    /// it panics.
     #[must_use]
     pub fn on_last_activation(mut self, tell: impl Fn(&Activations<'_>) + Send + Sync + 'static) -> Self {
         self.on_last = Some(Box::new(tell));

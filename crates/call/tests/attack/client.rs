@@ -18,8 +18,14 @@ use super::raw::{
 };
 use super::scene::{self, Served, serve};
 
-/// A handler that checks that what it was given stands still, and ends the process if not.
-fn careful(call: &mut Invocation<'_>) -> Result<(), Failure> {
+/// A handler that checks that what it was given stands still, and ends the process if not, or if anything makes it panic: whatever a client
+/// does, what reaches a handler was checked.
+pub fn careful(call: &mut Invocation<'_>) -> Result<(), Failure> {
+    let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| look_twice(call)));
+    looked.unwrap_or_else(|_| process::exit_now(41))
+}
+
+fn look_twice(call: &Invocation<'_>) -> Result<(), Failure> {
     let sum = |bytes: &[u8]| bytes.iter().fold(7u64, |h, &b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
     for index in 0..call.len() {
         if let Ok(bytes) = call.input(index) {
@@ -45,6 +51,11 @@ fn careful(call: &mut Invocation<'_>) -> Result<(), Failure> {
             out.extend_from_slice(&[1; 100]);
         }
         if let Ok(mut inout) = call.inout(index) {
+            let first = sum(&inout);
+            std::thread::yield_now();
+            if sum(&inout) != first {
+                process::exit_now(47);
+            }
             inout.push(1);
         }
     }

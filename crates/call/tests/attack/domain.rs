@@ -159,9 +159,10 @@ fn answer(
             let index = if first.is_none() { rng.below(3) as u32 } else { 0 };
             socket.send(&FromDomain::Line { index, len_bytes }, fd.as_ref().map(AsFd::as_fd));
             if kind == LineKind::Unsealed
+                && first.is_none()
                 && let Some(fd) = fd
             {
-                // The classic: hand it over, then pull it away.
+                // The classic: hand it over, then pull it away. Not if it is to be refused by its looks.
                 let _ = rustix::fs::ftruncate(&fd, 0);
             }
         }

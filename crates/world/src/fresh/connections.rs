@@ -126,7 +126,8 @@ impl Connections {
         let at = match known {
             Some(at) => at,
             None => {
-                let opening = Client::open(path, PATIENCE)?;
+                // As all nodes do, this one shares the zygote's table and ends with the supervisor.
+                let opening = Client::open(path, PATIENCE)?.table_ends_with_parent();
                 let free = self.places.iter().position(Option::is_none);
                 let at = free.unwrap_or(self.places.len());
                 if free.is_none() {
