@@ -113,6 +113,14 @@ impl PageCount {
     }
 }
 
+/// The bare number: `{pages} pages`.
+impl fmt::Display for PageCount {
+    #[inline]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 /// Whole pages from `start` up: the unit that every primitive works on.
 ///
 /// Whoever made one has checked that it ends inside the address space; what is asked of it afterwards checks nothing and is
@@ -226,6 +234,11 @@ mod tests {
         let r = PageRange::covering(VirtAddr::new(0x1fff), 2);
         assert_eq!((r.start().as_usize(), r.end().as_usize()), (0x1000, 0x3000));
         assert!(PageRange::covering(VirtAddr::new(0x2000), 0).is_empty());
+    }
+
+    #[test]
+    fn a_count_is_printed_as_its_number_and_keeps_to_the_width_asked_for() {
+        assert_eq!(std::format!("{}|{:>4}", PageCount::new(7), PageCount::new(12)), "7|  12");
     }
 
     #[test]

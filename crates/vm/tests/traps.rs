@@ -7,6 +7,7 @@ use common::{On, inline, open_page, page};
 use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_sys::fault::{self, Action, SIGBUS, SIGSEGV};
 use peregrine_sys::mem;
+use peregrine_vm::region::Builder;
 use peregrine_vm::trap::{Fault, Registration};
 use peregrine_vm::{
     Access, AltStack, Capabilities, Capability, Decision, Mapping, Mechanism, PAGE_SIZE, PageCount,
@@ -155,9 +156,16 @@ fn the_innermost_registration_is_asked_first_and_the_outer_next() -> Outcome {
 fn a_handler_may_fault_in_another_region() -> Outcome {
     let _stack = AltStack::install(128 << 10).unwrap();
     let caps = Capabilities::probe();
+    // The best there is, which may raise another signal than the outer one, and the one that raises the same.
+    faults_in_another_region(&caps, |builder| builder);
+    faults_in_another_region(&caps, |builder| builder.force(Mechanism::Mprotect));
+    Outcome::Passed
+}
+
+fn faults_in_another_region(caps: &Capabilities, shape: impl FnOnce(Builder) -> Builder) {
     let inner_memory = Arc::new(Mapping::memfd(PageCount::new(8)).unwrap());
     let inner_builder = Region::builder(inner_memory.clone()).inline(inline(|t| t.unprotect()));
-    let inner = Arc::new(inner_builder.build(&caps).unwrap());
+    let inner = Arc::new(shape(inner_builder).build(caps).unwrap());
     inner.protect(&[inner.range()], Protection::Read).unwrap();
     let outer_memory = Arc::new(Mapping::anonymous(PageCount::new(8)).unwrap());
     let log = inner_memory.clone();
@@ -168,14 +176,13 @@ fn a_handler_may_fault_in_another_region() -> Outcome {
             let _ = log.bytes().store_u64(t.page_index() * PAGE_SIZE, 7);
             t.unprotect()
         }))
-        .build(&caps)
+        .build(caps)
         .unwrap();
     outer.protect(&[outer.range()], Protection::Read).unwrap();
     for n in 0..8 {
         outer_memory.bytes().store_u64(n * PAGE_SIZE, 1).unwrap();
         assert_eq!(inner_memory.bytes().load_u64(n * PAGE_SIZE).unwrap(), 7);
     }
-    Outcome::Passed
 }
 
 fn a_pagers_handler_may_fault_in_other_regions() -> Outcome {
@@ -215,6 +222,7 @@ fn helper_touches_its_own_page() -> Outcome {
     let region = Region::builder(memory.clone())
         .force(Mechanism::Mprotect)
         .inline(inline(move |t| {
+            peregrine_sys::io::complain(b"called\n");
             let _ = touched.bytes().store_u8(t.page_index() * PAGE_SIZE + 1, 1);
             t.unprotect()
         }))
@@ -229,6 +237,33 @@ fn helper_touches_its_own_page() -> Outcome {
 fn a_handler_that_touches_the_page_it_guards_is_denied_and_does_not_recurse() -> Outcome {
     let ended = run_helper("helper_touches_its_own_page");
     assert!(ended.output.contains("about to trap"));
+    // A stack that recursion has used up ends in the same signal.
+    assert_eq!(ended.output.matches("called").count(), 1, "{ended:?}");
+    assert_eq!(ended.status.and_then(|s| s.signal()), Some(SIGSEGV), "{ended:?}");
+    Outcome::Passed
+}
+
+fn helper_writes_below_its_alternate_stack() -> Outcome {
+    let _stack = AltStack::install(64 << 10).unwrap();
+    // SAFETY: asks only.
+    let base = unsafe { fault::alt_stack(None) }.unwrap().base().unwrap();
+    for signal in [SIGSEGV, SIGBUS] {
+        // SAFETY: the default action.
+        unsafe { fault::action(signal, Some(&Action::default_action())).unwrap() };
+    }
+    peregrine_sys::io::complain(b"about to write\n");
+    // SAFETY: the lowest byte of the stack is nobody's; the one below it is what is asked for.
+    unsafe {
+        base.as_ptr::<u8>().write_volatile(1);
+        peregrine_sys::io::complain(b"on it\n");
+        VirtAddr::new(base.as_usize() - 1).as_ptr::<u8>().write_volatile(1);
+    }
+    Outcome::Passed
+}
+
+fn a_handler_that_outgrows_its_alternate_stack_dies_and_overwrites_nothing() -> Outcome {
+    let ended = run_helper("helper_writes_below_its_alternate_stack");
+    assert!(ended.output.contains("on it"), "{ended:?}");
     assert_eq!(ended.status.and_then(|s| s.signal()), Some(SIGSEGV), "{ended:?}");
     Outcome::Passed
 }
@@ -301,6 +336,8 @@ fn main() -> std::process::ExitCode {
         a_pagers_handler_may_fault_in_other_regions,
         helper_touches_its_own_page,
         a_handler_that_touches_the_page_it_guards_is_denied_and_does_not_recurse,
+        helper_writes_below_its_alternate_stack,
+        a_handler_that_outgrows_its_alternate_stack_dies_and_overwrites_nothing,
         a_fault_on_the_stack_itself_is_handled_on_the_alternate_stack,
         threads_made_later_trap_too_even_without_an_alternate_stack,
     ])

@@ -3,6 +3,20 @@
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 /// Pages written through one view, by address: sorted runs that don't touch.
+///
+/// ```
+/// use peregrine_vm::{Capabilities, PAGE_SIZE, PageCount, PrivateMemory, Tracker};
+/// let mut memory = PrivateMemory::new(PageCount::new(16))?;
+/// let mut tracker = Tracker::of_private(&memory).start(&Capabilities::probe())?;
+/// for page in [2, 3, 9] {
+///     memory[page * PAGE_SIZE] = 1;
+/// }
+/// let dirty = tracker.take_dirty()?;
+/// println!("{} pages in {} runs", dirty.page_count(), dirty.runs().len()); // 3 pages in 2 runs
+/// let indices: Vec<usize> = dirty.indices(memory.range()).collect();
+/// assert_eq!(indices, [2, 3, 9]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ViewDirty {
     runs: Vec<PageRange>,
@@ -40,6 +54,12 @@ impl ViewDirty {
             .flat_map(|r| (0..r.pages().get()).map(|i| VirtAddr::new(r.start().as_usize() + i * PAGE_SIZE)))
     }
 
+    /// Which pages of `memory` they are, lowest first; pages outside of it are left out.
+    pub fn indices(&self, memory: PageRange) -> impl Iterator<Item = usize> + '_ {
+        let first = memory.start().as_usize();
+        self.pages().filter(move |p| memory.contains(*p)).map(move |p| (p.as_usize() - first) / PAGE_SIZE)
+    }
+
     /// How many pages.
     pub fn page_count(&self) -> PageCount {
         PageCount::new(self.runs.iter().map(|r| r.pages().get()).sum())
@@ -74,6 +94,15 @@ pub struct ObjectRun {
 /// Pages of a memfd or file that were written through any of several views: sorted runs that don't touch.
 ///
 /// It has no addresses in it, so it means the same in every process that holds the object.
+///
+/// ```
+/// use peregrine_vm::dirty::{ObjectDirty, ObjectRun};
+/// use peregrine_vm::PageCount;
+/// let run = |first, pages| ObjectRun { first: PageCount::new(first), pages: PageCount::new(pages) };
+/// let mut all = ObjectDirty::from_runs([run(4, 2), run(0, 1)]);
+/// all.absorb(&ObjectDirty::from_runs([run(5, 3)])); // what another view saw
+/// assert_eq!(all.runs(), [run(0, 1), run(4, 4)]);
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ObjectDirty {
     runs: Vec<ObjectRun>,
@@ -138,6 +167,16 @@ impl ObjectDirty {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_page_is_numbered_from_the_start_of_the_memory_and_others_are_left_out() {
+        let at = |page: usize, count| PageRange::new(VirtAddr::new(page * PAGE_SIZE), PageCount::new(count));
+        let mut set = ViewDirty::new();
+        [at(3, 2), at(7, 3)].into_iter().for_each(|run| set.push(run));
+        assert_eq!(set.indices(at(4, 5)).collect::<Vec<_>>(), [0, 3, 4]);
+        assert_eq!(set.indices(at(0, 20)).collect::<Vec<_>>(), [3, 4, 7, 8, 9]);
+        assert_eq!(set.indices(at(5, 0)).count(), 0);
+    }
 
     #[test]
     fn a_union_holds_each_page_once_whatever_the_order() {

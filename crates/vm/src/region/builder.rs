@@ -76,6 +76,35 @@ enum Handler {
 }
 
 /// Says what a region is to do; [`Builder::build`] finds the mechanism that does it.
+///
+/// A pager that makes up each page when it is first touched, sixteen at a time:
+///
+/// ```
+/// use peregrine_vm::{Capabilities, Capability, Mapping, PAGE_SIZE, PageCount, Protection, Region, Trap};
+/// use std::sync::Arc;
+///
+/// let caps = Capabilities::probe();
+/// if !caps.has(Capability::Userfaultfd) {
+///     return Ok(()); // `build` would say why, and what to do
+/// }
+/// let memory = Arc::new(Mapping::anonymous(PageCount::new(64))?);
+/// let mut buffer = vec![0; 16 * PAGE_SIZE];
+/// let region = Region::builder(memory.clone())
+///     .traps_absent(true)
+///     .traps_writes(false)
+///     .pager(move |trap: &Trap<'_>| {
+///         let block = trap.block(PageCount::new(16));
+///         let number = trap.page_index() / 16;
+///         buffer.fill(number as u8);
+///         trap.decide(trap.region().fill_copy(block, &buffer, Protection::ReadWrite))
+///     })
+///     .build(&caps)?;
+/// println!("{}", region.choice()); // which mechanism, and why not a better one
+/// assert_eq!(memory.bytes().load_u8(40 * PAGE_SIZE)?, 2);
+/// region.evict(memory.pages(32, 16)?)?; // absent again: the next touch asks once more
+/// assert_eq!(memory.bytes().load_u8(40 * PAGE_SIZE + 1)?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Builder {
     mapping: Arc<Mapping>,
     part: PageRange,

@@ -64,6 +64,23 @@ pub enum RegionError {
 ///
 /// "Trap-safe" holds for all of them. Two threads may call any of them at once on the same pages: of two fills the first
 /// wins and the second leaves the page alone; of two protections the later one stands.
+///
+/// ```
+/// use peregrine_vm::{Capabilities, Inline, Mapping, PageCount, Protection, Region, Trap};
+/// use std::sync::Arc;
+///
+/// let memory = Arc::new(Mapping::memfd(PageCount::new(100))?);
+/// // SAFETY: makes one system call, and nothing else.
+/// let handler = unsafe { Inline::new(|trap: &Trap<'_>| trap.unprotect()) };
+/// let region = Region::builder(memory.clone()).inline(handler).build(&Capabilities::probe())?;
+/// // Rights fall in batches, one call a run of neighbours, …
+/// region.protect(&[memory.pages(0, 10)?, memory.pages(10, 10)?, memory.pages(50, 1)?], Protection::Read)?;
+/// // … and rise a page at a time: here at once, in the handler when the page is written.
+/// region.unprotect(memory.bytes().address(50 * 4096)?)?;
+/// memory.bytes().store_u64(50 * 4096, 1)?;
+/// memory.bytes().store_u64(5 * 4096, 1)?; // traps
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Operations {
     pub(super) mechanism: Mechanism,

@@ -80,7 +80,7 @@ pub fn anonymous(pages: usize) -> Arc<Mapping> {
 }
 
 pub fn indices(memory: &Mapping, set: &ViewDirty) -> Vec<usize> {
-    set.pages().map(|p| (p.as_usize() - memory.range().start().as_usize()) / PAGE_SIZE).collect()
+    set.indices(memory.range()).collect()
 }
 
 /// `pwrite` of eight bytes from the memory to a file.

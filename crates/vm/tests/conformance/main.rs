@@ -87,6 +87,7 @@ fn main() -> std::process::ExitCode {
     let mut tests = Vec::new();
     let region_checks: &[(&'static str, Check<Mechanism>)] = checks![
         a_write_to_a_protected_page_traps_once_and_a_read_never,
+        an_access_that_is_to_be_tried_again_traps_again,
         every_access_to_a_page_without_access_traps_and_contents_stay,
         a_batch_protects_exactly_its_ranges,
         absent_pages_trap_and_are_filled_in_blocks,

@@ -131,9 +131,7 @@ pub fn never_misses(memory: &Arc<Mapping>, plan: Plan, caps: &Capabilities) -> T
             let dirty: Vec<usize> = match &mut single {
                 Some(tracker) => {
                     let set = tracker.take_dirty().expect("take_dirty");
-                    set.pages()
-                        .map(|p| (p.as_usize() - memory.range().start().as_usize()) / PAGE_SIZE)
-                        .collect()
+                    set.indices(memory.range()).collect()
                 }
                 None => union.take_dirty().expect("take_dirty").pages().map(PageCount::get).collect(),
             };
