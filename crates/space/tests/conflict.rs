@@ -109,7 +109,8 @@ fn a_planted_common_counter_is_caught() {
     assert!(shared_lines(&reads).is_empty(), "readers don't make each other wait");
 }
 
-/// Operations of the commuter, on two neighbouring pages.
+/// Operations of the commuter, on two neighbouring pages. Pairs that commute must share no written line if their pages are disjoint, if one
+/// of them hits its own view, and if both only ask; others on one page take its lock, by design.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Op {
     Map(usize, usize, Protection, bool),
@@ -171,6 +172,31 @@ fn naive(state: &mut Naive, op: Op, core: u64) -> Out {
     }
 }
 
+/// What a core certainly has in view: rights by page and core. A core may have more, for a fault fills as much as the record allows.
+type Seen = [[Protection; 2]; 2];
+
+fn see(seen: &mut Seen, op: Op, core: usize, out: Out) {
+    let (first, end) = op.pages();
+    for views in &mut seen[first..end] {
+        match (op, out) {
+            (_, Out::Failed) | (Op::Query(_), _) => {}
+            (Op::Map(..) | Op::Unmap(..), _) => *views = [Protection::None; 2],
+            (Op::Protect(_, _, rights), _) => *views = views.map(|view| view.min(rights)),
+            (Op::Load(_), _) => views[core] = views[core].max(Protection::Read),
+            (Op::Store(_), _) => views[core] = Protection::ReadWrite,
+        }
+    }
+}
+
+/// Whether the access needs no fault.
+fn hits(seen: &Seen, op: Op, core: usize) -> bool {
+    match op {
+        Op::Load(p) => seen[p][core] >= Protection::Read,
+        Op::Store(p) => seen[p][core] == Protection::ReadWrite,
+        _ => false,
+    }
+}
+
 fn real<'a>(space: &Space<'a>, m: &mut Member<'a>, op: Op) -> Out {
     let base = 64 * 500 + 8;
     let core = m.id().index() as u64;
@@ -189,12 +215,15 @@ fn real<'a>(space: &Space<'a>, m: &mut Member<'a>, op: Op) -> Out {
     }
 }
 
+const RIGHTS: [Protection; 3] = [Protection::None, Protection::Read, Protection::ReadWrite];
+
 fn operations() -> Vec<Op> {
     let mut all = Vec::new();
     for (p, n) in [(0, 1), (1, 1), (0, 2)] {
         all.extend([Op::Map(p, n, Protection::ReadWrite, true), Op::Map(p, n, Protection::Read, false)]);
+        all.push(Op::Map(p, n, Protection::None, true));
         all.push(Op::Unmap(p, n));
-        all.extend([Op::Protect(p, n, Protection::Read), Op::Protect(p, n, Protection::ReadWrite)]);
+        all.extend(RIGHTS.map(|rights| Op::Protect(p, n, rights)));
     }
     (0..2).for_each(|p| all.extend([Op::Load(p), Op::Store(p), Op::Query(p)]));
     all
@@ -212,8 +241,8 @@ const BEFORE: &[&[(usize, OnPage)]] = &[
 ];
 
 #[test]
-fn every_commuting_pair_on_disjoint_pages_shares_no_written_line() {
-    let (mut disjoint, mut overlapping, mut sharing) = (0, 0, 0);
+fn every_commuting_pair_that_can_shares_no_written_line() {
+    let (mut disjoint, mut overlapping, mut sharing, mut free) = (0, 0, 0, 0);
     let ops = operations();
     for before in BEFORE.iter().flat_map(|a| BEFORE.iter().map(move |b| [a, b])) {
         with(2, Tables::Views, |space, members| {
@@ -226,9 +255,12 @@ fn every_commuting_pair_on_disjoint_pages_shares_no_written_line() {
                 }
             }
             for (first, second) in ops.iter().flat_map(|a| ops.iter().map(move |b| (*a, *b))) {
-                let mut start: Naive = [None; 2];
+                let (mut start, mut seen): (Naive, Seen) = ([None; 2], [[Protection::None; 2]; 2]);
                 for (page, steps) in before.iter().enumerate() {
-                    steps.iter().for_each(|(core, op)| ok(naive(&mut start, op(page), *core as u64)));
+                    for (core, op) in steps.iter() {
+                        let out = naive(&mut start, op(page), *core as u64);
+                        see(&mut seen, op(page), *core, out);
+                    }
                 }
                 let (mut one, mut two) = (start, start);
                 let outs = (naive(&mut one, first, 0), naive(&mut one, second, 1));
@@ -236,6 +268,8 @@ fn every_commuting_pair_on_disjoint_pages_shares_no_written_line() {
                 if (a, b) != outs || one != two {
                     continue;
                 }
+                let mut seen_by_second = seen;
+                see(&mut seen_by_second, first, 0, outs.0);
                 members.iter_mut().for_each(|m| ok(m.tick(space.frames())));
                 real(space, &mut members[0], Op::Unmap(0, 2));
                 for (page, steps) in before.iter().enumerate() {
@@ -253,13 +287,22 @@ fn every_commuting_pair_on_disjoint_pages_shares_no_written_line() {
                 } else {
                     overlapping += 1;
                     sharing += usize::from(!shared.is_empty());
+                    // A hit in one's own view is nobody else's business, and questions are in nobody's way.
+                    let questions = matches!((first, second), (Op::Query(_), Op::Query(_)));
+                    if questions || hits(&seen, first, 0) || hits(&seen_by_second, second, 1) {
+                        free += 1;
+                        assert!(
+                            shared.is_empty(),
+                            "{first:?} and {second:?} after {start:?} share {shared:x?}"
+                        );
+                    }
                 }
             }
         });
     }
     println!(
-        "commuting pairs: {disjoint} on disjoint pages, none shares a written line; {overlapping} on the same pages, of which \
-         {sharing} do (they lock the page)"
+        "commuting pairs: {disjoint} on disjoint pages, none shares a written line; {overlapping} on the same pages: \
+         {free} that hit their view or only ask share none, {sharing} do (they lock the page)"
     );
-    assert!(disjoint > 3000);
+    assert!(disjoint > 3000 && free > 300);
 }

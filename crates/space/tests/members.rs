@@ -10,8 +10,10 @@ use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::{io, other, timer};
 use peregrine_vm::Mapping;
+use std::cell::Cell;
 use std::os::fd::AsFd;
-use testkit::{Outcome, Rng};
+use std::os::unix::process::ExitStatusExt;
+use testkit::{Outcome, Rng, run_helper};
 
 fn space(filling: Filling) -> Space {
     Space::create(Config { pages: PageCount::new(2048), filling, at: None }).expect("a space")
@@ -339,9 +341,54 @@ fn who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_
     Outcome::Passed
 }
 
+/// Dies of a touch in the middle of an operation, as by a signal handler of the program that came in between.
+fn helper_touches_a_closed_page_in_an_operation() -> Outcome {
+    thread_local!(static CLOSED: Cell<usize> = const { Cell::new(0) });
+    for signal in [number::SEGV, number::BUS] {
+        signal::set_default(signal).expect("the default action");
+    }
+    let filling = if std::env::var_os("TRAP_FILLED").is_some() { Filling::Trap } else { Filling::Kernel };
+    let space = space(filling);
+    let mut member = space.join().expect("a member");
+    let range = part(&space, 3, 4);
+    member.map_at(range, Protection::ReadWrite).expect("map");
+    member.bytes(range).store_u64(0, 1).expect("in bounds");
+    let closed = part(&space, 40, 1).start();
+    println!("touching {closed}");
+    CLOSED.set(closed.as_usize());
+    member.on_step(Some(|step| {
+        if step == Step::Locked {
+            // SAFETY: an address of the region, which is mapped without rights: the access traps, and the process dies of it.
+            unsafe { VirtAddr::new(CLOSED.get()).as_ptr::<u64>().read_volatile() };
+        }
+    }));
+    let _ = member.unmap(range);
+    panic!("the access got through")
+}
+
+fn a_handler_that_touches_a_closed_page_in_an_operation_is_told_why_it_dies() -> Outcome {
+    for (trap_filled, signal) in [(false, number::SEGV), (true, number::BUS)] {
+        if trap_filled {
+            // SAFETY: this process has one thread.
+            unsafe { std::env::set_var("TRAP_FILLED", "1") };
+        }
+        let ended = run_helper("helper_touches_a_closed_page_in_an_operation");
+        assert_eq!(ended.status.and_then(|s| s.signal()), Some(signal), "{ended:?}");
+        let address = ended.output.lines().find_map(|l| l.strip_prefix("touching ")).expect("it said where");
+        let said = format!(
+            "a signal handler touched {address}, a closed page, while its thread was in an operation"
+        );
+        assert!(ended.output.contains(&said), "{ended:?}");
+        assert!(ended.output.contains("Member::open opened\n"), "the whole message: {ended:?}");
+    }
+    Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_takes_over,
+        a_handler_that_touches_a_closed_page_in_an_operation_is_told_why_it_dies,
+        helper_touches_a_closed_page_in_an_operation,
         what_one_member_unmaps_no_other_reaches,
         lowered_rights_reach_every_member_and_contents_stay,
         members_that_share_nothing_ask_nobody,

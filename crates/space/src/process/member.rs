@@ -7,8 +7,9 @@
 //!   AddressSpace::fault ─▶ joins the record's set, opens a block ─▶ the access repeats
 //! ```
 //!
-//! A member belongs to one thread. Operations never touch the region's own bytes (they zero frames through the alias), so a trap
-//! is never taken inside one, and the trap may take locks as an operation does.
+//! A member belongs to one thread. Operations never touch the region's own bytes (they zero frames through the alias), so none of
+//! them traps, and the trap may take locks as an operation does. What can trap inside one is a signal handler of the program that
+//! comes in between and touches a closed page: the operation may hold that page's lock, so it is refused, and said why.
 
 use super::frames::FrameError;
 use super::ground::Ground;
@@ -22,6 +23,7 @@ use crate::{
 };
 use peregrine_base::sync::{AtomicBool, Ordering, compiler_fence};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::process::write_all;
 use peregrine_vm::trap::{Fault, Registration, SignalHandler};
 use peregrine_vm::{Access, AltStack, Decision, Volatile};
 use std::boxed::Box;
@@ -55,7 +57,7 @@ struct Inner<'s> {
     // Before `seat`, which its views point to.
     space: AddressSpace<'s, Views, Views>,
     me: UnsafeCell<crate::Member<'s>>,
-    /// An operation runs: a trap now would be a bug, and is refused. Atomic, for the trap's handler reads it between any two
+    /// An operation runs: a trap now is refused. Atomic, for the trap's handler reads it between any two
     /// instructions of the thread, when another handler of the program touches the region.
     busy: AtomicBool,
     seat: Box<Seat>,
@@ -79,7 +81,11 @@ impl<'s> Inner<'s> {
 
     /// Serves a touch of a page that this view does not show. Trap code.
     fn on_trap(&self, address: VirtAddr, access: Access) -> Decision {
-        if self.busy.load(Ordering::Relaxed) || !self.seat.is_mine() {
+        if !self.seat.is_mine() {
+            return Decision::Deny;
+        }
+        if self.busy.load(Ordering::Relaxed) {
+            say_refused(address);
             return Decision::Deny;
         }
         let wanted = match access {
@@ -99,6 +105,30 @@ impl<'s> Inner<'s> {
     }
 }
 
+/// Last words, to standard error, of a process that is about to die of a touch. Trap code: formats on the stack.
+#[cold]
+fn say_refused(address: VirtAddr) {
+    struct Line([u8; 320], usize);
+    impl fmt::Write for Line {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let room = self.0.get_mut(self.1..self.1 + text.len()).ok_or(fmt::Error)?;
+            room.copy_from_slice(text.as_bytes());
+            self.1 += text.len();
+            Ok(())
+        }
+    }
+    let mut line = Line([0; 320], 0);
+    // What does not fit is left out.
+    let _ = fmt::Write::write_fmt(
+        &mut line,
+        format_args!(
+            "peregrine-space: a signal handler touched {address}, a closed page, while its thread was in an operation of its \
+             member, which may hold that page's lock: have handlers touch nothing of the region but what Member::open opened\n"
+        ),
+    );
+    write_all(2, line.0.get(..line.1).unwrap_or_default());
+}
+
 struct Trapper(*const Inner<'static>);
 // SAFETY: signals for the region arrive on the one thread that made the member.
 unsafe impl Send for Trapper {}
@@ -114,6 +144,13 @@ unsafe impl SignalHandler for Trapper {
 }
 
 /// This process as a member of a [`Space`](super::Space). Dropping it leaves; being killed is fine, too, if somebody [`reap`](Self::reap)s.
+///
+/// # Signal handlers
+/// A handler that runs on the member's thread may touch pages of the region that are open here. A page that is not (it was never
+/// touched or [`open`](Self::open)ed here, or another member took it away) is opened by a trap, and that needs the locks that an
+/// operation of this member may hold at the moment: if the signal came in the middle of one, the touch is refused. The process then says
+/// so on standard error, with the address, and dies of SIGSEGV or SIGBUS. Calling a method of the member in a handler panics for the same
+/// reason. So keep handlers to memory outside the region, or block their signals around operations.
 pub struct Member<'s> {
     registration: Option<Registration>,
     inner: Option<Box<Inner<'s>>>,
