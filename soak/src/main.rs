@@ -24,7 +24,7 @@ struct Cli {
 enum Suite {
     /// Hostile clients and hostile domains; domains killed at random beneath many callers; ten thousand idle clients
     Call(Run),
-    /// Nodes and supervisors killed at each of their steps, after the tests' long forms; builds them with cargo first
+    /// Nodes and supervisors killed at each of their steps, and the tests' long forms; builds them with cargo first
     Kill(Run),
     /// The address space over processes: members stopped at random, and killed at every step
     Space {

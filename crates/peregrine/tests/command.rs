@@ -200,6 +200,58 @@ fn every_command_tells_its_options_and_refuses_others() {
     }
 }
 
+/// Name and description of each variant of `enum Suite` in a source file.
+fn suites_of(source: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(source).expect("the workspace's own source");
+    let (_, suites) = text.split_once("enum Suite {\n").expect("it has suites");
+    let (suites, _) = suites.split_once("\n}").expect("they end");
+    let mut found = Vec::new();
+    let mut about = "";
+    // The variants' own lines are indented by four; their options by more.
+    for line in suites.lines().filter_map(|l| l.strip_prefix("    ")) {
+        match line.strip_prefix("/// ") {
+            Some(text) => about = text,
+            None if line.starts_with(char::is_uppercase) => {
+                let name = line.split(|c: char| !c.is_alphanumeric()).next().expect("a name");
+                found.push((name.to_lowercase(), about.to_owned()));
+            }
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn bench_and_soak_tell_what_they_offer_before_they_are_built() {
+    let scene = Scene::new();
+    // Alone in a directory: a build may have left the programs beside the command.
+    let alone = scene.dir.path().join("peregrine-alone");
+    std::fs::copy(env!("CARGO_BIN_EXE_peregrine"), &alone).expect("copied");
+    let run = |args: &[&str]| Command::new(&alone).args(args).output().expect("it starts");
+    for name in ["bench", "soak"] {
+        let o = run(&[name, "--help"]);
+        assert!(o.status.success(), "{}", said(&o));
+        let help = text(&o.stdout);
+        let own =
+            suites_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name).join("src/main.rs"));
+        assert!(own.len() >= 5, "{own:?}");
+        let listed = help.lines().skip_while(|l| *l != "Suites:").skip(1).take_while(|l| !l.is_empty());
+        let listed: Vec<_> = listed
+            .filter_map(|l| l.trim().split_once(' '))
+            .map(|(suite, about)| (suite.to_owned(), about.trim().to_owned()))
+            .collect();
+        assert_eq!(listed, own, "what `peregrine {name} --help` says and what {name} says");
+        let o = run(&[name]);
+        assert_eq!(o.status.code(), Some(2), "{}", said(&o));
+        let o = run(&[name, "call"]);
+        assert_eq!(o.status.code(), Some(70), "{}", said(&o));
+        assert!(text(&o.stderr).contains(&format!("cargo run --release -p {name} -- call")), "{}", said(&o));
+        let o = run(&[name, "no-such"]);
+        assert_eq!(o.status.code(), Some(2), "{}", said(&o));
+        assert!(text(&o.stderr).contains("has no suite"), "{}", said(&o));
+    }
+}
+
 #[test]
 fn doctor_finds_that_worlds_can_run_where_they_do() {
     let o = Scene::new().run(&["doctor"]);

@@ -141,6 +141,28 @@ fn an_intact_image_under_anothers_name_is_refused() {
     assert!(matches!(refused, StoreError::Replaced { field: "sequence", .. }), "{refused}");
 }
 
+/// Its world, build, thread, sequence and base are right: only the life is another.
+#[test]
+fn an_intact_image_of_another_life_is_refused() {
+    let (one, two) = (disk(), disk());
+    let dir = store_with(one.path(), 3);
+    let other_dir = two.path().join("store");
+    copy(&dir, &other_dir);
+    let (mut store, generation, _) = go_on(&dir).unwrap();
+    commit_next(&mut store, generation).unwrap();
+    drop(store);
+    // A life that came to nothing, and one that made the same image.
+    drop(go_on(&other_dir).unwrap());
+    let (mut store, other, _) = go_on(&other_dir).unwrap();
+    assert_ne!(other, generation);
+    commit_next(&mut store, other).unwrap();
+    drop(store);
+    let last = |dir: &std::path::Path| files(&dir.join("threads/0000000000000000")).pop().unwrap();
+    fs::copy(last(&other_dir), last(&dir)).unwrap();
+    let refused = check_store_quietly(&dir).unwrap_err();
+    assert!(matches!(refused, StoreError::Replaced { field: "generation", .. }), "{refused}");
+}
+
 #[test]
 fn of_two_lives_that_race_one_goes_on_and_the_other_is_told_to_stop() {
     let scratch = disk();

@@ -44,9 +44,9 @@ enum Command {
     Checkpoint(ask::CheckpointOptions),
     /// Tell what this machine allows, what is used instead, and what to change
     Doctor(doctor::DoctorOptions),
-    /// Measure: `bench thread|call|space|stacks|million|vm [--json] [--quick]`
+    /// Measure: `peregrine bench --help` lists the suites
     Bench(beside::BesideOptions),
-    /// Try for as long as one likes what the tests try briefly: `soak thread|kill|call|space|vm [--seconds S] [--seed N]`
+    /// Try for as long as one likes what the tests try briefly: `peregrine soak --help` lists the suites
     Soak(beside::BesideOptions),
 }
 
@@ -68,8 +68,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Migrate(options) => ask::migrate(&options),
         Command::Checkpoint(options) => ask::checkpoint(&options),
         Command::Doctor(options) => doctor::run(&options),
-        Command::Bench(options) => beside::run("bench", &options),
-        Command::Soak(options) => beside::run("soak", &options),
+        Command::Bench(options) => beside::run(&beside::BENCH, &options),
+        Command::Soak(options) => beside::run(&beside::SOAK, &options),
     }
 }
 
