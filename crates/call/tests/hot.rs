@@ -9,7 +9,8 @@ use peregrine_call::{
 };
 use peregrine_sys::process::{self, CpuSet};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use testkit::Rng;
 
 mod scene;
 use scene::serve;
@@ -42,6 +43,43 @@ fn portals(d: DomainBuilder) -> DomainBuilder {
         .portal("panic", 1, |_: &mut Invocation<'_>| panic!("on purpose"))
         .portal("result", 1, |call: &mut Invocation<'_>| {
             call.output(0)?.extend_from_slice(b"here");
+            Ok(())
+        })
+        // Its `out` has as many bytes as the first word of its `in` says, its `inout` comes back reversed, of what is lent it tells the sum.
+        .portal("mix", 1, |call: &mut Invocation<'_>| {
+            let len =
+                usize::from(u16::from_ne_bytes(*call.input(0)?.first_chunk().ok_or(Failure::new(1, ""))?));
+            if len == 999 {
+                return Err(Failure::new(9, *b"as asked"));
+            }
+            let rest = call.input(0)?[2..].to_vec();
+            for index in 1..call.len() {
+                if let Ok(mut out) = call.output(index) {
+                    out.extend(rest.iter().cycle().take(len));
+                }
+                if let Ok(mut inout) = call.inout(index) {
+                    inout.reverse();
+                }
+                if let Ok(lent) = call.lent(index) {
+                    let sum = lent.to_vec().iter().map(|&b| u64::from(b)).sum::<u64>();
+                    call.output(index + 1)?.extend_from_slice(&sum.to_ne_bytes());
+                    break;
+                }
+            }
+            Ok(())
+        })
+        .portal("core", 1, |call: &mut Invocation<'_>| {
+            call.output(0)?.extend_from_slice(&(process::current_cpu() as u32).to_ne_bytes());
+            Ok(())
+        })
+        .portal("nap", 1, |call: &mut Invocation<'_>| {
+            if call.input(0)? == b"long" {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            let begun = peregrine_sys::timer::thread_cpu_ns();
+            while call.input(0)? == b"busy" && peregrine_sys::timer::thread_cpu_ns() < begun + 1_000_000 {}
+            let left = call.deadline().is_some();
+            call.output(1)?.push(u8::from(left));
             Ok(())
         })
         .portal("last", 1, |call: &mut Invocation<'_>| {
@@ -193,6 +231,178 @@ fn a_domain_that_dies_while_its_callers_are_hot_is_told_of() -> testkit::Outcome
     testkit::Outcome::Passed
 }
 
+fn word(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).unwrap().to_ne_bytes()
+}
+
+fn arguments_of_every_kind_and_size_cross_whatever_the_call_before_had() -> testkit::Outcome {
+    let served = serve(portals);
+    let client = served.connect();
+    let (mix, note) = (client.portal("mix", 1).unwrap(), client.portal("note", 1).unwrap());
+    let seed = u64::from(std::process::id());
+    println!("seed {seed:#x}");
+    let mut rng = Rng::new(seed);
+    let mut out = Vec::new();
+    for i in 0..CALLS {
+        // Short and long, around what fits beside the reply's head and what is copied by a loop.
+        let sizes = [0, 1, 7, 8, 9, 31, 33, 39, 40, 41, 64, 200, 1023, 1024, 1025, 5000];
+        let (len, want) = (sizes[rng.below(sizes.len())], sizes[rng.below(sizes.len())]);
+        let mut bytes = word(want).to_vec();
+        bytes.extend((0..=len).map(|at| (at * 7 + i) as u8));
+        let expected: Vec<u8> = bytes[2..].iter().copied().cycle().take(want).collect();
+        let attributes = if rng.below(20) == 0 { Attributes::default() } else { hot() };
+        let call = Call::new().attributes(attributes).input(&bytes);
+        match rng.below(6) {
+            0 => {
+                let mut inout: Vec<u8> = (0..len).map(|at| at as u8).collect();
+                let before = inout.clone();
+                client.call(mix, call.inout(&mut inout, 5000).output(&mut out, 5000)).unwrap();
+                inout.reverse();
+                assert!(inout == before && out == expected, "{len} {want}");
+            }
+            1 => {
+                // Two results, and one that has no room: nothing changes.
+                let mut other = b"stays".to_vec();
+                let outcome = client.call(mix, call.output(&mut other, 20).output(&mut out, 5000));
+                if want > 20 {
+                    assert!(matches!(outcome, Err(CallError::TooLarge { .. })), "{outcome:?}");
+                    assert_eq!(other, b"stays");
+                } else {
+                    outcome.unwrap();
+                    assert!(other == expected && out == expected, "{want}");
+                }
+            }
+            2 => {
+                let failing = word(999);
+                let call = Call::new().attributes(hot()).input(&failing).output(&mut out, 10);
+                let failure = client.call(mix, call).unwrap_err();
+                assert_eq!(failure, CallError::Callee(Failure::new(9, *b"as asked")));
+            }
+            3 => bare(&client, note).unwrap(),
+            // Five arguments have no short form.
+            4 => {
+                let mut more = [const { Vec::new() }; 3];
+                let [a, b, c] = &mut more;
+                let call = call.output(&mut out, 5000).output(a, 5000).output(b, 5000).output(c, 5000);
+                client.call(mix, call).unwrap();
+                assert!(out == expected && more.iter().all(|v| *v == expected), "{want}");
+            }
+            _ => {
+                client.call(mix, call.output(&mut out, 5000)).unwrap();
+                assert_eq!(out, expected, "{len} {want}");
+            }
+        }
+    }
+    testkit::Outcome::Passed
+}
+
+fn what_is_lent_is_what_the_client_has_now() -> testkit::Outcome {
+    let served = serve(portals);
+    let client = served.connect();
+    let mix = client.portal("mix", 1).unwrap();
+    let mut out = Vec::new();
+    let two = word(2);
+    let mut sum = |buffer: &peregrine_call::Buffer, from: usize, len: usize| {
+        let part = buffer.part(from, len).unwrap();
+        let call = Call::new().attributes(hot()).input(&two).lend(part).output(&mut out, 8);
+        client.call(mix, call).unwrap();
+        u64::from_ne_bytes(out[..].try_into().unwrap())
+    };
+    let resident = served.holdings();
+    for round in 0..60u64 {
+        // Another of the same size, and after it is gone another again: what the domain kept of the one before is no use.
+        let buffer = client.buffer(8192).unwrap();
+        for i in 0..20 {
+            let byte = (round * 3 + i) as u8;
+            buffer.write(100, &[byte; 50]).unwrap();
+            assert_eq!(sum(&buffer, 0, 8192), 50 * u64::from(byte));
+            assert_eq!(sum(&buffer, 110, 30), 30 * u64::from(byte));
+        }
+    }
+    // The activation that served them keeps none of them, though it is on its line still.
+    client.usage().unwrap();
+    let begun = Instant::now();
+    while served.holdings().1 > resident.1 + 1 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{resident:?} {:?}", served.holdings());
+        bare(&client, client.portal("note", 1).unwrap()).unwrap();
+        client.usage().unwrap();
+    }
+    testkit::Outcome::Passed
+}
+
+/// What calls of this thread have cost.
+fn charged_ns() -> u64 {
+    peregrine_call::usage::charges().iter().map(|row| row.1).sum()
+}
+
+fn what_a_call_asks_for_beyond_its_arguments_it_gets_though_the_ones_before_were_hot() -> testkit::Outcome {
+    let served = serve(portals);
+    let client = served.connect();
+    let (nap, core) = (client.portal("nap", 1).unwrap(), client.portal("core", 1).unwrap());
+    let mut out = Vec::new();
+    let two_cores = CpuSet::current().unwrap().iter().count() > 1;
+    for _ in 0..20 {
+        for _ in 0..30 {
+            client.call(nap, Call::new().attributes(hot()).input(b"no").output(&mut out, 1)).unwrap();
+            assert_eq!(out, [0]);
+        }
+        // A deadline is the callee's too.
+        let soon = Deadline::after(Duration::from_secs(60));
+        client
+            .call(nap, Call::new().attributes(hot()).deadline(soon).input(b"no").output(&mut out, 1))
+            .unwrap();
+        assert_eq!(out, [1]);
+        // What it costs is counted.
+        let charged = Attributes { charge: true, ..hot() };
+        let before = charged_ns();
+        client.call(nap, Call::new().attributes(charged).input(b"busy").output(&mut out, 1)).unwrap();
+        let after = charged_ns();
+        assert!(after >= before + 1_000_000, "{before} {after}");
+        client.call(nap, Call::new().attributes(hot()).input(b"busy").output(&mut out, 1)).unwrap();
+        assert_eq!(charged_ns(), after, "nobody asked");
+        // Where it runs: here, or not here.
+        process::pin_to_cpu(process::current_cpu()).unwrap();
+        for (affinity, here) in
+            [(Affinity::Apart, false), (Affinity::Together, true), (Affinity::Apart, false)]
+        {
+            let attributes = Attributes { affinity, ..Attributes::default() };
+            client.call(core, Call::new().attributes(attributes).output(&mut out, 4)).unwrap();
+            let at = u32::from_ne_bytes(out[..].try_into().unwrap());
+            assert!(!two_cores || (at == process::current_cpu() as u32) == here, "{affinity:?}: {at}");
+        }
+    }
+    for _ in 0..30 {
+        client.call(nap, Call::new().attributes(hot()).input(b"no").output(&mut out, 1)).unwrap();
+    }
+    // Nobody waits for longer than was said.
+    let soon = Deadline::after(Duration::from_millis(50));
+    let late =
+        client.call(nap, Call::new().attributes(hot()).deadline(soon).input(b"long").output(&mut out, 1));
+    assert_eq!(late, Err(CallError::Deadline));
+    testkit::Outcome::Passed
+}
+
+fn a_hot_caller_of_a_domain_that_is_stopped_is_told() -> testkit::Outcome {
+    let served = serve(portals);
+    let client = served.connect();
+    client.set_patience(Duration::from_millis(600));
+    let mix = client.portal("mix", 1).unwrap();
+    let (bytes, mut out) = ([2, 0, 5], Vec::new());
+    let mut call = || client.call(mix, Call::new().attributes(hot()).input(&bytes).output(&mut out, 8));
+    for _ in 0..100 {
+        call().unwrap();
+    }
+    served.stop();
+    let stopped = call();
+    served.go_on();
+    assert!(matches!(stopped, Err(CallError::Stopped { .. })), "{stopped:?}");
+    // And the one after it is served.
+    for _ in 0..100 {
+        call().unwrap();
+    }
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         every_call_is_what_it_says_whatever_the_one_before_was,
@@ -200,5 +410,9 @@ fn main() -> std::process::ExitCode {
         a_caller_that_is_moved_while_hot_is_answered,
         what_runs_on_an_activation_between_calls_is_not_the_callers,
         a_domain_that_dies_while_its_callers_are_hot_is_told_of,
+        arguments_of_every_kind_and_size_cross_whatever_the_call_before_had,
+        what_is_lent_is_what_the_client_has_now,
+        what_a_call_asks_for_beyond_its_arguments_it_gets_though_the_ones_before_were_hot,
+        a_hot_caller_of_a_domain_that_is_stopped_is_told,
     ])
 }

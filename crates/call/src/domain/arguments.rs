@@ -116,9 +116,12 @@ impl Arguments {
     }
 
     /// Copies the arguments to private memory, as was planned. `None` if what was lent has been taken back.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fill(&mut self, line: &Line, plan: &Plan) -> Option<()> {
         self.count = plan.count;
+        if plan.count == 0 {
+            return Some(());
+        }
         self.scratch.clear();
         for (slot, planned) in self.slots.iter_mut().zip(&plan.args[..plan.count]) {
             let Planned { kind, begin, len, bound, .. } = *planned;
