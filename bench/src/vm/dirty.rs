@@ -1,38 +1,15 @@
 //! DIRTY: the cost of a first write, of a dirty page taken, of a clean page scanned.
 
 use super::floor::{Floor, Scan};
-use super::{Goals, Kind, LAYER, Second, UNITS};
+use super::{Goals, Kind, LAYER, ONE, Second, UNITS, write_units};
 use crate::measure::{Options, Pair, Rng, Samples, time_ns, versus_within};
 use crate::report::Report;
-use peregrine_vm::{
-    Capabilities, DirtyMechanism, Mapping, PAGE_SIZE, PageCount, PageKind, PageRange, Tracker,
-};
+use peregrine_vm::{Capabilities, DirtyMechanism, Mapping, PageCount, PageKind, PageRange, Tracker};
 use std::sync::Arc;
 
 const PAGES: usize = 8192;
 /// Clean pages are scanned over more: the call itself must not count.
 const CLEAN_PAGES: usize = 32_768;
-
-/// One compiled copy for both sides: after a fault a jump is mispredicted, which costs a quarter of a microsecond here, so a
-/// loop that was unrolled for one of them measures that instead. (Eight writes without a jump, for it is no part of a first write.)
-#[inline(never)]
-pub fn write_pages(memory: &Mapping, order: &[usize], value: u8) {
-    let start = memory.range().start().as_ptr::<u8>();
-    // SAFETY: in the mapping, which is behind no reference.
-    let write = |page: usize| unsafe { start.add(page * PAGE_SIZE).write_volatile(value) };
-    let (eights, rest) = order.as_chunks();
-    for &[a, b, c, d, e, f, g, h] in eights {
-        write(a);
-        write(b);
-        write(c);
-        write(d);
-        write(e);
-        write(f);
-        write(g);
-        write(h);
-    }
-    rest.iter().for_each(|page| write(*page));
-}
 
 pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &mut Goals) {
     report.section(&format!("DIRTY over {PAGES} pages; baseline: bare system calls"));
@@ -62,7 +39,9 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                 rounds,
                 || {
                     value = value.wrapping_add(1);
-                    writes.push(time_ns(|| write_pages(&memory, dirty, value)) / dirty.len().max(1) as f64);
+                    writes.push(
+                        time_ns(|| write_units(&memory, ONE, dirty, value)) / dirty.len().max(1) as f64,
+                    );
                     let mut found = 0;
                     let ns = time_ns(|| {
                         let count = |run: PageRange| found += run.pages().get();
@@ -72,7 +51,8 @@ pub fn run(report: &mut Report, options: &Options, caps: &Capabilities, goals: &
                     ns
                 },
                 || {
-                    bare_writes.push(time_ns(|| write_pages(&memory, dirty, 1)) / dirty.len().max(1) as f64);
+                    bare_writes
+                        .push(time_ns(|| write_units(&memory, ONE, dirty, 1)) / dirty.len().max(1) as f64);
                     time_ns(|| {
                         std::hint::black_box(bare.take());
                     })
@@ -289,7 +269,7 @@ fn measure(
                 // A sample that has to be repeated begins with clean pages too.
                 take_all(&mut tracker);
                 value = value.wrapping_add(1);
-                time_ns(|| write_pages(&memory, &dirty, value)) / dirty.len().max(1) as f64
+                time_ns(|| write_units(&memory, ONE, &dirty, value)) / dirty.len().max(1) as f64
             }));
             take_all(&mut tracker)
         },

@@ -1,7 +1,7 @@
 //! The floor of DIRTY: the same first writes and the same takes by bare system calls, on the same pages.
 
 use super::raw::{self, Bare};
-use super::{Way, dirty};
+use super::{ONE, Way, write_units};
 use crate::measure::time_ns;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::pagemap::{PageRegion, Pagemap, ScanArgs};
@@ -86,13 +86,13 @@ impl Floor {
     /// Writes the pages, which are clean; ns a page.
     pub fn write(&mut self, memory: &Mapping, pages: &[usize]) -> f64 {
         let ns = match self {
-            Self::Scan(_) => time_ns(|| dirty::write_pages(memory, pages, 1)),
+            Self::Scan(_) => time_ns(|| write_units(memory, ONE, pages, 1)),
             Self::Trapping { bare, books } => {
                 bare.aim();
                 raw::BOOKS.store(books.as_ptr().expose_provenance(), Ordering::Relaxed);
                 raw::IDLE.store(0, Ordering::Relaxed);
                 raw::LIFT_QUIETLY.store(true, Ordering::Relaxed);
-                let ns = raw::with_handler(|| time_ns(|| dirty::write_pages(&bare.memory, pages, 1)));
+                let ns = raw::with_handler(|| time_ns(|| write_units(&bare.memory, ONE, pages, 1)));
                 raw::LIFT_QUIETLY.store(false, Ordering::Relaxed);
                 raw::BOOKS.store(0, Ordering::Relaxed);
                 ns

@@ -2,7 +2,7 @@
 //! Appel1's handler protects the unit touched before and opens this one, Appel2 protects all in one call.
 
 use super::raw::{self, Bare};
-use super::{Goals, Kind, LAYER, Second, UNITS, Way};
+use super::{Goals, Kind, LAYER, Second, UNITS, Way, write_units};
 use crate::measure::{Options, Rng, time_ns, versus_within};
 use crate::report::Report;
 use peregrine_base::sync::{AtomicUsize, Ordering};
@@ -81,20 +81,11 @@ fn handler<const INLINE: bool>(
     }
 }
 
-/// Writes to the first byte of each unit in order.
-fn touch(memory: &Mapping, unit: PageCount, order: &[usize]) {
-    let start = memory.range().start().as_ptr::<u8>();
-    for &i in order {
-        // SAFETY: in the mapping, which is behind no reference; a trap is what is measured.
-        unsafe { start.add(i * unit.bytes()).write_volatile(1) };
-    }
-}
-
 /// Every page present, writable and dirty.
 fn make_writable(memory: &Mapping) {
     let start = memory.range().start().as_ptr::<u8>();
     for page in 0..memory.range().pages().get() {
-        // SAFETY: as in `touch`.
+        // SAFETY: in the mapping, which is behind no reference.
         unsafe { start.add(page * PAGE_SIZE).write_volatile(1) };
     }
 }
@@ -147,7 +138,7 @@ impl Side<'_> {
                 (self.close)(all);
                 self.idle.store(COUNT, Ordering::Relaxed);
                 // The last trap opens the page; it is one of COUNT + 1.
-                let ns = time_ns(|| touch(self.memory, self.unit, &order[..1]));
+                let ns = time_ns(|| write_units(self.memory, self.unit, &order[..1], 1));
                 ns * COUNT as f64 / (COUNT + 1) as f64
             }
             Row::Appel1 => {
@@ -155,12 +146,12 @@ impl Side<'_> {
                 self.last.store(0, Ordering::Relaxed);
                 self.reprotect.store(1, Ordering::Relaxed);
                 // The first round makes every unit pass once through the handler.
-                touch(self.memory, self.unit, order);
-                time_ns(|| touch(self.memory, self.unit, order))
+                write_units(self.memory, self.unit, order, 1);
+                time_ns(|| write_units(self.memory, self.unit, order, 1))
             }
             Row::Appel2 => time_ns(|| {
                 (self.close)(all);
-                touch(self.memory, self.unit, order);
+                write_units(self.memory, self.unit, order, 1);
             }),
             Row::ProtN => time_ns(|| (self.close)(all)),
             Row::Unprot => {

@@ -9,8 +9,8 @@ use peregrine_vm::Errno;
 use peregrine_vm::region::Builder;
 use peregrine_vm::trap::{Fault, SignalHandler};
 use peregrine_vm::{
-    Access, BuildError, Capabilities, Decision, Inline, Mapping, Mechanism, PAGE_SIZE, PageCount, PageRange,
-    Protection, Region, Trap, ViewDirty,
+    Access, BuildError, Capabilities, Decision, Inline, Mapping, Mechanism, PageCount, PageRange, Protection,
+    Region, Trap, ViewDirty,
 };
 use std::ffi::c_void;
 use std::sync::Arc;
