@@ -49,6 +49,9 @@ pub fn wait_timed(word: &AtomicU32, expected: u32, timeout_ns: u64) -> bool {
 }
 
 /// Wakes up to `n` waiters on `word`; returns how many there were.
+///
+/// # Errors
+/// EFAULT: the word is not mapped.
 #[inline]
 pub fn wake(word: &AtomicU32, n: u32) -> Result<usize, Errno> {
     // SAFETY: FUTEX_WAKE reads nothing through the pointer but the page it names.

@@ -23,6 +23,9 @@ pub struct ForkFlags {
 
 /// `clone(2)` without a new stack: copies this single-threaded process.
 ///
+/// # Errors
+/// EAGAIN: the limit of processes. ENOMEM.
+///
 /// # Safety
 /// The process has one thread. In the child, libc's cached thread id is the parent's.
 pub unsafe fn fork_with(flags: ForkFlags) -> Result<Forked, Errno> {
@@ -93,12 +96,18 @@ pub fn write_all(fd: i32, mut bytes: &[u8]) {
 pub const ADDR_NO_RANDOMIZE: u32 = 0x0004_0000;
 
 /// This process's personality.
+///
+/// # Errors
+/// EPERM: a seccomp filter forbids it.
 pub fn personality() -> Result<u32, Errno> {
     // SAFETY: 0xffff_ffff only asks.
     check(unsafe { syscall6(k::__NR_personality, 0xffff_ffff, 0, 0, 0, 0, 0) }).map(|p| p as u32)
 }
 
 /// Sets it, for this process and what it executes.
+///
+/// # Errors
+/// EPERM: a seccomp filter forbids it.
 pub fn set_personality(persona: u32) -> Result<(), Errno> {
     // SAFETY: takes a number.
     check(unsafe { syscall6(k::__NR_personality, persona as usize, 0, 0, 0, 0, 0) }).map(drop)

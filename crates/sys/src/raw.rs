@@ -7,6 +7,9 @@ use core::arch::asm;
 pub struct Errno(pub i32);
 
 /// Turns the kernel's return convention into a `Result`.
+///
+/// # Errors
+/// The [`Errno`] that `ret` stands for.
 #[inline]
 pub fn check(ret: isize) -> Result<usize, Errno> {
     if (-4095..0).contains(&ret) { Err(Errno(-ret as i32)) } else { Ok(ret as usize) }
@@ -38,6 +41,9 @@ pub unsafe fn syscall6(n: u32, a: usize, b: usize, c: usize, d: usize, e: usize,
 }
 
 /// `ioctl(2)`.
+///
+/// # Errors
+/// What the request fails with; ENOTTY: the descriptor does not know it.
 ///
 /// # Safety
 /// The request must be sound on this descriptor with this argument (a value, or the address of its struct).

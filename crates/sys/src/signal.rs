@@ -106,6 +106,9 @@ fn action(handler: Handler, flags: HandlerFlags, mask: u64) -> Disposition {
 
 /// Installs `handler` for `signo` (`rt_sigaction`).
 ///
+/// # Errors
+/// EINVAL: there is no such signal, or it is SIGKILL or SIGSTOP.
+///
 /// # Safety
 /// The handler must be sound at every instruction it can interrupt.
 pub unsafe fn install(signo: Signo, handler: Handler, flags: HandlerFlags) -> Result<(), Errno> {
@@ -114,6 +117,9 @@ pub unsafe fn install(signo: Signo, handler: Handler, flags: HandlerFlags) -> Re
 }
 
 /// [`install`], with the signals in `mask` blocked from before the handler's first instruction to its return.
+///
+/// # Errors
+/// As [`install`].
 ///
 /// # Safety
 /// As [`install`].
@@ -130,6 +136,9 @@ pub unsafe fn install_masked(
 }
 
 /// Gives `signo` its default action.
+///
+/// # Errors
+/// As [`install`].
 pub fn set_default(signo: Signo) -> Result<(), Errno> {
     let act = Disposition { handler: 0, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: SIG_DFL runs no code of this process.
@@ -171,6 +180,9 @@ pub const fn bit(signo: Signo) -> u64 {
 
 /// Makes `[base, base + len_bytes)` the stack for handlers with [`HandlerFlags::ON_ALTSTACK`].
 ///
+/// # Errors
+/// EPERM: the thread runs on its alternate stack just now. ENOMEM: too small.
+///
 /// # Safety
 /// The memory stays mapped, and is used for nothing else, while this process lives.
 pub unsafe fn set_altstack(base: usize, len_bytes: usize) -> Result<(), Errno> {
@@ -180,6 +192,9 @@ pub unsafe fn set_altstack(base: usize, len_bytes: usize) -> Result<(), Errno> {
 }
 
 /// Sends `signo` to the process `pid` (`kill`).
+///
+/// # Errors
+/// ESRCH: no such process. EPERM: not ours. EINVAL: no such signal.
 pub fn kill(pid: i32, signo: Signo) -> Result<(), Errno> {
     // SAFETY: no memory is passed.
     check(unsafe { syscall6(k::__NR_kill, pid as usize, signo as usize, 0, 0, 0, 0) }).map(drop)
@@ -208,6 +223,9 @@ pub mod number {
 }
 
 /// A descriptor from which the blocked signals in `mask` are read (`signalfd4`), non-blocking and close-on-exec.
+///
+/// # Errors
+/// EMFILE, ENFILE: too many open files. ENOMEM.
 pub fn signalfd(mask: u64) -> Result<i32, Errno> {
     let flags = (k::O_CLOEXEC | k::O_NONBLOCK) as usize;
     // SAFETY: the mask lives through the call.

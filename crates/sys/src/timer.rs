@@ -19,6 +19,9 @@ struct SigEvent {
 
 impl Timer {
     /// A stopped timer on `CLOCK_MONOTONIC` that raises `signo` in this process.
+    ///
+    /// # Errors
+    /// EAGAIN: no room for another timer. EINVAL: no such signal.
     pub fn new(signo: Signo) -> Result<Self, Errno> {
         let ev = SigEvent { value: 0, signo, notify: k::SIGEV_SIGNAL as i32, tid: 0, pad: [0; 11] };
         let mut id = 0i32;

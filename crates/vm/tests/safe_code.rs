@@ -11,7 +11,7 @@ use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, exit_now, fork_with, w
 use peregrine_vm::capabilities::Simulate;
 use peregrine_vm::{
     AltStack, Capabilities, Capability, Decision, DirtyMechanism, MapError, Mapping, Mechanism, PAGE_SIZE,
-    PageCount, PageKind, PrivateMemory, Protection, Region, RegionError, Tracker, Trap,
+    PageCount, PageKind, PrivateMemory, Protection, Region, RegionError, Tracker, Trap, UnionTracker,
 };
 use std::sync::{Arc, Mutex};
 use testkit::{Outcome, skip};
@@ -322,8 +322,39 @@ fn threads_that_race_on_the_same_bytes_see_some_of_what_was_written() -> Outcome
     Outcome::Passed
 }
 
+fn views_of_parts_are_united_by_where_they_lie_in_the_object() -> Outcome {
+    let caps = Capabilities::probe();
+    for mechanism in DirtyMechanism::ALL {
+        let whole = memfd(16);
+        let part = Arc::new(whole.alias_part(whole.pages(4, 8).unwrap(), Protection::ReadWrite).unwrap());
+        let within = Arc::new(part.alias_part(part.pages(6, 2).unwrap(), Protection::ReadWrite).unwrap());
+        assert_eq!((part.object_offset().get(), within.object_offset().get()), (4, 10));
+        let mut union = UnionTracker::new();
+        for view in [&whole, &part, &within] {
+            // Of the part, only its upper half is tracked.
+            let tracked = if Arc::ptr_eq(view, &part) {
+                part.pages(4, 4)
+            } else {
+                view.pages(0, view.range().pages().get())
+            };
+            let builder = Tracker::of(view.clone()).part(tracked.unwrap()).force(mechanism);
+            match builder.start(&caps) {
+                Ok(tracker) => _ = union.add(tracker).unwrap(),
+                Err(why) => skip!("{why}"),
+            }
+        }
+        whole.bytes().store_u8(PAGE_SIZE, 1).unwrap();
+        part.bytes().store_u8(5 * PAGE_SIZE, 1).unwrap();
+        within.bytes().store_u8(PAGE_SIZE, 1).unwrap();
+        let pages: Vec<usize> = union.take_dirty().unwrap().pages().map(PageCount::get).collect();
+        assert_eq!(pages, [1, 9, 11], "{mechanism}");
+    }
+    Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
+        views_of_parts_are_united_by_where_they_lie_in_the_object,
         alternate_stacks_may_go_in_any_order,
         a_hole_punched_through_an_alias_hides_no_write_from_a_tracker,
         a_fill_undoes_no_write_that_came_through_an_alias,

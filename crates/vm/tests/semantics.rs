@@ -315,6 +315,20 @@ fn a_file_that_was_cut_short_is_a_bus_error_that_the_chain_gets() -> Outcome {
         "a tracker does not take what is not a write to a clean page"
     );
     drop(tracker);
+    // A memfd from elsewhere, which is not sealed: under userfaultfd a clean page raises the same signal as one beyond the end.
+    let pages = PageCount::new(4);
+    let fd = peregrine_sys::memfd::create(c"elsewhere", pages, peregrine_sys::memfd::Pages::Base).unwrap();
+    let elsewhere = std::fs::File::from(fd.try_clone().unwrap());
+    let memory = Arc::new(Mapping::from_memfd(fd, PageCount::new(0), pages).unwrap());
+    match Tracker::of(memory.clone()).force(DirtyMechanism::SyncWriteProtect).start(&caps) {
+        Ok(tracker) => {
+            elsewhere.set_len(0).unwrap();
+            assert_eq!(memory.bytes().load_u8(PAGE_SIZE).unwrap(), 0);
+            assert_eq!(REPLACED.load(Ordering::SeqCst), 2, "nor a read under userfaultfd");
+            drop(tracker);
+        }
+        Err(why) => println!("not tried: {why}"),
+    }
     Outcome::Passed
 }
 
