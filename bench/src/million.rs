@@ -2,12 +2,15 @@
 //! goroutines.
 //!
 //! Each thread, task and goroutine holds 200 bytes and waits for a message of its own. Memory is what the machine has less of
-//! when all wait: (`MemAvailable` before - after) / n, so page tables, shared memory and the allocator's slack are in it.
+//! when all wait: (`MemAvailable` before - after) / n, so page tables, shared memory and the allocator's slack are in it. What else
+//! runs on the machine is in it too; so beside it stands what is *counted*: the processes' private memory and page tables, and the
+//! blocks of the World's files. The two agree where nothing else runs, but for the kernel's own books of files and processes.
 //! Then each is woken once by a message and ends; the rate is that from the first message to the last result.
 
 use crate::measure::{Options, Samples};
 use crate::report::Report;
 use peregrine_world::{Builder, Config, JoinHandle, Receiver, Sender, StackKind, channel};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,8 +18,13 @@ use std::time::{Duration, Instant};
 const HELD: usize = 200;
 
 /// Memory per flow, flows made and woken a second, and how many were packed.
-const COLUMNS: [(&str, &str); 4] =
-    [("memory each", "bytes"), ("made", "a second"), ("woken", "a second"), ("packed", "of them")];
+const COLUMNS: [(&str, &str); 5] = [
+    ("memory each", "bytes"),
+    ("made", "a second"),
+    ("woken", "a second"),
+    ("counted each", "bytes"),
+    ("packed", "of them"),
+];
 
 pub fn run(report: &mut Report, options: &Options, threads: usize) {
     report.note(&format!("# peregrine bench million: {threads} parked threads, each holding {HELD} bytes"));
@@ -90,6 +98,31 @@ fn available() -> f64 {
     looks.median()
 }
 
+/// What process `of` and its children have for themselves, page tables included, and what the memory files have that `of` holds,
+/// in bytes.
+fn counted(of: u32) -> f64 {
+    let mut files: Vec<(u64, u64)> = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{of}/fd")).expect("descriptors").flatten() {
+        let is_memory = std::fs::read_link(entry.path()).is_ok_and(|l| l.starts_with("/memfd:"));
+        if is_memory && let Ok(file) = std::fs::metadata(entry.path()) {
+            files.push((file.ino(), file.blocks() * 512));
+        }
+    }
+    files.sort_unstable();
+    files.dedup();
+    let children = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    let processes = children.split_whitespace().filter_map(|p| p.parse().ok()).chain([of]);
+    let private = processes.map(|pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let of = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name));
+            line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        (of("RssAnon:") + of("VmPTE:")) << 10
+    });
+    (files.iter().map(|f| f.1).sum::<u64>() + private.sum::<u64>()) as f64
+}
+
 fn held(seed: u64) -> Vec<u8> {
     // Not the same in any two, and not all zeros.
     (0..HELD as u64)
@@ -111,7 +144,9 @@ fn world(kind: StackKind, threads: u64, image_interval: Option<Duration>) -> Vec
         ..Config::default()
     };
     let before = available();
-    let ended = peregrine_world::run_with(config, main, &(kind as u32, threads, before)).expect("a World");
+    let interval_ms = image_interval.map_or(0, |i| i.as_millis() as u64);
+    let told = (kind as u32, threads, before, counted(std::process::id()), interval_ms);
+    let ended = peregrine_world::run_with(config, main, &told).expect("a World");
     ended.value().unwrap_or_default()
 }
 
@@ -121,7 +156,7 @@ fn waits((seed, woken): (u64, Receiver<u64>)) -> u64 {
     checksum(&held).wrapping_add(n)
 }
 
-fn main((kind, threads, before): (u32, u64, f64)) -> Vec<f64> {
+fn main((kind, threads, before, counted_before, interval_ms): (u32, u64, f64, f64, u64)) -> Vec<f64> {
     let kind = StackKind::ALL[kind as usize];
     let begun = Instant::now();
     let all: Vec<(Sender<u64>, JoinHandle<u64>)> = (0..threads)
@@ -137,10 +172,19 @@ fn main((kind, threads, before): (u32, u64, f64)) -> Vec<f64> {
         .collect();
     peregrine_world::sleep(Duration::from_millis(1));
     let made = threads as f64 / begun.elapsed().as_secs_f64();
-    // The last of them are packed meanwhile.
-    peregrine_world::sleep(Duration::from_millis(1500));
-    let packed = peregrine_world::packing().0;
+    // Until no more of them are packed, and some images hold them as they are.
+    let mut packed = 0;
+    loop {
+        peregrine_world::sleep(Duration::from_millis(500));
+        match peregrine_world::packing().0 {
+            now if now == packed => break,
+            now => packed = now,
+        }
+    }
+    peregrine_world::sleep(Duration::from_millis(5 * interval_ms));
     let each = (before - available()) / threads as f64;
+    let supervisor = std::os::unix::process::parent_id();
+    let counted = (counted(supervisor) - counted_before) / threads as f64;
     let begun = Instant::now();
     for (wake, _) in &all {
         wake.send(&1).expect("it waits");
@@ -150,12 +194,12 @@ fn main((kind, threads, before): (u32, u64, f64)) -> Vec<f64> {
         assert_eq!(handle.join().expect("its answer"), expected);
     }
     let woken = threads as f64 / begun.elapsed().as_secs_f64();
-    vec![each, made, woken, packed as f64]
+    vec![each, made, woken, counted, packed as f64]
 }
 
 fn tokio_tasks(tasks: u64) -> Vec<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let before = available();
+    let (before, counted_before) = (available(), counted(std::process::id()));
     runtime.block_on(async {
         let begun = Instant::now();
         let mut all = Vec::with_capacity(tasks as usize);
@@ -174,6 +218,7 @@ fn tokio_tasks(tasks: u64) -> Vec<f64> {
         tokio::task::yield_now().await;
         let made = tasks as f64 / begun.elapsed().as_secs_f64();
         let each = (before - available()) / tasks as f64;
+        let counted = (counted(std::process::id()) - counted_before) / tasks as f64;
         let begun = Instant::now();
         let mut handles = Vec::with_capacity(all.len());
         for (wake, handle) in all {
@@ -183,7 +228,7 @@ fn tokio_tasks(tasks: u64) -> Vec<f64> {
         for (seed, handle) in handles.into_iter().enumerate() {
             assert_eq!(handle.await.expect("its answer"), checksum(&held(seed as u64)).wrapping_add(1));
         }
-        vec![each, made, tasks as f64 / begun.elapsed().as_secs_f64()]
+        vec![each, made, tasks as f64 / begun.elapsed().as_secs_f64(), counted]
     })
 }
 

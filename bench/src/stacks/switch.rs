@@ -10,6 +10,7 @@ use crate::report::Report;
 use peregrine_sys::timer::process_cpu_ns;
 use peregrine_world::{Builder, Config, StackKind};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Samples of a process.
 const SAMPLES: usize = 9;
@@ -337,6 +338,8 @@ fn config(live: usize, windows: usize) -> Config {
         window_bytes: window_for(live),
         memory_bytes: 16 << 30,
         pack_after: None,
+        // Nobody is preempted: else the first of many threads have had their turns before the last are made.
+        slice: Duration::from_secs(600),
         ..Config::default()
     }
 }
