@@ -82,41 +82,64 @@ pub fn run(report: &Report, rows: &Rows) {
     }
 }
 
-/// A name, and how the attributes are made.
-type Named = (&'static str, fn() -> Attributes);
+/// A name, how the attributes are made, and the caller's nice value.
+type Named = (&'static str, fn() -> Attributes, i32);
 
-/// Attributes that a call may have, each alone.
-const ATTRIBUTES: [Named; 4] = [
-    ("default", Attributes::default),
-    ("deadline", || Attributes {
-        deadline: Some(peregrine_call::Deadline::after(std::time::Duration::from_secs(3600))),
-        ..Attributes::default()
-    }),
-    ("priority", || Attributes { priority: true, ..Attributes::default() }),
-    ("charge", || Attributes { charge: true, ..Attributes::default() }),
+const PRIORITY: fn() -> Attributes = || Attributes { priority: true, ..Attributes::default() };
+
+/// Attributes that a call may have, each alone. The last two are a pair: a caller whose priority is adopted for each call and given back
+/// after it, and the same caller without.
+const ATTRIBUTES: [Named; 6] = [
+    ("default", Attributes::default, 0),
+    (
+        "deadline",
+        || Attributes {
+            deadline: Some(peregrine_call::Deadline::after(std::time::Duration::from_secs(3600))),
+            ..Attributes::default()
+        },
+        0,
+    ),
+    ("priority, nothing to adopt", PRIORITY, 0),
+    ("charge", || Attributes { charge: true, ..Attributes::default() }, 0),
+    ("priority, adopted and given back", PRIORITY, ours::URGENT),
+    ("default, of an urgent caller", Attributes::default, ours::URGENT),
 ];
+const ADOPTED: usize = 4;
 
 /// Prices each attribute against a call without it.
 pub fn attributes(report: &mut Report, options: &Options) {
     report.section("What an attribute adds to a null call on one core, us");
     let mut all: Vec<Samples> = ATTRIBUTES.iter().map(|_| Samples::default()).collect();
+    let may_be_urgent = peregrine_sys::process::is_root();
     for _ in 0..options.rounds(7) {
-        for ((name, _), samples) in ATTRIBUTES.iter().zip(&mut all) {
-            samples.push(again(&["call-case", "attributes", name])[0] * 1e-3);
+        for ((name, _, nice), samples) in ATTRIBUTES.iter().zip(&mut all) {
+            if *nice == 0 || may_be_urgent {
+                samples.push(again(&["call-case", "attributes", name])[0] * 1e-3);
+            }
         }
     }
-    for ((name, _), samples) in ATTRIBUTES.iter().zip(&all).skip(1) {
-        let pair = Pair::of(samples, &all[0]);
-        report.pair(&format!("null call with {name}"), "median", "us", "default", 4000, &pair);
+    let row = |index: usize, base: usize| {
+        let pair = Pair::of(&all[index], &all[base]);
+        let (name, of) = (ATTRIBUTES[index].0, ATTRIBUTES[base].0);
+        report.pair(&format!("null call with {name}"), "median", "us", of, 4000, &pair);
+    };
+    (1..ADOPTED).for_each(|index| row(index, 0));
+    if may_be_urgent {
+        row(ADOPTED, ADOPTED + 1);
+    } else {
+        report.note("skipped: priority that is adopted: a nice value below 0 needs root");
     }
 }
 
 /// One attribute in this process.
 pub fn case(words: &[&str]) -> ExitCode {
-    let Some((_, make)) = ATTRIBUTES.iter().find(|(name, _)| words.first() == Some(name)) else {
+    let Some((_, make, nice)) = ATTRIBUTES.iter().find(|(name, ..)| words.first() == Some(name)) else {
         return ExitCode::from(2);
     };
     let caller = ours::start(0, Cores::One, Form::In, Place::Default);
+    if *nice != 0 && peregrine_sys::process::set_nice(0, *nice).is_err() {
+        return ExitCode::FAILURE;
+    }
     println!("{}", time(&mut caller.with(make()), 4000).median);
     ExitCode::SUCCESS
 }

@@ -21,6 +21,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 /// Arguments above the default limit would be refused.
 const ROOM: usize = 64 << 20;
 
+/// The nice value of a caller that lends its activation a priority.
+pub const URGENT: i32 = -5;
+
 /// What the portal does, and where.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -89,7 +92,8 @@ fn with_static_thread(builder: DomainBuilder) -> DomainBuilder {
 
 /// Serves the portal `digest` on a socket of a pair, for ever.
 pub fn serve(socket: std::os::fd::OwnedFd, form: Form, limits: Limits) {
-    let builder = Domain::builder().name("bench").activations(2).limits(limits);
+    // Nothing is adopted of a caller that does not ask for it.
+    let builder = Domain::builder().name("bench").activations(2).limits(limits).most_urgent_nice(URGENT);
     let builder = match form {
         Form::StaticThread => with_static_thread(builder),
         _ => builder.portal("digest", 1, work),

@@ -11,6 +11,7 @@
 
 use crate::portal::PortalId;
 use peregrine_sys::raw::Errno;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,7 +44,9 @@ pub enum CallError {
     },
     /// The arguments or the declared results are beyond a limit.
     #[error(
-        "{what}: {asked_bytes} bytes, and the limit is {limit_bytes}; raise the domain's `Limits` or send less"
+        "{what}: {asked_bytes}{} asked for, and the limit is {limit_bytes}; {}",
+        unit(what),
+        remedy(what)
     )]
     TooLarge {
         /// Which limit.
@@ -78,7 +81,7 @@ pub enum CallError {
         patience: Duration,
     },
     /// The callee's own error.
-    #[error("the callee failed with code {}, {} bytes of detail", .0.code, .0.detail.len())]
+    #[error("{0}")]
     Callee(Failure),
     /// The handler panicked. Its domain lives.
     #[error("the handler panicked: {0}")]
@@ -101,25 +104,25 @@ pub enum CallError {
 #[non_exhaustive]
 pub enum Refusal {
     /// The credentials don't satisfy the domain's access rule.
-    #[error("the domain does not admit this user")]
+    #[error("the domain does not admit this user: its access rule decides (`DomainBuilder::access`)")]
     NotAdmitted,
     /// The credentials don't satisfy the portal's access rule.
-    #[error("this user may not call {0:?}")]
+    #[error("this user may not call the portal: its access rule decides (`DomainBuilder::portal_for`)")]
     Access(PortalId),
     /// The portal was found in another domain, or in one that was at the same path before.
     #[error("the portal was found in another domain than is called; look it up by name in this one")]
     OtherDomain,
     /// The domain has no such portal.
-    #[error("the domain exports no portal {0}")]
+    #[error("the domain exports no portal {0:?}; check the name, and whether it is the right domain")]
     NoPortal(String),
     /// As many clients are connected as the domain allows.
-    #[error("the domain serves {limit} clients already")]
+    #[error("the domain serves {limit} clients already; raise its `Limits::clients`, or close connections")]
     Clients {
         /// The limit.
         limit: usize,
     },
     /// The chain of nested calls is as deep as the domain allows.
-    #[error("the chain of calls is {depth} deep, and the domain's limit is {limit}")]
+    #[error("the chain of calls is {depth} deep, and the domain's limit is {limit} (`Limits::depth`)")]
     Depth {
         /// Depth that this call would have.
         depth: u32,
@@ -137,8 +140,26 @@ pub enum Refusal {
     NoBuffer(u32),
 }
 
+/// What it is counted in.
+fn unit(what: &str) -> &'static str {
+    match what {
+        "calls in flight" | "buffers" => "",
+        _ => " bytes",
+    }
+}
+
+/// What to do about what is too large.
+fn remedy(what: &str) -> &'static str {
+    match what {
+        "result" => "declare more room for it in the call, or raise the domain's `Limits`",
+        "access to a buffer" => "stay within it, or make a larger one",
+        "calls in flight" => "wait for one, or raise the domain's `Limits`",
+        _ => "raise the domain's `Limits` or send less",
+    }
+}
+
 /// The callee's own error: a number and bytes whose meaning is the interface's.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, thiserror::Error)]
 pub struct Failure {
     /// What kind of failure.
     pub code: u32,
@@ -163,6 +184,18 @@ impl Failure {
     /// A failure with this code and detail.
     pub fn new(code: u32, detail: impl Into<Vec<u8>>) -> Self {
         Self { code, detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            Self::ARGUMENTS => f.write_str(
+                "the handler was given other arguments than it expects: check their order, and what each is (input, output, lend, give)",
+            ),
+            Self::REPLY => write!(f, "the callee's reply can't be passed: {}", self.detail.escape_ascii()),
+            code => write!(f, "the callee failed with code {code}, {} bytes of detail", self.detail.len()),
+        }
     }
 }
 
@@ -195,4 +228,25 @@ pub(crate) fn system(what: &'static str) -> impl Fn(peregrine_sys::rustix::io::E
 
 pub(crate) fn setup(what: &'static str) -> impl Fn(peregrine_sys::rustix::io::Errno) -> DomainError {
     move |e| DomainError::System { what, errno: Errno(e.raw_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_to_do() {
+        let too_large = |what| CallError::TooLarge { what, asked_bytes: 5, limit_bytes: 2 }.to_string();
+        assert_eq!(
+            too_large("result"),
+            "result: 5 bytes asked for, and the limit is 2; declare more room for it in the call, or raise the domain's `Limits`"
+        );
+        assert!(too_large("calls in flight").starts_with("calls in flight: 5 asked for"));
+        let confused = CallError::Callee(Failure::arguments()).to_string();
+        assert!(confused.contains("other arguments than it expects"), "{confused}");
+        let unsayable = CallError::Callee(Failure::new(Failure::REPLY, *b"a file")).to_string();
+        assert_eq!(unsayable, "the callee's reply can't be passed: a file");
+        let own = CallError::Callee(Failure::new(7, *b"why")).to_string();
+        assert_eq!(own, "the callee failed with code 7, 3 bytes of detail");
+    }
 }

@@ -319,6 +319,8 @@ fn a_more_urgent_caller_lends_its_priority_for_the_call() -> testkit::Outcome {
     };
     let (generous, strict) = (generous.connect(), strict.connect());
     assert_eq!(nice(&generous, true), 0, "an equal one changes nothing");
+    process::set_nice(0, 5).unwrap();
+    assert_eq!(nice(&generous, true), 0, "nor does one that is less urgent");
     process::set_nice(0, -3).unwrap();
     assert_eq!((nice(&generous, true), nice(&generous, false)), (-3, 0), "adopted, and restored");
     process::set_nice(0, -15).unwrap();
