@@ -2,7 +2,7 @@
 
 use super::ours::{self, Form, Place};
 use super::subject::time;
-use super::ways::{Cores, FLOOR, OURS, OURS_HOT, OURS_LEND, SPINNING_FLOOR};
+use super::ways::{Cores, FLOOR, OURS, OURS_HOT, OURS_HOT_LEND, OURS_LEND, SPINNING_FLOOR};
 use super::{Row, Rows, again};
 use crate::measure::{Options, Pair, Samples};
 use crate::report::Report;
@@ -49,12 +49,21 @@ pub fn run(report: &Report, rows: &Rows) {
         row(one, 0, "iceoryx2"),
         &AtLeast(4.0),
     );
-    judge(
-        "null on two cores, hot, times the spinning floor",
-        row(two, 0, OURS_HOT),
-        row(two, 0, SPINNING_FLOOR),
-        &AtMost(1.3),
-    );
+    for (size, bytes) in [("null", 0), ("64 B", 64), ("4 KiB", 4 << 10)] {
+        let hot = |how: &str, ours| {
+            let floor = row(two, bytes, SPINNING_FLOOR);
+            judge(
+                &format!("{size} on two cores, hot{how}, times the spinning floor"),
+                ours,
+                floor,
+                &AtMost(1.3),
+            );
+        };
+        hot("", row(two, bytes, OURS_HOT));
+        if bytes != 0 {
+            hot(" and lent", row(two, bytes, OURS_HOT_LEND));
+        }
+    }
     judge(
         "64 KiB on one core, faster than a Unix stream",
         row(one, kib64, OURS),

@@ -83,6 +83,8 @@ pub const OURS: &str = "call";
 pub const OURS_LEND: &str = "call-lend";
 /// On two cores, both awake.
 pub const OURS_HOT: &str = "call-hot";
+/// The same with its argument lent.
+pub const OURS_HOT_LEND: &str = "call-hot-lend";
 
 const BOTH: Option<Cores> = None;
 const ONE: Option<Cores> = Some(Cores::One);
@@ -107,7 +109,7 @@ pub const WAYS: &[Way] = &[
     fresh(OURS, "our call", BOTH, ours::Form::In, ours::Place::Default),
     fresh(OURS_LEND, "our call, argument lent in place", BOTH, ours::Form::Lend, ours::Place::Default),
     fresh(OURS_HOT, "our call, hot on another core", TWO, ours::Form::In, ours::Place::Apart),
-    fresh("call-hot-lend", "our call, hot on another core, lent", TWO, ours::Form::Lend, ours::Place::Apart),
+    fresh(OURS_HOT_LEND, "our call, hot on another core, lent", TWO, ours::Form::Lend, ours::Place::Apart),
     fresh(
         "static-thread",
         "static thread over our transport",

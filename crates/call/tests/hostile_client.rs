@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 mod attack;
 use attack::client::{back_to, fuzz, honest_calls, portals};
 use attack::raw::{
-    CALL, DESCRIPTORS, FromClient, FromDomain, MODE, PARKED, PAYLOAD, PLACE, REPLY, STATUS, Socket, TARGET,
+    CALL, DEADLINE, DESCRIPTORS, FromClient, FromDomain, MODE, Memory, PARKED, PAYLOAD, PLACE, REPLY, SHORT,
+    SHORT_PAYLOAD_AT, STATUS, Socket, TARGET,
 };
 use attack::scene::serve;
 
@@ -218,6 +219,123 @@ fn the_limits_hold_whatever_a_client_thinks_of_them() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// Makes call number `call` of the short form, and waits for its status; `meanwhile` is done as long as there is none.
+fn short_call(
+    socket: &Socket,
+    line: &Memory,
+    (call, portal, count): (u32, u64, u64),
+    words: [u32; 4],
+    mut meanwhile: impl FnMut(),
+) -> u32 {
+    let [a, b, c, d] = words.map(u64::from);
+    line.set64(TARGET, portal | count << 32 | SHORT);
+    line.set64(DEADLINE, a | b << 32);
+    line.set64(PAYLOAD, c | d << 32);
+    line.set(CALL, call);
+    let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
+    if line.get(MODE) != PARKED {
+        socket.send(&FromClient::Ring { line: 0 }, None);
+    }
+    let begun = Instant::now();
+    while line.get(REPLY) != call {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
+        meanwhile();
+    }
+    line.get(STATUS)
+}
+
+fn the_short_form_of_a_call_is_checked_each_time_its_header_changes() -> testkit::Outcome {
+    const DONE: [u32; 2] = [1, 14];
+    const ACCESS: u32 = 5;
+    const MALFORMED: u32 = 7;
+    const TOO_LARGE: u32 = 8;
+    const TOO_DEEP: u32 = 9;
+    const NO_BUFFER: u32 = 10;
+    const IN: u32 = 1;
+    const OUT: u32 = 2;
+    const LEND: u32 = 4;
+    let served = serve(|d| {
+        portals(d).portal_for(
+            "secret",
+            1,
+            peregrine_call::Access::Users(vec![12_345]),
+            |_: &mut peregrine_call::Invocation<'_>| peregrine_sys::process::exit_now(44),
+        )
+    });
+    let socket = Socket::greeted(&served.path()).unwrap();
+    let (line, _) = socket.open_line().unwrap();
+    let memory = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
+    memfd::seal_size(&memory).unwrap();
+    let add = FromClient::AddBuffer { len_bytes: 4096, results: false };
+    let (FromDomain::Buffer { id }, _) = socket.ask(&add, Some(memory.as_fd())).unwrap() else {
+        panic!("a buffer")
+    };
+    let mut number = 0;
+    let mut call = |portal, count, words: [u32; 4]| {
+        number += 1;
+        short_call(&socket, &line, (number, portal, count), words, std::thread::yield_now)
+    };
+    line.set64(PLACE, 1);
+    let (eight, result) = (IN | 8 << 3, OUT | 100 << 3);
+    let lend = |id: u32, from: u32, len: u32| [LEND | id << 3, from, len, OUT | 100 << 3];
+    for _ in 0..20 {
+        // Right ones twice, so that the second is known; and what differs from it in one word.
+        for _ in 0..2 {
+            assert!(DONE.contains(&call(0, 2, [eight, result, 0, 0])));
+        }
+        assert_eq!(call(2, 2, [eight, result, 0, 0]), ACCESS);
+        assert_eq!(call(1, 2, [eight, 0, 0, 0]), MALFORMED, "an argument of no kind");
+        assert_eq!(call(1, 5, [eight; 4]), MALFORMED, "more arguments than words");
+        assert_eq!(call(1, 2, [eight, IN | 40_000 << 3, 0, 0]), MALFORMED, "beyond the line");
+        assert_eq!(call(1, 2, [eight, IN | u32::MAX << 3, 0, 0]), TOO_LARGE);
+        assert_eq!(call(1, 1, lend(id + 1, 0, 10)), NO_BUFFER);
+        assert_eq!(call(1, 2, lend(id, 4000, 97)), MALFORMED, "beyond the buffer");
+        assert_eq!(call(1, 2, lend(id, u32::MAX, u32::MAX)), MALFORMED);
+        for _ in 0..2 {
+            assert!(DONE.contains(&call(1, 1, lend(id, 4000, 96))));
+        }
+        line.set64(PLACE, 65);
+        assert_eq!(call(0, 2, [eight, result, 0, 0]), TOO_DEEP);
+        line.set64(PLACE, 1);
+    }
+    // Taken back, it is lent no more, though the header is the one that was known.
+    assert!(DONE.contains(&call(1, 1, lend(id, 0, 96))));
+    socket.send(&FromClient::Forget { buffer: id }, None);
+    socket.ask(&FromClient::Usage, None).unwrap();
+    assert_eq!(call(1, 1, lend(id, 0, 96)), NO_BUFFER);
+    testkit::Outcome::Passed
+}
+
+fn the_arguments_of_a_short_call_stand_still_for_their_handler() -> testkit::Outcome {
+    const IN: u32 = 1;
+    const PANICKED: u32 = 4;
+    let served = serve(|d| {
+        d.activations(2).portal("still", 1, |call: &mut peregrine_call::Invocation<'_>| {
+            let first = call.input(0)?.to_vec();
+            for _ in 0..200 {
+                assert!(call.input(0)? == first, "it changed under its handler");
+                std::thread::yield_now();
+            }
+            Ok(())
+        })
+    });
+    let socket = Socket::greeted(&served.path()).unwrap();
+    let (line, _) = socket.open_line().unwrap();
+    line.set64(PLACE, 1);
+    let mut scribble = 0;
+    for call in 1..=200 {
+        let status = short_call(&socket, &line, (call, 0, 1), [IN | 64 << 3, 0, 0, 0], || {
+            scribble += 1;
+            for at in (SHORT_PAYLOAD_AT..SHORT_PAYLOAD_AT + 64).step_by(8) {
+                line.set64(at, scribble);
+            }
+            line.set64(DEADLINE, scribble);
+        });
+        assert_ne!(status, PANICKED, "call {call}");
+    }
+    testkit::Outcome::Passed
+}
+
 /// What a client sends must not make the keeper wait when it is closed: here sockets that linger for a minute.
 fn descriptors_that_are_slow_to_close_delay_nobody_else() -> testkit::Outcome {
     let served = serve(portals);
@@ -270,6 +388,8 @@ fn main() -> std::process::ExitCode {
         a_client_that_only_rings_is_dropped,
         a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones,
         the_limits_hold_whatever_a_client_thinks_of_them,
+        the_short_form_of_a_call_is_checked_each_time_its_header_changes,
+        the_arguments_of_a_short_call_stand_still_for_their_handler,
         one_clients_memory_is_not_anothers,
         descriptors_that_are_slow_to_close_delay_nobody_else,
     ])

@@ -32,6 +32,9 @@ impl Connection {
         if is_plain(call, &caller)
             && let Some(line) = self.take_warm()
         {
+            if line.is_hot.get() && call.args.is_empty() {
+                return self.call_hot(line, portal, call, caller, &Shortened::default());
+            }
             if line.is_hot.get()
                 && let Some(shortened) = line.fill_short(self, call)
             {

@@ -119,9 +119,6 @@ impl Arguments {
     #[inline(always)]
     pub(super) fn fill(&mut self, line: &Line, plan: &Plan) -> Option<()> {
         self.count = plan.count;
-        if plan.count == 0 {
-            return Some(());
-        }
         self.scratch.clear();
         for (slot, planned) in self.slots.iter_mut().zip(&plan.args[..plan.count]) {
             let Planned { kind, begin, len, bound, .. } = *planned;

@@ -173,6 +173,16 @@ impl<'a> Executor<'a> {
             Some(known) if known.is(&raw) && !is_cancelled => {
                 self.waits = waits(&known.header, &self.place, words);
                 match &known.plan {
+                    Some(plan) if plan.is_empty() && known.is_quick => {
+                        self.arguments.count = 0;
+                        reach("domain: arguments copied");
+                        let outcome = run(self.domain, &self.arguments, line, known);
+                        count(line);
+                        return match outcome {
+                            None => Reply::Done,
+                            Some(fault) => put_fault(line, *fault, 0).unwrap_or_else(Reply::from),
+                        };
+                    }
                     Some(plan) if known.is_quick && self.arguments.fill(line, plan).is_some() => {
                         reach("domain: arguments copied");
                         let outcome = run(self.domain, &self.arguments, line, known);
@@ -198,9 +208,6 @@ impl<'a> Executor<'a> {
         let Some(plan) = self.known.as_ref().and_then(|known| known.plan.as_ref()) else {
             return Reply::from(malformed(about::KIND));
         };
-        if outcome.is_none() && plan.is_empty() {
-            return Reply::Done;
-        }
         let (results_at, lends) = (plan.results_at, plan.lends);
         let few = if outcome.is_none() { self.few_results() } else { None };
         let reply = few.map_or_else(
@@ -450,7 +457,7 @@ fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Gives the line back to its caller. [`tell`] follows, unless the caller is known to be awake.
-#[inline]
+#[inline(always)]
 pub(crate) fn answer(line: &Line, call: u32, reply: &Reply) {
     // Relaxed: read by whoever has the line, under the binding's handing over.
     line.served.store(call, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use testkit::Rng;
 
 use super::raw::{
     CALL, CANCEL, DEADLINE, DESCRIPTORS, FromClient, FromDomain, MODE, Memory, PARKED, PAYLOAD, PAYLOAD_AT,
-    PLACE, REPLY, STATUS, Socket, TARGET, WAIT,
+    PLACE, REPLY, SHORT, STATUS, Socket, TARGET, WAIT,
 };
 use super::scene::{self, Served, serve};
 
@@ -185,6 +185,17 @@ impl Hostile {
             (PLACE, depth & 0xffff_ffff | (self.rng.below(3) as u64 * (7 << 32))),
             (PAYLOAD, payload & 0xffff_ffff | spill << 32),
         ];
+        // The short form, nearly right or not at all.
+        if self.rng.below(2) == 0 {
+            let mut descriptors = || match self.rng.below(4) {
+                0 => self.rng.next_u64() as u32,
+                _ => (1 + self.rng.below(4) as u32) | (self.rng.below(1500) as u32) << 3,
+            };
+            let [a, b, c, d] = [(); 4].map(|()| u64::from(descriptors()));
+            words[0].1 |= SHORT;
+            words[1].1 = a | b << 32;
+            words[3].1 = c | d << 32;
+        }
         for i in 0..8 {
             let kind = self.rng.below(7) as u64;
             let id = self.rng.below(12) as u64;

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::Rng;
 
-use super::raw::{CALL, FromClient, FromDomain, LENGTHS, Memory, PAYLOAD_AT, REPLY, STATUS, Socket};
+use super::raw::{
+    CALL, DONE_HERE, FromClient, FromDomain, HERE, LENGTHS, MODE, Memory, PAYLOAD_AT, REPLY, STATUS, Socket,
+};
 
 const LINE_BYTES: usize = 32 * 1024;
 
@@ -209,7 +211,13 @@ fn reply(socket: &Socket, rng: &mut Rng, index: u32, line: &Memory, wild: bool) 
                 let _ = rustix::fs::ftruncate(&fd, 0);
             }
         }
-        if rng.below(3) == 0 {
+        if rng.below(4) == 0 {
+            // Few results, of any lengths.
+            line.set64(
+                STATUS,
+                u64::from(DONE_HERE) | rng.next_u64() << 32 & [u64::MAX, 0x0f0f_0f0f << 32][rng.below(2)],
+            );
+        } else if rng.below(3) == 0 {
             // Nearly right.
             line.set(STATUS, 1);
             for i in 0..8 {
@@ -284,6 +292,47 @@ pub fn use_it(path: &Path, rng: &mut Rng) -> [usize; 3] {
         }
     }
     ended
+}
+
+/// A domain that answers each call at once, with few results of any lengths and bits; so its callers are hot.
+pub fn forger(path: &Path, seed: u64) -> i32 {
+    let listener =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 16).unwrap();
+    // SAFETY: this process has one thread.
+    match unsafe { process::fork_with(ForkFlags::default()) }.unwrap() {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            process::die_with_parent();
+            let mut rng = Rng::new(seed);
+            let socket = Socket(rustix::net::accept(&listener).unwrap());
+            let mut lines: Vec<Memory> = Vec::new();
+            loop {
+                if let Some((message, _)) = socket.receive::<FromClient>(Duration::ZERO) {
+                    answer(&socket, &mut rng, Some(LineKind::Right), message, &mut lines);
+                }
+                for line in &lines {
+                    // Awake: the client need not ring.
+                    line.set(MODE, 2);
+                    for _ in 0..1000 {
+                        let call = line.get(CALL);
+                        if call != line.get(REPLY) {
+                            for at in (HERE..HERE + 40).step_by(8) {
+                                line.set64(at, rng.next_u64());
+                            }
+                            let lengths =
+                                rng.next_u64() & [u64::MAX, 0x0f0f_0f0f, 0x0a00, 0x2800][rng.below(4)];
+                            line.set64(STATUS, u64::from(DONE_HERE) | lengths << 32);
+                            line.set(REPLY, call);
+                            let _ = futex::wake(line.word(REPLY), 1);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Waits until this process holds what it held before, but for the set of descriptors by which domains are watched, which stays.

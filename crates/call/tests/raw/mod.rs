@@ -32,6 +32,13 @@ pub const LENGTHS: usize = 0x58;
 pub const DESCRIPTORS: usize = 0x80;
 pub const PAYLOAD_AT: usize = 0x1c0;
 pub const PARKED: u32 = 1;
+/// In `TARGET`: the call has the short form, with its descriptors in `DEADLINE` and `PAYLOAD`.
+pub const SHORT: u64 = 1 << 42;
+/// Where the payload of a call of the short form begins.
+pub const SHORT_PAYLOAD_AT: usize = 0x80;
+/// Where few results lie.
+pub const HERE: usize = 0x50;
+pub const DONE_HERE: u32 = 14;
 
 #[derive(Serialize, Deserialize, Debug)]
 pub enum FromClient {
