@@ -159,6 +159,9 @@ mod armed {
             Point::ArenaGrown,
             Point::CheckpointAsked,
             Point::ListRaised,
+            Point::ArchiveTaken,
+            Point::ArchiveWritten,
+            Point::ArchiveGivenBack,
             // Once for each function.
             Point::ModelMade,
             Point::ModelKnown,

@@ -234,19 +234,17 @@ pub fn main(plan: Plan) -> u64 {
     let mut token = 1;
     loop {
         // Two rounds are long enough to be packed, and on each node there are more of them than windows.
-        if round % IDLER_EVERY == 0
-            && let Some(idler) = IDLERS.get((round / IDLER_EVERY) as usize)
-        {
+        let number = round / IDLER_EVERY % IDLERS.len() as u64;
+        if round % IDLER_EVERY == 0 {
             let kind = [StackKind::Alias, StackKind::Copy][(round / IDLER_EVERY % 2) as usize];
             for k in 0..3 * node_count() {
                 let (wake, woken) = channel::<u64>();
                 let builder = Builder::new().kind(kind).node(k % node_count());
-                idle.push((wake, builder.spawn(*idler, woken).unwrap()));
+                idle.push((wake, builder.spawn(IDLERS[number as usize], woken).unwrap()));
             }
         } else if round % IDLER_EVERY == 3 {
             for (wake, idler) in idle.drain(..) {
                 wake.send(&round).unwrap();
-                let number = round / IDLER_EVERY;
                 assert_eq!(idler.join().unwrap(), (0..20).fold(round, |a, _| turned(a, number)));
             }
         }
