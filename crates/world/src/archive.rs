@@ -335,6 +335,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn without_images_what_is_given_back_is_there_for_the_next() {
+        let mut books = Books::new(3);
+        for _ in 0..5 {
+            let all: Vec<usize> = core::iter::from_fn(|| books.take(MOST)).collect();
+            assert_eq!(all.len(), 3 * (CHUNK / MOST));
+            all.into_iter().for_each(|at| books.give_back(at));
+        }
+    }
+
     /// Takes, gives back, takes images and goes back to them at random, beside two sets of what lives now and what lived then.
     #[test]
     fn what_the_last_image_has_is_never_given_to_anybody_else() {
@@ -367,6 +377,15 @@ mod tests {
                         now = then.clone();
                         (books.archive, books.chunks) = image;
                         image = books.copy();
+                    }
+                    // Only the second half of each chunk is left.
+                    2 if random(4) == 0 => {
+                        let first_half = |at: &usize| (at - ARCHIVE) % CHUNK < CHUNK / 2;
+                        let gone: Vec<usize> = now.keys().copied().filter(first_half).collect();
+                        for at in gone {
+                            now.remove(&at);
+                            books.give_back(at);
+                        }
                     }
                     2..20 if !now.is_empty() => {
                         let at = *now.keys().nth(random(now.len() as u64) as usize).unwrap();
