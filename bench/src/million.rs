@@ -103,7 +103,8 @@ fn available() -> f64 {
 fn counted(of: u32) -> f64 {
     let mut files: Vec<(u64, u64)> = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{of}/fd")).expect("descriptors").flatten() {
-        let is_memory = std::fs::read_link(entry.path()).is_ok_and(|l| l.starts_with("/memfd:"));
+        let is_memory =
+            std::fs::read_link(entry.path()).is_ok_and(|l| l.to_string_lossy().starts_with("/memfd:"));
         if is_memory && let Ok(file) = std::fs::metadata(entry.path()) {
             files.push((file.ino(), file.blocks() * 512));
         }

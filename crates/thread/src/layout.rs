@@ -6,6 +6,7 @@
 //!  0x0700_0000_0000  CARRIER        this node's own state: what runs, what is pending          private
 //!  0x0800_0000_0000  CONTROL        the World's tables                                          shared
 //!  0x0900_0000_0000  ARENA          messages under way                                          shared
+//!  0x0980_0000_0000  ARCHIVE        idle threads, packed                                       shared
 //!  0x0a00_0000_0000  TEMPLATE       what a new thread's statics and TLS start from              shared
 //!  0x1000_0000_0000  SLOTS          32 TiB of slots                                             shared
 //!  0x3000_0000_0000  (peregrine-world keeps the last image of the slots here, in the supervisor)
@@ -26,6 +27,10 @@ pub const CONTROL: usize = 0x0800_0000_0000;
 pub const ARENA: usize = 0x0900_0000_0000;
 /// Bytes reserved for [`ARENA`].
 pub const ARENA_BYTES: usize = 64 << 30;
+/// What is written once: idle threads, packed. Behind the arena, and before the slots.
+pub const ARCHIVE: usize = 0x0980_0000_0000;
+/// Bytes reserved for [`ARCHIVE`].
+pub const ARCHIVE_BYTES: usize = 8 << 30;
 /// Templates for new threads.
 pub const TEMPLATE: usize = 0x0a00_0000_0000;
 /// The slots.

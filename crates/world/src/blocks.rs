@@ -1,4 +1,4 @@
-//! Blocks: a windowed thread's memory in the arena, while another is in its window.
+//! Blocks: a windowed thread's memory while another is in its window: in the arena, or packed in the archive.
 //!
 //! ```text
 //!   block │ capacity, length if compressed, head │ statics │ stack │ header, TLS, TCB, dtv │ heap │ room to grow │
@@ -10,11 +10,11 @@
 //!
 //! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena.
 
-use crate::arena;
 use crate::control::{Lack, node, record};
 use crate::killpoint::{Point, at as kill_at};
 use crate::node as this_node;
 use crate::windows::UNBORN;
+use crate::{archive, arena};
 use peregrine_base::sync::Ordering;
 use peregrine_thread::carrier::Carrier;
 use peregrine_thread::slot::SlotHeader;
@@ -103,7 +103,7 @@ unsafe fn block_for(number: u32, head: Head) -> *mut Block {
         let fits = at > UNBORN && (needed..=needed * 4 + 4096).contains(&(*block).capacity);
         if !fits {
             if at > UNBORN {
-                arena::give_back(at, block_layout((*block).capacity));
+                give_back(at);
             }
             // A little more than now: live stacks differ from switch to switch.
             let capacity = (needed + needed / 8).next_multiple_of(256);
@@ -124,6 +124,21 @@ pub fn block_layout(capacity: usize) -> core::alloc::Layout {
     let align = if capacity < 4096 { 16 } else { LINE };
     core::alloc::Layout::from_size_align(capacity, align)
         .expect("a suspended thread is smaller than half the addresses")
+}
+
+/// Gives the memory of a suspended thread back, from the arena or the archive.
+///
+/// # Safety
+/// `at` is the thread's block, and nobody reads it any more.
+pub unsafe fn give_back(at: usize) {
+    // SAFETY: as promised; a block is intact as long as it is somebody's.
+    unsafe {
+        if archive::contains(at) {
+            archive::give_back(at);
+        } else {
+            arena::give_back(at, block_layout((*(at as *const Block)).capacity));
+        }
+    }
 }
 
 /// A block of `capacity` bytes, if there is room.

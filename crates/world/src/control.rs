@@ -6,7 +6,8 @@
 //!  CONTROL +  1 GiB   Imaged       free lists, the arena's books, the output's tail     ┐
 //!          +  2 GiB   ThreadRecord × MOST_THREADS, by number: a table for each kind       │ part of every image
 //!          +  4 GiB   Channel × MAX_CHANNELS                                            │
-//!          +  6 GiB   End × MAX_ENDS                                                    ┘
+//!          +  6 GiB   End × MAX_ENDS                                                    │
+//!          +  7 GiB   Chunk × MOST_CHUNKS, the archive's books                          ┘
 //!          +  8 GiB   the output ring: bytes between `released` and `tail`
 //!          + 10 GiB   one dirty list per node, 32 MiB apart
 //!          + 12 GiB   the address space's structures (`address_space`): not part of an image
@@ -16,11 +17,12 @@
 //! imaged goes back to the last image, what is not is either a node's own (its replacement starts anew) or
 //! derived from the records.
 
+use crate::archive::{Archive, Chunk, MOST_CHUNKS};
 use crate::lock::Lock;
 pub use crate::records::{Channel, ChannelState, End, JoinCell, ThreadRecord, ending, mail, state, wait};
 pub use crate::tables::{
-    Arena, DomainEntry, Domains, FreeList, Imaged, TABLES, imaged_tables, numbers, numbers_of, table_bounds,
-    tables_of, used_now,
+    Arena, DomainEntry, Domains, FreeList, Imaged, TABLES, Used, imaged_tables, numbers, numbers_of,
+    table_bounds, tables_of, used_now,
 };
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_thread::layout::CONTROL;
@@ -43,6 +45,8 @@ pub const RECORDS: usize = CONTROL + 2 * GIB;
 pub const CHANNELS: usize = CONTROL + 4 * GIB;
 /// Where the ends begin.
 pub const ENDS: usize = CONTROL + 6 * GIB;
+/// Where the records of the archive's chunks begin.
+pub const ARCHIVE_CHUNKS: usize = CONTROL + 7 * GIB;
 /// The output ring.
 pub const OUTPUT: usize = CONTROL + 8 * GIB;
 /// Its size in bytes, a power of two.
@@ -55,7 +59,7 @@ pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<DirtyRun>();
 pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
 
 /// The parts of the control memory that are used, with so many nodes: address and bytes, whole pages.
-pub fn control_parts(nodes: u32) -> [(usize, usize); 8] {
+pub fn control_parts(nodes: u32) -> [(usize, usize); 9] {
     let pages = |n: usize| n.next_multiple_of(4096);
     [
         (CONTROL, pages(size_of::<World>())),
@@ -63,6 +67,7 @@ pub fn control_parts(nodes: u32) -> [(usize, usize); 8] {
         (RECORDS, pages(MOST_THREADS * size_of::<ThreadRecord>())),
         (CHANNELS, pages(MAX_CHANNELS * size_of::<Channel>())),
         (ENDS, pages(MAX_ENDS * size_of::<End>())),
+        (ARCHIVE_CHUNKS, pages(MOST_CHUNKS * size_of::<Chunk>())),
         (OUTPUT, OUTPUT_BYTES),
         (DIRTY, (nodes as usize + MAX_DOMAINS).min(MAX_NODES) * DIRTY_STRIDE),
         (crate::address_space::STRUCTURES, pages(crate::address_space::STRUCTURES_BYTES)),
@@ -119,6 +124,10 @@ pub struct World {
     pub slot_count: AtomicU32,
     /// Bytes of the arena that are mapped.
     pub arena_bytes: AtomicUsize,
+    /// Bytes of the archive that are mapped.
+    pub archive_bytes: AtomicUsize,
+    /// Its file.
+    pub archive_fd: AtomicU32,
     /// The file of the alias threads' frames.
     pub frames_fd: AtomicU32,
     /// Kind of a thread that asks for none: a `StackKind`.
@@ -395,6 +404,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             ends: free(),
             arena: Lock::new(Arena { talc: Talc::new(Manual), end: 0 }),
             arena_end: AtomicUsize::new(0),
+            archive: Lock::new(Archive::EMPTY),
             output_tail: Lock::new(0),
             memory_used: AtomicU64::new(0),
             sequence: AtomicU64::new(0),

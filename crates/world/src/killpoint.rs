@@ -65,6 +65,7 @@ points! {
     "thread windows" { WindowLeft, WindowFreed, WindowMapped, WindowEntered, BirthPrepared, BirthCharged }
     "copy blocks" { BlockMade, BlockKnown, BlockFilled, BlockBuried }
     "packed threads" { ModelMade, ModelKnown, PackMade, PackKnown, PackGivenBack, Unpacked, UnpackGivenBack, UnpackCharged }
+    "archive" { ArchiveTaken, ArchiveWritten, ArchiveGivenBack }
     "frames" { FramesPunched }
     "dirty reports" { ReportBegins, ReportScanned, ReportCounted }
     "image handshake" { PauseSeen, PauseSaved, PauseReported, PauseAnswered, PauseAcked, PauseOver, CheckpointAsked }
@@ -158,6 +159,12 @@ mod armed {
             Point::ArenaGrown,
             Point::CheckpointAsked,
             Point::ListRaised,
+            Point::ArchiveTaken,
+            Point::ArchiveWritten,
+            Point::ArchiveGivenBack,
+            // Once for each function.
+            Point::ModelMade,
+            Point::ModelKnown,
         ];
         let bound = if point == Point::MainEnded as usize {
             1

@@ -4,6 +4,7 @@
 //! in memory that all of them map at the same addresses. See ARCHITECTURE.md for the whole picture.
 
 mod address_space;
+mod archive;
 mod arena;
 mod blocks;
 mod carried;

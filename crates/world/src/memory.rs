@@ -8,10 +8,12 @@ use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
-use peregrine_thread::layout::{ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOT_BYTES, SLOTS, TEMPLATE};
+use peregrine_thread::layout::{
+    ARCHIVE, ARCHIVE_BYTES, ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOT_BYTES, SLOTS, TEMPLATE,
+};
 use peregrine_thread::stack_kind::MOST_WINDOWED;
 use peregrine_vm::alias;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Room for the templates, and for the argument and environment strings after them.
 pub const TEMPLATE_BYTES: usize = 64 << 20;
@@ -70,11 +72,11 @@ pub fn frames(name: &core::ffi::CStr, window_bytes: usize) -> Result<OwnedFd, Me
         .map_err(|errno| MemoryError::Memfd { what, errno })
 }
 
-/// Addresses for the message arena: what there is by design, or a small part of what the limit on address space allows, for
-/// every process maps it and the supervisor its copy as well.
-fn arena_bytes() -> usize {
+/// Addresses for the message arena, or the archive: what there is by design, or a small part of what the limit on address space
+/// allows, for every process maps both and the supervisor the arena's copy as well.
+fn within_limit(by_design: usize) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::As).current;
-    limit.map_or(ARENA_BYTES, |l| ((l / 16) as usize & !((2 << 20) - 1)).clamp(16 << 20, ARENA_BYTES))
+    limit.map_or(by_design, |l| ((l / 16) as usize & !((2 << 20) - 1)).clamp(16 << 20, by_design))
 }
 
 /// Makes a memfd and maps it at `addr`.
@@ -116,16 +118,20 @@ impl WorldMemory {
         for (addr, bytes) in control_parts(nodes) {
             map_part(what, &control, addr, bytes, (addr - CONTROL) as u64)?;
         }
-        let arena_bytes = arena_bytes();
+        let (arena_bytes, archive_bytes) = (within_limit(ARENA_BYTES), within_limit(ARCHIVE_BYTES));
+        let archive = map_memfd("the archive", c"peregrine-archive", ARCHIVE, archive_bytes)?;
+        let w = world();
+        w.archive_fd.store(archive.as_raw_fd() as u32, Ordering::Relaxed);
         let fds = vec![
             control,
+            archive,
             map_memfd("the message arena", c"peregrine-arena", ARENA, arena_bytes)?,
             map_memfd("the templates", c"peregrine-template", TEMPLATE, TEMPLATE_BYTES)?,
             map_memfd("the slots", c"peregrine-slots", SLOTS, slots * SLOT_BYTES)?,
         ];
-        let w = world();
         w.slot_count.store(slots as u32, Ordering::Relaxed);
         w.arena_bytes.store(arena_bytes, Ordering::Relaxed);
+        w.archive_bytes.store(archive_bytes, Ordering::Relaxed);
         let (what, addr, bytes) = ("a node's own state", CARRIER, LOCAL_BYTES);
         let at = Placement::At(VirtAddr::new(addr));
         let options = MapOptions { no_reserve: true, ..MapOptions::default() };

@@ -14,13 +14,12 @@
 //! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena; the working memory lies in the
 //! node's private part.
 
-use crate::arena;
-use crate::blocks::{Block, block_layout, new_block};
+use crate::blocks::{self, Block, new_block};
 use crate::control::{imaged, record, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::{SCRATCH_BYTES, scratch};
-use crate::models;
 use crate::windows::{IN_FRAMES, UNBORN, punch_frames};
+use crate::{archive, arena, models};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::memfd;
 use peregrine_thread::slot::SlotHeader;
@@ -61,25 +60,24 @@ pub unsafe fn pack(number: u32) {
         };
         toggle(number, t, &head, raw);
         let model = models::subtract(number, t, &head, raw + head.statics_len);
-        let to = raw + SCRATCH_BYTES / 2;
+        // As it will lie in its block, behind the block's head.
+        let block = raw + SCRATCH_BYTES / 2;
+        let statics = block + size_of::<Block>();
+        core::ptr::copy_nonoverlapping(raw as *const u8, statics as *mut u8, head.statics_len);
+        let to = statics + head.statics_len;
         let input =
             core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
-        let output = core::slice::from_raw_parts_mut(to as *mut u8, SCRATCH_BYTES / 2);
+        let output = core::slice::from_raw_parts_mut(to as *mut u8, raw + SCRATCH_BYTES - to);
         let Some(len) = compress(input, output) else { return };
+        let bytes = size_of::<Block>() + head.statics_len + len;
+        (block as *mut Block).write(Block { capacity: 0, compressed_len: len, head, model });
         // Where there is no room for what would make room, it stays as it is.
-        let bytes = (size_of::<Block>() + head.statics_len + len).next_multiple_of(16);
-        let Some(block) = new_block(bytes) else { return };
-        (*block).compressed_len = len;
-        (*block).model = model;
-        (*block).head = head;
-        let bytes = (block as usize + size_of::<Block>()) as *mut u8;
-        core::ptr::copy_nonoverlapping(raw as *const u8, bytes, head.statics_len);
-        core::ptr::copy_nonoverlapping(to as *const u8, bytes.add(head.statics_len), len);
+        let Some(packed) = keep(block, bytes) else { return };
         kill_at(Point::PackMade);
-        r.stored.store(block as usize, Ordering::Relaxed);
+        r.stored.store(packed, Ordering::Relaxed);
         kill_at(Point::PackKnown);
         if at > UNBORN {
-            arena::give_back(at, block_layout((*(at as *const Block)).capacity));
+            blocks::give_back(at);
         } else {
             punch_frames(number);
         }
@@ -88,6 +86,23 @@ pub unsafe fn pack(number: u32) {
     // What was granted is not used any more; it is charged again when the thread is unpacked.
     imaged().memory_used.fetch_sub(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
     world().packed[0].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Puts the block of so many bytes that has been made at `block` where it stays: in the archive, where an image needs no copy of it,
+/// or in the arena if it is too large for that.
+unsafe fn keep(block: usize, bytes: usize) -> Option<usize> {
+    // SAFETY: the caller wrote so many bytes there, in the scratch memory.
+    unsafe {
+        (*(block as *mut Block)).capacity = archive::slot_bytes(bytes);
+        if let Some(at) = archive::store(core::slice::from_raw_parts(block as *const u8, bytes)) {
+            return Some(at);
+        }
+        let capacity = bytes.next_multiple_of(16);
+        let place = new_block(capacity)?;
+        (*(block as *mut Block)).capacity = capacity;
+        core::ptr::copy_nonoverlapping(block as *const u8, place.cast(), bytes);
+        Some(place as usize)
+    }
 }
 
 /// Fills the window of thread `number` from a packed block.

@@ -6,7 +6,10 @@
 //!            └ FreeList: those given back are linked through the entries themselves
 //! ```
 
-use crate::control::{CHANNELS, ENDS, IMAGED, MAX_CHANNELS, MAX_DOMAINS, MAX_ENDS, NONE, RECORDS, imaged};
+use crate::archive::{Archive, Chunk, MOST_CHUNKS};
+use crate::control::{
+    ARCHIVE_CHUNKS, CHANNELS, ENDS, IMAGED, MAX_CHANNELS, MAX_DOMAINS, MAX_ENDS, NONE, RECORDS, imaged,
+};
 use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use crate::records::{Channel, End, ThreadRecord};
@@ -27,6 +30,8 @@ pub struct Imaged {
     pub arena: Lock<Arena>,
     /// End of the claimed part, for readers without the lock.
     pub arena_end: AtomicUsize,
+    /// The archive's books.
+    pub archive: Lock<Archive>,
     /// Output: total bytes written, under its lock.
     pub output_tail: Lock<u64>,
     /// World memory given to slots and messages, in bytes.
@@ -142,14 +147,19 @@ impl FreeList {
 pub fn imaged_tables() -> [(usize, usize); TABLES] {
     let i = imaged();
     let used = |list: &Lock<FreeList>| list.with(|l| l.used) as usize;
-    tables_of([&i.threads[0], &i.threads[1], &i.threads[2], &i.channels, &i.ends].map(used))
+    let [isomalloc, alias, copy] = &i.threads;
+    let chunks = i.archive.with(|a| a.used) as usize;
+    tables_of([used(isomalloc), used(alias), used(copy), used(&i.channels), used(&i.ends), chunks])
 }
 
 /// Number of tables of an image.
-pub const TABLES: usize = 6;
+pub const TABLES: usize = 7;
 
-/// The tables, if of threads by kind, channels and ends so many entries are in use.
-pub fn tables_of(used: [usize; 5]) -> [(usize, usize); TABLES] {
+/// How many entries of each table were ever used: threads by kind, channels, ends, and chunks of the archive.
+pub type Used = [usize; TABLES - 1];
+
+/// The tables, if so many entries are in use.
+pub fn tables_of(used: Used) -> [(usize, usize); TABLES] {
     let records = |i: usize| (records_of(StackKind::ALL[i]), used[i] * size_of::<ThreadRecord>());
     [
         (IMAGED, size_of::<Imaged>()),
@@ -158,6 +168,7 @@ pub fn tables_of(used: [usize; 5]) -> [(usize, usize); TABLES] {
         records(2),
         (CHANNELS, used[3] * size_of::<Channel>()),
         (ENDS, used[4] * size_of::<End>()),
+        (ARCHIVE_CHUNKS, used[5] * size_of::<Chunk>()),
     ]
 }
 
@@ -166,10 +177,12 @@ const fn records_of(kind: StackKind) -> usize {
 }
 
 /// How many entries of each table were ever used, read without the locks, which the dead may hold; never more than there are.
-pub fn used_now() -> [usize; 5] {
+pub fn used_now() -> Used {
     let i = imaged();
     // SAFETY: plain words of mapped memory that nodes may write meanwhile, read at once and bounded before use (S1, S4).
     let used = |list: &Lock<FreeList>| unsafe { (&raw const (*list.as_ptr()).used).read_volatile() } as usize;
+    // SAFETY: likewise.
+    let chunks = unsafe { (&raw const (*i.archive.as_ptr()).used).read_volatile() } as usize;
     let threads = |k: StackKind| used(&i.threads[k as usize]).min(k.most());
     [
         threads(StackKind::Isomalloc),
@@ -177,6 +190,7 @@ pub fn used_now() -> [usize; 5] {
         threads(StackKind::Copy),
         used(&i.channels).min(MAX_CHANNELS),
         used(&i.ends).min(MAX_ENDS),
+        chunks.min(MOST_CHUNKS),
     ]
 }
 
@@ -186,7 +200,7 @@ pub fn numbers() -> impl Iterator<Item = u32> + Clone {
 }
 
 /// The numbers of so many threads of each kind.
-pub fn numbers_of(used: [usize; 5]) -> impl Iterator<Item = u32> + Clone {
+pub fn numbers_of(used: Used) -> impl Iterator<Item = u32> + Clone {
     StackKind::ALL.into_iter().flat_map(move |k| k.first()..k.first() + used[k as usize] as u32)
 }
 
@@ -200,6 +214,7 @@ pub fn table_bounds(addr: usize) -> Option<usize> {
         }
         CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
         ENDS => Some(MAX_ENDS * size_of::<End>()),
+        ARCHIVE_CHUNKS => Some(MOST_CHUNKS * size_of::<Chunk>()),
         _ => None,
     }
 }

@@ -12,8 +12,10 @@
 //!
 //! | kind | never ran | suspended | packed |
 //! |---|---|---|---|
-//! | alias | [`UNBORN`]: nowhere | [`IN_FRAMES`]: its frames, in their file | a block in the arena, compressed |
-//! | copy | [`UNBORN`] | a block in the arena | a block in the arena, compressed |
+//! | alias | [`UNBORN`]: nowhere | [`IN_FRAMES`]: its frames, in their file | a block in the archive, compressed |
+//! | copy | [`UNBORN`] | a block in the arena | a block in the archive, compressed |
+//!
+//! What is too large for a slot of the archive is packed in the arena.
 //!
 //! A copy thread keeps its block while it is in a window: the next time it leaves, nothing need be allocated.
 //!
@@ -25,8 +27,7 @@
 //!
 //! *Between two threads*, on the scheduler's stack: no static, no thread-local, no panic, no allocation but in the arena.
 
-use crate::arena;
-use crate::blocks::{self, Block, block_layout};
+use crate::blocks::{self, Block};
 use crate::control::{Lack, NONE, ThreadRecord, imaged, node, record, state, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::Local;
@@ -262,7 +263,7 @@ unsafe fn enter(number: u32) {
                     packed::unpack(number, t, block);
                     world().packed[1].fetch_add(1, Ordering::Relaxed);
                     kill_at(Point::Unpacked);
-                    arena::give_back(at, block_layout(block.capacity));
+                    blocks::give_back(at);
                     kill_at(Point::UnpackGivenBack);
                     r.stored.store(IN_FRAMES, Ordering::Relaxed);
                     let granted = r.granted.load(Ordering::Relaxed);
@@ -364,7 +365,7 @@ pub fn bury(number: u32) {
                 // Taken back when it was packed; the caller takes it back once more.
                 imaged().memory_used.fetch_add(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
             }
-            arena::give_back(at, block_layout(block.capacity));
+            blocks::give_back(at);
             kill_at(Point::BlockBuried);
         }
     }

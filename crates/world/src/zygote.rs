@@ -158,6 +158,9 @@ fn close_those_of(index: u32) {
 fn serve(fd: RawFd) -> ! {
     process::die_with_parent();
     node::shield_from_terminal();
+    if crate::archive::make_read_only().is_err() {
+        process::exit_now(0);
+    }
     loop {
         // SAFETY: the socket is open for this process's life.
         let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };

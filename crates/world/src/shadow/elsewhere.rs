@@ -3,10 +3,11 @@
 use super::Shadow;
 use super::pages::{PAGE, arena_bytes, twin};
 use super::table::Table;
+use crate::archive::{self, CHUNK, Chunk};
 use crate::control::{TABLES, world};
 use crate::frames::Frames;
 use peregrine_base::sync::Ordering;
-use peregrine_thread::layout::{ARENA, slot_index_of};
+use peregrine_thread::layout::{ARCHIVE, ARENA, slot_index_of};
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,13 +75,19 @@ impl Shadow {
         (ARENA, ARENA + self.arena_used)
     }
 
-    /// A page of the image, by its World address.
+    /// The archive's.
+    pub fn archive_extent(&self) -> (usize, usize) {
+        let chunks = self.tables.last().map_or(0, Table::len) / size_of::<Chunk>();
+        (ARCHIVE, ARCHIVE + chunks * CHUNK)
+    }
+
+    /// A page of the image, by its World address. Of one of the archive only what the image has is what it was: nodes write the rest.
     ///
     /// # Safety
-    /// `page` lies in one of the extents, and no commit runs while the reference lives.
-    pub unsafe fn page(&self, page: usize) -> &[u8; PAGE] {
-        // SAFETY: as promised; S1: only this supervisor writes the shadow.
-        unsafe { &*(twin(page) as *const [u8; PAGE]) }
+    /// `page` lies in one of the extents, and no commit runs meanwhile.
+    pub unsafe fn page(&self, page: usize) -> [u8; PAGE] {
+        // SAFETY: as promised; S1: a copy, for the archive is written while it is read.
+        unsafe { (twin(page) as *const [u8; PAGE]).read() }
     }
 
     /// The part of the image that is not pages.
@@ -104,6 +111,10 @@ impl Shadow {
         if image.tables.len() != TABLES || !image.tables.iter().all(fits) {
             return Err("tables");
         }
+        let chunks = image.tables.last().map_or(0, |t| t.1.len()) / size_of::<Chunk>();
+        if chunks * CHUNK > world().archive_bytes.load(Ordering::Relaxed) {
+            return Err("the archive, which the limit on address space bounds (ulimit -v)");
+        }
         if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
             return Err("extents");
         }
@@ -116,9 +127,11 @@ impl Shadow {
     /// Puts a page into the image; `false` if there is no such page in a World.
     pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
         let inside = page.is_multiple_of(PAGE)
-            && (slot_index_of(page).is_some_and(is_here) || (ARENA..ARENA + arena_bytes()).contains(&page));
+            && (slot_index_of(page).is_some_and(is_here)
+                || (ARENA..ARENA + arena_bytes()).contains(&page)
+                || (ARCHIVE..ARCHIVE + world().archive_bytes.load(Ordering::Relaxed)).contains(&page));
         if inside {
-            // SAFETY: inside the shadow, which only this supervisor writes.
+            // SAFETY: inside the shadow, or the archive before any node exists: only this supervisor writes there.
             unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
         }
         inside
@@ -134,14 +147,14 @@ impl Shadow {
         usize::from_ne_bytes(word.unwrap_or([0; 8]))
     }
 
-    /// Whether a thread's block at `at` lies in the image's part of the arena (S4).
+    /// Whether a thread's block at `at` lies in the image's part of the arena, or of the archive (S4).
     pub fn holds_block(&self, at: usize) -> bool {
         use crate::blocks::Block;
-        let end = ARENA + self.arena_used;
-        if !(ARENA..end.saturating_sub(size_of::<Block>())).contains(&at) || !at.is_multiple_of(16) {
+        let (start, end) = if archive::contains(at) { self.archive_extent() } else { self.arena_extent() };
+        if !(start..end.saturating_sub(size_of::<Block>())).contains(&at) || !at.is_multiple_of(16) {
             return false;
         }
-        // SAFETY: inside the arena's copy.
+        // SAFETY: inside the copy of one or the other.
         let head = unsafe { (*(twin(at) as *const Block)).head };
         head.statics_len <= end - at - size_of::<Block>()
     }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Both run while every node is paused, so the supervisor has the memory to itself. What was written is the union of the
-//! nodes' reports; a node that died took its report with it, so every slot it ran is compared as a whole. Neither
+//! nodes' reports; a node that died took its report with it, so every slot it ran is compared as a whole. The archive has no copy: what an
+//! image has of it stays where it is (`archive`). Neither
 //! direction can be half done for an observer: if the supervisor dies, so does the World, and a store keeps its own copy.
 
 mod elsewhere;
@@ -16,7 +17,7 @@ mod pages;
 mod table;
 
 use crate::control::{
-    NONE, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
+    NONE, Used, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
 };
 use crate::frames::Frames;
 use crate::memory::{MemoryError, map_memfd};
@@ -80,6 +81,9 @@ pub struct Shadow {
     unsaved: Option<BTreeSet<usize>>,
     /// Slots whose copy was punched since, as `(slot, generation)`.
     ended: Vec<(u32, u32)>,
+    /// What the image has of the archive, for the oracle.
+    #[cfg(feature = "killpoints")]
+    archive: Option<BTreeMap<usize, Vec<u8>>>,
 }
 
 /// What a commit or rollback moved.
@@ -109,6 +113,8 @@ impl Shadow {
             output_tail: 0,
             unsaved: None,
             ended: Vec::new(),
+            #[cfg(feature = "killpoints")]
+            archive: None,
         })
     }
 
@@ -174,6 +180,12 @@ impl Shadow {
                     compare_and_copy(start, twin(start), end - start, &mut moved, self.unsaved.as_mut());
                 }
             }
+            // Before the tables, which say what is held.
+            crate::archive::hold(|range| {
+                if let Some(unsaved) = &mut self.unsaved {
+                    unsaved.extend((range.start & !(PAGE - 1)..range.end).step_by(PAGE));
+                }
+            });
             self.arena_used = crate::arena::used_bytes();
             if changes.whole_arena {
                 compare_and_copy(ARENA, SHADOW_ARENA, self.arena_used, &mut moved, self.unsaved.as_mut());
@@ -292,12 +304,12 @@ impl Shadow {
     }
 
     /// How many threads of each kind were ever used when the image was taken.
-    fn used(&self) -> [usize; 5] {
+    fn used(&self) -> Used {
         let records = |kind: StackKind| {
             let bytes = self.tables.get(1 + kind as usize).map_or(0, Table::len);
             bytes / size_of::<crate::control::ThreadRecord>()
         };
-        [records(StackKind::Isomalloc), records(StackKind::Alias), records(StackKind::Copy), 0, 0]
+        [records(StackKind::Isomalloc), records(StackKind::Alias), records(StackKind::Copy), 0, 0, 0]
     }
 }
 

@@ -5,15 +5,18 @@ use super::Shadow;
 use super::pages::{PAGE, twin};
 #[cfg(feature = "killpoints")]
 use peregrine_thread::{slot::SlotHeader, stack_kind::is_windowed};
+#[cfg(feature = "killpoints")]
+use std::collections::BTreeMap;
 
 impl Shadow {
     /// The naive oracle of tracking: every page of the image is what the World has, whoever reported what. For runs in which
     /// kill points are armed: it reads all memory of all threads.
     #[cfg(feature = "killpoints")]
-    pub(super) fn check(&self, when: &str) {
+    pub(super) fn check(&mut self, when: &str) {
         if !crate::killpoint::armed() {
             return;
         }
+        self.check_archive(when);
         for number in self.live.keys() {
             for (address, ours, copied) in self.frames.differences(*number) {
                 // Below the stack pointer nothing means anything. (The last byte of a page that differs is told.)
@@ -57,6 +60,32 @@ impl Shadow {
                         ));
                     }
                 }
+            }
+        }
+    }
+
+    /// What the last image had of the archive, and what is to stay of it, is unchanged: there is no other copy.
+    #[cfg(feature = "killpoints")]
+    fn check_archive(&mut self, when: &str) {
+        // SAFETY: every node is paused; a slot of the archive is mapped.
+        let now: BTreeMap<usize, Vec<u8>> = unsafe {
+            let bytes =
+                |r: &std::ops::Range<usize>| core::slice::from_raw_parts(r.start as *const u8, r.len());
+            crate::archive::held().into_iter().map(|r| (r.start, bytes(&r).to_vec())).collect()
+        };
+        if let Some(then) = self.archive.replace(now) {
+            let now = self.archive.as_ref().expect("just put there");
+            // A rollback brings all of it back; the next image may have less, and more.
+            let other = |at: &usize| match (then.get(at), now.get(at)) {
+                (Some(a), Some(b)) => a != b,
+                _ => when.ends_with("rollback"),
+            };
+            for at in then.keys().chain(now.keys()).filter(|at| other(at)) {
+                crate::killpoint::differs(format_args!(
+                    "{when} the archive has {:x?} at {at:#x}, the image {:x?}",
+                    now.get(at),
+                    then.get(at)
+                ));
             }
         }
     }

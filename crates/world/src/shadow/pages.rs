@@ -1,6 +1,7 @@
 //! Where the copy of a page lies, and the ways to bring a range from one side to the other.
 
 use super::Moved;
+use crate::archive;
 use crate::control::world;
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
@@ -14,9 +15,15 @@ pub(super) const SHADOW: usize = SLOTS + SLOTS_BYTES;
 pub(super) const SHADOW_ARENA: usize = 0x0b00_0000_0000;
 pub(super) const PAGE: usize = 4096;
 
-/// Address of the copy of `addr`.
+/// Address of the copy of `addr`. What lies in the archive is its own copy.
 pub fn twin(addr: usize) -> usize {
-    if slot_index_of(addr).is_some() { addr + (SHADOW - SLOTS) } else { addr - ARENA + SHADOW_ARENA }
+    if slot_index_of(addr).is_some() {
+        addr + (SHADOW - SLOTS)
+    } else if archive::contains(addr) {
+        addr
+    } else {
+        addr - ARENA + SHADOW_ARENA
+    }
 }
 
 pub(super) fn arena_bytes() -> usize {

@@ -46,8 +46,9 @@ pub enum DurableError {
     Control(String),
 }
 
-/// The store's name for the arena.
+/// The store's names for the arena and the archive.
 const ARENA_THREAD: ThreadId = ThreadId::new(u64::MAX);
+const ARCHIVE_THREAD: ThreadId = ThreadId::new(u64::MAX - 1);
 
 fn thread_id(slot: u32, generation: u32) -> ThreadId {
     ThreadId::new(u64::from(generation) << 32 | u64::from(slot))
@@ -127,7 +128,8 @@ impl Durable {
         for thread in image.threads().collect::<Vec<_>>() {
             let mut list = store.pages(&image, thread)?;
             let number = thread.get() as u32;
-            let framed = thread != ARENA_THREAD && StackKind::of(number) == StackKind::Alias;
+            let framed = ![ARENA_THREAD, ARCHIVE_THREAD].contains(&thread)
+                && StackKind::of(number) == StackKind::Alias;
             while let Some((address, page)) = list.next()? {
                 let known = if framed {
                     shadow.frames().set_page(number, address.as_usize(), page)
@@ -209,21 +211,23 @@ impl Durable {
         for number in &unsaved.frames {
             write_frames(&mut commit, shadow, *number)?;
         }
-        let parts = [(ARENA_THREAD, None)].into_iter().chain(
-            shadow
-                .live()
-                .iter()
-                .filter(|(s, _)| !is_windowed(**s))
-                .map(|(s, g)| (thread_id(*s, *g), Some(*s))),
-        );
-        for (thread, slot) in parts {
-            let (low, high) = match slot {
-                Some(slot) => {
-                    let base = peregrine_thread::layout::slot_base(slot);
-                    (base, base + peregrine_thread::layout::SLOT_BYTES)
-                }
-                None => shadow.arena_extent(),
-            };
+        // In the order of their addresses.
+        let whole = |extent: (usize, usize)| (extent, vec![extent]);
+        let slot = |slot: u32| {
+            let base = peregrine_thread::layout::slot_base(slot);
+            ((base, base + peregrine_thread::layout::SLOT_BYTES), shadow.extents_of(slot).to_vec())
+        };
+        let parts =
+            [(ARENA_THREAD, whole(shadow.arena_extent())), (ARCHIVE_THREAD, whole(shadow.archive_extent()))]
+                .into_iter()
+                .chain(
+                    shadow
+                        .live()
+                        .iter()
+                        .filter(|(s, _)| !is_windowed(**s))
+                        .map(|(s, g)| (thread_id(*s, *g), slot(*s))),
+                );
+        for (thread, ((low, high), extents)) in parts {
             let mut changed = Vec::new();
             while let Some(page) = pages.next_if(|p| *p < high) {
                 if page >= low {
@@ -231,19 +235,21 @@ impl Durable {
                 }
             }
             let full = commit.wants_full(thread);
-            if !full && changed.is_empty() {
+            if changed.is_empty() && (!full || low == high) {
                 continue;
             }
-            let list: Vec<usize> = if full {
-                let extents = slot.map_or(vec![shadow.arena_extent()], |s| shadow.extents_of(s).to_vec());
+            let list = if full {
                 extents.into_iter().flat_map(|(start, end)| (start..end).step_by(4096)).collect()
             } else {
                 changed
             };
             let base = if full { None } else { commit.base_of(thread) };
-            // SAFETY: pages of the image; no commit to the shadow runs meanwhile.
-            let pages = list.iter().map(|p| (VirtAddr::new(*p), unsafe { shadow.page(*p) }));
-            commit.thread(thread, base, pages)?;
+            let mut image = commit.thread_image(thread, base)?;
+            for page in list {
+                // SAFETY: a page of the image; no commit to the shadow runs meanwhile.
+                image.page(VirtAddr::new(page), &unsafe { shadow.page(page) })?;
+            }
+            image.finish()?;
         }
         commit.output(&new_output);
         let control = postcard::to_allocvec(&control).unwrap_or_default();

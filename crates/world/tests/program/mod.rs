@@ -89,6 +89,38 @@ fn panics(n: u32) -> u32 {
     std::panic::resume_unwind(Box::new(format!("number {n}")))
 }
 
+/// One of many functions: the first thread of each that is packed is a model for others (`models`).
+fn idler<const N: u64>(woken: Receiver<u64>) -> u64 {
+    let held = [N; 20];
+    let n = woken.recv().unwrap_or(0);
+    std::hint::black_box(&held).iter().fold(n, |a, b| turned(a, *b))
+}
+
+/// Idlers, and in every how many rounds there is a new one: fewer than a World keeps models of.
+const IDLERS: [fn(Receiver<u64>) -> u64; 20] = [
+    idler::<0>,
+    idler::<1>,
+    idler::<2>,
+    idler::<3>,
+    idler::<4>,
+    idler::<5>,
+    idler::<6>,
+    idler::<7>,
+    idler::<8>,
+    idler::<9>,
+    idler::<10>,
+    idler::<11>,
+    idler::<12>,
+    idler::<13>,
+    idler::<14>,
+    idler::<15>,
+    idler::<16>,
+    idler::<17>,
+    idler::<18>,
+    idler::<19>,
+];
+const IDLER_EVERY: u64 = 5;
+
 /// Workers of a round.
 const WORKERS: u64 = 5;
 
@@ -197,9 +229,25 @@ pub fn main(plan: Plan) -> u64 {
     let mut piled = 0;
     // Entries that no round before used.
     let mut held = Vec::new();
+    let mut idle = Vec::new();
     let mut round = 0;
     let mut token = 1;
     loop {
+        // Two rounds are long enough to be packed, and on each node there are more of them than windows.
+        let number = round / IDLER_EVERY % IDLERS.len() as u64;
+        if round % IDLER_EVERY == 0 {
+            let kind = [StackKind::Alias, StackKind::Copy][(round / IDLER_EVERY % 2) as usize];
+            for k in 0..3 * node_count() {
+                let (wake, woken) = channel::<u64>();
+                let builder = Builder::new().kind(kind).node(k % node_count());
+                idle.push((wake, builder.spawn(IDLERS[number as usize], woken).unwrap()));
+            }
+        } else if round % IDLER_EVERY == 3 {
+            for (wake, idler) in idle.drain(..) {
+                wake.send(&round).unwrap();
+                assert_eq!(idler.join().unwrap(), (0..20).fold(round, |a, _| turned(a, number)));
+            }
+        }
         first.send(&(round, token)).unwrap();
         let total = one_round(round);
         let (serial, turned) = last.recv().unwrap();
