@@ -4,6 +4,8 @@
 //!   cargo test ── test harness ── #[test] fn ──starts──▶ the same executable, PEREGRINE_TEST_CHILD=name
 //!                                     │                   └─ before main: the World, whose `main` is the function
 //!                                     └── waits (time-out: kills the process group), shows output if it failed
+//!                                          an OS thread of its own, for the child is killed when who started it is gone: Ctrl-C of
+//!                                          `cargo test` reaches the test harness, and not the child's group
 //! ```
 //!
 //! One process per test, because a World has fixed addresses and must start from a process with one thread.
@@ -11,7 +13,8 @@
 use std::fmt;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Names the function that a child runs.
@@ -71,13 +74,13 @@ impl fmt::Display for Outcome {
 /// A child that runs.
 #[derive(Debug)]
 pub struct Running {
-    child: Child,
+    pid: i32,
     name: &'static str,
-    limit: Duration,
-    begun: Instant,
     settings: Vec<(String, String)>,
-    out: std::thread::JoinHandle<String>,
-    err: std::thread::JoinHandle<String>,
+    /// Its status, and the limit if it took longer.
+    ended: JoinHandle<(Option<ExitStatus>, Option<Duration>)>,
+    out: JoinHandle<String>,
+    err: JoinHandle<String>,
 }
 
 impl Program {
@@ -144,14 +147,44 @@ impl Program {
             .map_or(Duration::from_secs(120), Duration::from_secs);
         // A group of its own, nodes included, so that a time-out leaves nothing behind.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().expect("the test's executable starts again");
-        let out = read_all(child.stdout.take());
-        let err = read_all(child.stderr.take());
-        Running { child, name: self.name, limit, begun: Instant::now(), settings, out, err }
+        let parent = std::process::id();
+        // SAFETY: two system calls, nothing is allocated.
+        unsafe {
+            command.pre_exec(move || {
+                peregrine_sys::process::die_with_parent();
+                let orphan = std::os::unix::process::parent_id() != parent;
+                if orphan { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
+            });
+        }
+        let (started, child) = std::sync::mpsc::channel();
+        // The kernel counts as the parent the OS thread that started it, so that is the one that waits.
+        let ended = std::thread::spawn(move || {
+            let mut child = command.spawn().expect("the test's executable starts again");
+            let pipes = (child.id() as i32, child.stdout.take(), child.stderr.take());
+            started.send(pipes).expect("the starter waits");
+            end_of(child, limit)
+        });
+        let (pid, out, err) = child.recv().expect("the test's executable starts again");
+        Running { pid, name: self.name, settings, ended, out: read_all(out), err: read_all(err) }
     }
 }
 
-fn read_all(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+/// Waits for its end, or kills its process group when its time is over.
+fn end_of(mut child: Child, limit: Duration) -> (Option<ExitStatus>, Option<Duration>) {
+    let begun = Instant::now();
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return (Some(status), None);
+        }
+        if begun.elapsed() > limit {
+            let _ = peregrine_sys::signal::kill(-(child.id() as i32), peregrine_sys::signal::number::KILL);
+            return (child.wait().ok(), Some(limit));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut pipe) = pipe {
@@ -163,24 +196,13 @@ fn read_all(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle
 
 impl Running {
     /// Its process id: the supervisor's.
-    pub fn pid(&self) -> i32 {
-        self.child.id() as i32
+    pub const fn pid(&self) -> i32 {
+        self.pid
     }
 
-    /// Waits for its end, or kills its process group when its time is over.
-    pub fn wait(mut self) -> Outcome {
-        let mut timed_out = None;
-        let status = loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                break Some(status);
-            }
-            if self.begun.elapsed() > self.limit {
-                timed_out = Some(self.limit);
-                let _ = peregrine_sys::signal::kill(-self.pid(), peregrine_sys::signal::number::KILL);
-                break self.child.wait().ok();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
+    /// Waits for its end, or until its process group was killed because its time was over.
+    pub fn wait(self) -> Outcome {
+        let (status, timed_out) = self.ended.join().unwrap_or_default();
         Outcome {
             name: self.name.to_owned(),
             code: status.and_then(|s| s.code()),

@@ -129,6 +129,32 @@ fn no_process_is_left_after_the_supervisor_is_killed() {
     assert_eq!(running.wait().signal, Some(9));
 }
 
+#[test]
+#[ignore = "waits for minutes, unless the next test kills it"]
+fn a_harness_that_waits() {
+    let running = runs_for_minutes().start(&[]);
+    println!("World {}", running.pid());
+    running.wait();
+}
+
+#[test]
+fn no_process_is_left_after_the_test_harness_is_killed() {
+    use std::io::{BufRead, BufReader};
+    let mut harness = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_harness_that_waits", "--ignored", "--nocapture"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(harness.stdout.take().unwrap()).lines();
+    let mut worlds =
+        lines.map_while(Result::ok).filter_map(|l| l.split_once("World ")?.1.trim().parse().ok());
+    let world: i32 = worlds.next().expect("it tells the World's process");
+    wait_until("supervisor, zygote and three nodes are up", || processes_of_group(world).len() == 5);
+    harness.kill().unwrap();
+    harness.wait().unwrap();
+    wait_until("all processes are gone", || processes_of_group(world).is_empty());
+}
+
 #[peregrine::test(program, nodes = 2, image_interval_ms = 100)]
 fn holds_memory_for_minutes() {
     let held = vec![7u8; 400 << 20];

@@ -112,6 +112,22 @@ fn an_image_is_not_thawed_under_another_libc() {
     assert!(lines[0].contains("resume on a system with the same C library"), "{lines:?}");
 }
 
+#[test]
+fn an_image_is_not_thawed_where_libraries_lie_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let o = steps("1").env("PEREGRINE_STORE", &store).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    let so = preload(dir.path(), "int one_more_library(void) { return 1; }");
+    let o = steps("1").env("LD_PRELOAD", so).env("PEREGRINE_RESUME", &store).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("where the program and its libraries lie was"), "{lines:?}");
+    assert!(lines[0].contains("use the same libraries and stack limit"), "{lines:?}");
+    let o = steps("1").env("PEREGRINE_RESUME", &store).output().unwrap();
+    assert!(o.status.success(), "it is as good as before: {}", text(&o.stderr));
+}
+
 /// What a scene on a disk of its own finds.
 const SCENE: &str = "PEREGRINE_TEST_DISK";
 

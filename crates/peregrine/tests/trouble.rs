@@ -142,6 +142,44 @@ fn without_further_images_a_crashing_thread_is_quarantined_all_the_same() {
     assert!(matches!(h.join(), Err(JoinError::Quarantined { .. })));
 }
 
+/// Threads that crash at once, one after the other.
+fn many_crash(count: u32) {
+    for i in 0..count {
+        let crashes = |_: ()| -> u32 { std::process::abort() };
+        let h = Builder::new().name(format!("crasher {i}")).spawn(crashes, ()).unwrap();
+        let e = h.join().unwrap_err();
+        assert!(matches!(&e, JoinError::Quarantined { name, .. } if *name == format!("crasher {i}")), "{e}");
+    }
+}
+
+// All of them are made again after each rollback: none may be forgotten.
+#[peregrine::test(nodes = 2, image_interval_ms = 0, timeout_s = 300)]
+fn any_number_of_threads_is_quarantined_before_an_image_holds_them() {
+    many_crash(24);
+    assert_eq!(spawn(|n: u32| n, 3).join().unwrap(), 3);
+}
+
+#[peregrine::test(nodes = 2, image_interval_ms = 0, timeout_s = 300)]
+fn an_image_makes_room_for_more_quarantined_threads() {
+    for _ in 0..3 {
+        many_crash(30);
+        peregrine::checkpoint();
+    }
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 0, timeout_s = 300)]
+fn crashes_without_end() {
+    many_crash(1000);
+}
+
+#[test]
+fn a_program_whose_threads_all_crash_ends_with_an_error_that_says_what_to_do() {
+    let outcome = crashes_without_end().run();
+    assert_eq!(outcome.code, Some(70), "{outcome}");
+    assert!(outcome.stderr.contains("more than 80 threads brought down every node"), "{outcome}");
+    assert!(outcome.stderr.contains("take images more often"), "{outcome}");
+}
+
 unsafe extern "C" {
     fn kill(pid: i32, signo: i32) -> i32;
     fn getpid() -> i32;
@@ -150,9 +188,11 @@ unsafe extern "C" {
 #[peregrine::test(nodes = 2)]
 fn a_thread_whose_node_is_killed_each_time_before_an_image_can_be_taken_is_quarantined() {
     let own = |_: ()| -> u32 {
-        // SAFETY: only numbers are passed.
-        unsafe { kill(getpid(), 9) };
-        0
+        // Again and again: an image may have been taken between the two calls, and what it holds is the number of a process that is gone.
+        loop {
+            // SAFETY: only numbers are passed.
+            unsafe { kill(getpid(), 9) };
+        }
     };
     let h = Builder::new().name("suicidal").spawn(own, ()).unwrap();
     let e = h.join().unwrap_err();

@@ -171,8 +171,8 @@ pub enum StoreError {
     #[error(
         "the latest image {sequence} is damaged: {source}. {}",
         go_back.map_or("No older image is left".into(), |older| format!(
-            "Restore that file, or go back explicitly with --image {older}: what came after it is then undone, and \
-             nothing is deleted"))
+            "Restore that file, or go back explicitly, with `peregrine resume --image {older}` or PEREGRINE_RESUME_IMAGE={older}: \
+             what came after it is then undone, and nothing is deleted"))
     )]
     LatestDamaged {
         /// The latest image.

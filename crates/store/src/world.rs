@@ -69,13 +69,18 @@ impl Store {
         let latest =
             *sequences.last().ok_or_else(|| StoreError::NoImages { path: self.path().to_path_buf() })?;
         let manifest = self.read_manifest(latest).map_err(|source| match source {
-            StoreError::Damaged { .. } | StoreError::Replaced { .. } => {
-                let go_back = sequences.iter().rev().nth(1).copied();
-                StoreError::LatestDamaged { sequence: latest, go_back, source: Box::new(source) }
-            }
+            StoreError::Damaged { .. } | StoreError::Replaced { .. } => self.latest_damaged(latest, source),
             other => other,
         })?;
         self.for_build(manifest, build)
+    }
+
+    /// What is to be said if the latest image, `latest`, turns out to be damaged when its [`pages`](Self::pages) are read:
+    /// [`StoreError::LatestDamaged`] around `source`, with the image to go back to.
+    pub fn latest_damaged(&self, latest: Sequence, source: StoreError) -> StoreError {
+        let held = self.sequences().unwrap_or_default();
+        let go_back = held.into_iter().rfind(|s| *s < latest);
+        StoreError::LatestDamaged { sequence: latest, go_back, source: Box::new(source) }
     }
 
     /// The image `sequence`, which must be the latest.

@@ -28,6 +28,7 @@ use crate::context::{go_to, node_count};
 use crate::control::{
     DomainEntry, Domains, MAX_DOMAINS, MAX_NODES, imaged, is_domain, node, request, wait, world,
 };
+use crate::killpoint::{Point, at};
 use crate::{sched, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::timer::monotonic_ns;
@@ -168,6 +169,7 @@ impl TrustedDomain {
                         _ => Ok(Self { place }),
                     };
                 }
+                at(Point::DomainAsked);
                 thread::notify(request::DOMAINS);
                 // SAFETY: in a section.
                 unsafe { sched::park(monotonic_ns() + LOOK_NS, wait::DOMAIN, place) };
@@ -191,6 +193,7 @@ impl TrustedDomain {
             // SAFETY: in a section; the table has the domain, so it has a process or is about to get one.
             unsafe {
                 let home = Place::here();
+                at(Point::CallLeaves);
                 go_to(Place::Domain(self.place).node());
                 Ok(home)
             }
@@ -198,7 +201,10 @@ impl TrustedDomain {
         .unwrap_or(Err(TrustedDomainError::NoThread))?;
         let done = catch_unwind(AssertUnwindSafe(f));
         // SAFETY: in a section; the node was there, or one of its number is.
-        sched::in_thread(|_| unsafe { go_to(home.node()) });
+        sched::in_thread(|_| unsafe {
+            at(Point::CallReturns);
+            go_to(home.node())
+        });
         match done {
             Ok(value) => Ok(value),
             Err(panic) => resume_unwind(panic),
@@ -227,8 +233,10 @@ impl Domains {
         }
         // The entry before the count: the supervisor looks without the lock.
         self.entries[self.count as usize] = *entry;
+        at(Point::DomainEntered);
         peregrine_base::sync::fence(Ordering::Release);
         self.count += 1;
+        at(Point::DomainListed);
         Ok(self.count - 1)
     }
 }

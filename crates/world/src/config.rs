@@ -22,6 +22,9 @@ pub struct Config {
     pub memory_bytes: u64,
     /// Directory for durable images. `PEREGRINE_STORE`.
     pub store: Option<PathBuf>,
+    /// The image to go on from, if those after it in the store are damaged; else it is refused. What came after it is undone.
+    /// `PEREGRINE_RESUME_IMAGE`; default the latest.
+    pub resume_image: Option<u64>,
     /// Time between images written to the store. `PEREGRINE_STORE_INTERVAL` in milliseconds; default 200 ms.
     pub store_interval: Duration,
     /// A file for what the program writes to standard output; kept exact through deaths. `PEREGRINE_OUTPUT`.
@@ -84,6 +87,7 @@ impl Default for Config {
             spin: Duration::from_micros(50),
             memory_bytes: available_memory() / 8 * 3,
             store: None,
+            resume_image: None,
             store_interval: Duration::from_millis(200),
             output: None,
             kill_every: None,
@@ -141,6 +145,7 @@ impl Config {
         {
             c.move_every = Some(Duration::from_millis(ms));
         }
+        c.resume_image = number("PEREGRINE_RESUME_IMAGE", "the number of an image", 1, u64::MAX)?;
         if let Some(seed) = number("PEREGRINE_SEED", "a number", 0, u64::MAX)? {
             c.seed = seed;
         }

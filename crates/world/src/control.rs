@@ -92,13 +92,15 @@ pub enum PauseKind {
 
 /// Words of text that say why a thread must not run again.
 pub const WHY_WORDS: usize = 24;
+/// Most threads that must not run again, between two images. (Of such a number that `World::pause` lies where it should.)
+pub const MOST_DOOMED: usize = 80;
 
 /// The part of the control memory that is not imaged.
 #[repr(C)]
 pub struct World {
-    /// Threads that must not run again: their `thread::identity`, or 0.
+    /// Threads that must not run again: their `thread::identity`. The first `doomed_count` count.
     // First, because a switch looks at `pause`: see the assertions below.
-    pub doomed: [AtomicU64; 16],
+    pub doomed: [AtomicU64; MOST_DOOMED],
     /// Even: run. Odd: every node pauses, reports and waits until the word changes.
     pub pause: AtomicU32,
     /// What for: a [`PauseKind`].
@@ -158,8 +160,10 @@ pub struct World {
     pub rollbacks: AtomicU64,
     /// Whether this life began with an image from disk.
     pub resumed: AtomicBool,
+    /// Threads that must not run again; the supervisor's, written while every node is paused.
+    pub doomed_count: AtomicU32,
     /// Why they must not, as text that ends with zeros, for [`World::doomed`]'s places.
-    pub doomed_why: [[AtomicU64; WHY_WORDS]; 16],
+    pub doomed_why: [[AtomicU64; WHY_WORDS]; MOST_DOOMED],
     /// What tests count and kill at.
     #[cfg(feature = "killpoints")]
     pub kill_points: crate::killpoint::Table,

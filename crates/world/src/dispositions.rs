@@ -13,6 +13,7 @@
 //! What no thread has asked for is as the node has it: the runtime's handlers, and what the program had before `main`.
 
 use crate::control::imaged;
+use crate::killpoint::{Point, at};
 use crate::local::{Local, local};
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicU64, Ordering};
@@ -87,6 +88,7 @@ impl InForce {
             let place = signo as usize - 1;
             if asked.set & bit(signo) != 0 {
                 let _ = self.tell(signo, &asked.list[place]);
+                at(Point::DispositionFollowed);
             } else if self.told & bit(signo) != 0 {
                 // SAFETY: it was in force here before.
                 let _ = unsafe { signal::change(signo, Some(&self.before[place])) };
@@ -124,12 +126,15 @@ pub fn disposition(signo: i32, new: Option<Disposition>) -> Result<Disposition, 
     };
     table.asked.with(|a| {
         let was = l.in_force.tell(signo, &new)?;
+        at(Point::DispositionTold);
         let was = if a.set & bit(signo) != 0 { a.list[place] } else { was };
         a.set |= bit(signo);
         a.list[place] = new;
+        at(Point::DispositionSet);
         // Release: who sees the version and takes the lock sees the entry.
         let version = table.version.load(Ordering::Relaxed);
         table.version.store(version + 1, Ordering::Release);
+        at(Point::DispositionCounted);
         // Another thread may have been quicker with another entry: then the next look is not spared.
         if l.in_force.version == version {
             l.in_force.version = version + 1;

@@ -67,6 +67,9 @@ points! {
     "packed threads" { ModelMade, ModelKnown, PackMade, PackKnown, PackGivenBack, Unpacked, UnpackGivenBack, UnpackCharged }
     "archive" { ArchiveTaken, ArchiveWritten, ArchiveGivenBack }
     "frames" { FramesPunched }
+    "shared regions" { RegionRecorded, RegionEntered, RegionCounted, RegionUnmapped, RegionTaken }
+    "signals" { DispositionTold, DispositionSet, DispositionCounted, DispositionFollowed }
+    "domains" { DomainEntered, DomainListed, DomainAsked, CallLeaves, CallReturns }
     "dirty reports" { ReportBegins, ReportScanned, ReportCounted }
     "image handshake" { PauseSeen, PauseSaved, PauseReported, PauseAnswered, PauseAcked, PauseOver, CheckpointAsked }
     "rollback handshake" { ResetHeard, ResetCleared }
@@ -140,6 +143,14 @@ mod armed {
         pub kills: u32,
     }
 
+    /// `main` ends once; there are so many domains and no more.
+    const FEWEST: [Point; 4] = [
+        Point::MainEnded,
+        Point::DomainEntered,
+        Point::DomainListed,
+        Point::DomainAsked,
+    ];
+
     /// Whether a node in recovery, or just born, comes by here.
     fn is_of_recovery(p: Point) -> bool {
         p as usize >= Point::ResetHeard as usize && p as usize <= Point::NodeReady as usize
@@ -166,9 +177,10 @@ mod armed {
             Point::ModelMade,
             Point::ModelKnown,
         ];
-        let bound = if point == Point::MainEnded as usize {
+        let is_one_of = |list: &[Point]| list.iter().any(|p| *p as usize == point);
+        let bound = if is_one_of(&FEWEST) {
             1
-        } else if few.iter().any(|p| *p as usize == point) {
+        } else if is_one_of(&few) {
             2
         } else {
             12
@@ -276,8 +288,8 @@ mod armed {
     /// rollback does not take it back.
     pub fn left() -> u64 {
         let points = world().kill_points.points.iter().enumerate();
-        let counted =
-            points.filter(|(i, _)| *i != Point::MainEnded as usize && *i != Point::QueueStale as usize);
+        let need_not = |i: usize| i == Point::QueueStale as usize || FEWEST.iter().any(|p| *p as usize == i);
+        let counted = points.filter(|(i, _)| !need_not(*i));
         counted.map(|(_, c)| u64::from(c.left.load(Ordering::Relaxed))).sum()
     }
 

@@ -110,6 +110,10 @@ fn listening(dir: &Path) -> Vec<(u32, UnixStream)> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
+        if name.strip_prefix('.').is_some_and(is_of_nobody) {
+            // Its World was killed before it had its name.
+            let _ = fs::remove_file(entry.path());
+        }
         let Some(pid) = name.strip_suffix(".sock").and_then(|n| n.parse::<u32>().ok()) else { continue };
         match connect(&entry.path()) {
             Ok(stream) if is_mine(&stream) => {
@@ -125,6 +129,11 @@ fn listening(dir: &Path) -> Vec<(u32, UnixStream)> {
     }
     found.sort_by_key(|(pid, _)| *pid);
     found
+}
+
+/// Whether this is the number of a process that is gone.
+fn is_of_nobody(pid: &str) -> bool {
+    pid.parse::<u32>().is_ok_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 /// Connects without waiting: the queue of a World that is stopped fills up, and then `connect(2)` would wait for it.
@@ -160,6 +169,10 @@ mod tests {
         };
         let (_stopped, _alive) = (serve("1.sock", 0), serve("2.sock", 8));
         drop(serve("3.sock", 8));
+        // Beyond the largest number that a process can have; and this one's.
+        let (gone, mine) = (dir.path().join(".4194305"), dir.path().join(format!(".{}", std::process::id())));
+        fs::write(&gone, b"").unwrap();
+        fs::write(&mine, b"").unwrap();
         // The kernel keeps one connection more than it is told.
         let _waiting = UnixStream::connect(dir.path().join("1.sock")).unwrap();
         let (told, found) = std::sync::mpsc::channel();
@@ -169,5 +182,6 @@ mod tests {
             found.recv_timeout(Duration::from_secs(10)).expect("it waits for a World that is stopped");
         assert_eq!(found, [2]);
         assert!(dir.path().join("1.sock").exists() && !dir.path().join("3.sock").exists());
+        assert!(mine.exists() && !gone.exists());
     }
 }

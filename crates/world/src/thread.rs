@@ -180,8 +180,14 @@ pub fn drop_argument(slot: u32) {
 
 /// Why this thread must not run, if it brought down its nodes before an image held it; ends with zeros.
 fn why_doomed(slot: u32) -> Option<[u8; WHY_WORDS * 8]> {
-    let (w, id) = (world(), identity(slot));
-    let i = w.doomed.iter().position(|d| d.load(Ordering::Acquire) == id)?;
+    let w = world();
+    // All of it is written while this node is paused.
+    let count = w.doomed_count.load(Ordering::Relaxed) as usize;
+    if count == 0 {
+        return None;
+    }
+    let id = identity(slot);
+    let i = w.doomed.iter().take(count).position(|d| d.load(Ordering::Relaxed) == id)?;
     let mut text = [0; WHY_WORDS * 8];
     for (bytes, word) in text.as_chunks_mut().0.iter_mut().zip(&w.doomed_why[i]) {
         *bytes = word.load(Ordering::Relaxed).to_le_bytes();

@@ -6,7 +6,7 @@
 //!     └────join───────┘   once more, while too few kills and moves have happened
 //! ```
 
-use super::finished::Finished;
+use super::finished::{Finished, tell_how_to_go_on};
 use super::report::{Demand, report};
 use super::world_options::WorldOptions;
 use super::{SYSTEM, fail};
@@ -78,7 +78,11 @@ pub(super) fn run(options: &CgOptions) -> ExitCode {
         talk: config.progress,
     };
     match run_with(config, benchmark, &plan) {
-        Ok(ended) => report(&ended, options.world.json, options.world.quiet),
+        Ok(ended) => {
+            let code = report(&ended, options.world.json, options.world.quiet);
+            tell_how_to_go_on(&ended, options.world.store.as_deref());
+            code
+        }
         Err(e) => fail(SYSTEM, e),
     }
 }

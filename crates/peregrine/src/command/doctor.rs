@@ -48,6 +48,11 @@ const USES: &[(Capability, Verdict, &str)] = &[
         Verdict::Instead,
         "stack guards are made by page protection, which costs two mappings a thread (see vm.max_map_count)",
     ),
+    (
+        Capability::UserfaultfdKernelFaults,
+        Verdict::Instead,
+        "a switch between threads compares all of the program's statics, some 5 ns for each KiB",
+    ),
     (Capability::FsGsBase, Verdict::Instead, "each switch between threads makes a system call, about 100 ns"),
 ];
 

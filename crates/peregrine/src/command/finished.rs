@@ -4,6 +4,7 @@ use super::cg::Solved;
 use super::report::{print, report};
 use peregrine::Ended;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -12,6 +13,13 @@ pub(super) enum Finished {
     Cg(Solved),
     /// `run js`: the script's error, if it ended with one.
     Js(Option<String>),
+}
+
+/// After a signal: how to go on, if its images are on disk.
+pub(super) fn tell_how_to_go_on(ended: &Ended, store: Option<&Path>) {
+    if let (Some(_), Some(dir)) = (ended.stopped_by, store) {
+        eprintln!("peregrine: `peregrine resume {}` goes on with it", dir.display());
+    }
 }
 
 /// Tells the end of a program, whichever it was.

@@ -37,7 +37,7 @@ pub(super) use with_engine::run;
 #[cfg(feature = "js")]
 mod with_engine {
     use super::JsOptions;
-    use crate::command::finished::{Finished, tell};
+    use crate::command::finished::{Finished, tell, tell_how_to_go_on};
     use crate::command::{SYSTEM, fail};
     use peregrine::run_with;
     use peregrine_js::{Host, run_script_on};
@@ -72,7 +72,11 @@ mod with_engine {
         config.main_stack_bytes = STACK_BYTES;
         config.output = options.out.clone();
         match run_with(config, execute, &script) {
-            Ok(ended) => tell(&ended, options.world.json, options.world.quiet, with_costs),
+            Ok(ended) => {
+                let code = tell(&ended, options.world.json, options.world.quiet, with_costs);
+                tell_how_to_go_on(&ended, options.world.store.as_deref());
+                code
+            }
             Err(e) => fail(SYSTEM, e),
         }
     }

@@ -1,6 +1,6 @@
 //! `peregrine resume`: a World goes on from its last image on disk.
 
-use super::finished::tell;
+use super::finished::{tell, tell_how_to_go_on};
 use super::{SYSTEM, fail};
 use clap::Args;
 use peregrine::Config;
@@ -14,6 +14,9 @@ pub(super) struct ResumeOptions {
     /// Node processes; may differ from before
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     nodes: u32,
+    /// Go on with this image, if the latest is damaged: what came after it is undone. Refused if a later one is whole
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    image: Option<u64>,
     /// Print the verdict only
     #[arg(long, short)]
     quiet: bool,
@@ -26,6 +29,7 @@ pub(super) fn run(options: &ResumeOptions) -> ExitCode {
     };
     config.nodes = options.nodes;
     config.store = Some(options.dir.clone());
+    config.resume_image = options.image.or(config.resume_image);
     let quiet = options.quiet;
     let ended = peregrine::resume(config, |r| {
         if !quiet {
@@ -43,7 +47,11 @@ pub(super) fn run(options: &ResumeOptions) -> ExitCode {
         }
     });
     match ended {
-        Ok(ended) => tell(&ended, false, quiet, false),
+        Ok(ended) => {
+            let code = tell(&ended, false, quiet, false);
+            tell_how_to_go_on(&ended, Some(&options.dir));
+            code
+        }
         Err(e) => fail(SYSTEM, e),
     }
 }

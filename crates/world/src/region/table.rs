@@ -3,6 +3,7 @@
 use super::{MAX_REGIONS, NAME_BYTES, RegionError};
 use crate::address_space;
 use crate::control::imaged;
+use crate::killpoint::{Point, at as kill_point};
 use crate::sched::in_thread;
 use peregrine_base::{PageRange, VirtAddr};
 
@@ -68,7 +69,9 @@ impl Table {
         if !unsafe { address_space::take_region(new.pages(), i as u32, generation) } {
             return Err(Refused::NoRecord);
         }
+        kill_point(Point::RegionRecorded);
         *entry = new;
+        kill_point(Point::RegionEntered);
         Ok((i, at, len))
     }
 
@@ -76,6 +79,7 @@ impl Table {
     pub fn open(&mut self, name: &[u8; NAME_BYTES]) -> Option<Place> {
         self.find(name).map(|(i, e)| {
             e.handles += 1;
+            kill_point(Point::RegionCounted);
             (i, e.at, e.len)
         })
     }
@@ -95,8 +99,10 @@ impl Table {
             Some((_, entry)) => {
                 // SAFETY: in a runtime section (`with_table`); nobody has a handle.
                 unsafe { address_space::give_region(entry.pages()) };
+                kill_point(Point::RegionUnmapped);
                 let was = (entry.at, entry.len);
                 entry.at = 0;
+                kill_point(Point::RegionTaken);
                 Ok(was)
             }
         }

@@ -18,7 +18,7 @@ use crate::shadow::{Changes, Shadow, TableImage};
 use crate::windows;
 use peregrine_base::VirtAddr;
 use peregrine_base::sync::Ordering;
-use peregrine_store::{Generation, Store, StoreError, ThreadId, WorldId, WorldImage};
+use peregrine_store::{Generation, Sequence, Store, StoreError, ThreadId, WorldId, WorldImage};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::{StackKind, is_windowed};
@@ -109,9 +109,11 @@ impl Durable {
         Ok(Self { store, generation, contract, strings_len, output_done: 0, commits: 0 })
     }
 
-    /// Opens the store in `dir` and reads its latest image into the shadow; all of it must then be rolled back to.
+    /// Opens the store in `dir` and reads its latest image, or the one that is `wanted`, into the shadow; all of it must then be
+    /// rolled back to.
     pub(super) fn resume(
         dir: &Path,
+        wanted: Option<u64>,
         contract: Contract,
         shadow: &mut Shadow,
         outlet: &mut Outlet,
@@ -120,28 +122,19 @@ impl Durable {
         watch_disk();
         let build = build_id()?;
         let mut store = Store::open(dir)?;
-        let image = store.latest(build)?;
+        let image = match wanted.and_then(Sequence::new) {
+            None => store.latest(build)?,
+            Some(sequence) => store.go_back_to(sequence, build)?,
+        };
         let control: Control =
             postcard::from_bytes(image.control()).map_err(|e| DurableError::Control(e.to_string()))?;
         contract.check(&control.contract)?;
-        let mut pages = 0;
-        for thread in image.threads().collect::<Vec<_>>() {
-            let mut list = store.pages(&image, thread)?;
-            let number = thread.get() as u32;
-            let framed = ![ARENA_THREAD, ARCHIVE_THREAD].contains(&thread)
-                && StackKind::of(number) == StackKind::Alias;
-            while let Some((address, page)) = list.next()? {
-                let known = if framed {
-                    shadow.frames().set_page(number, address.as_usize(), page)
-                } else {
-                    shadow.set_page(address.as_usize(), page)
-                };
-                if !known {
-                    return Err(DurableError::Control(format!("a page at {address}, where none can be")));
-                }
-                pages += 1;
+        let pages = read_pages(&store, &image, shadow).map_err(|e| match e {
+            DurableError::Store(damage @ (StoreError::Damaged { .. } | StoreError::Replaced { .. })) => {
+                store.latest_damaged(image.sequence(), damage).into()
             }
-        }
+            other => other,
+        })?;
         let (old_statics, strings_len) = (control.statics_template, control.strings.len());
         shadow.adopt(control.tables).map_err(|e| DurableError::Control(e.to_owned()))?;
         put_strings(&control.strings);
@@ -306,6 +299,29 @@ fn release_again(
     let records = output::parse(&unreleased.bytes);
     outlet.continue_from(sink, image.output_end(), records);
     Ok(unreleased.bytes.len() as u64)
+}
+
+/// Reads all pages of all threads; how many.
+fn read_pages(store: &Store, image: &WorldImage, shadow: &mut Shadow) -> Result<u64, DurableError> {
+    let mut pages = 0;
+    for thread in image.threads() {
+        let mut list = store.pages(image, thread)?;
+        let number = thread.get() as u32;
+        let framed =
+            ![ARENA_THREAD, ARCHIVE_THREAD].contains(&thread) && StackKind::of(number) == StackKind::Alias;
+        while let Some((address, page)) = list.next()? {
+            let known = if framed {
+                shadow.frames().set_page(number, address.as_usize(), page)
+            } else {
+                shadow.set_page(address.as_usize(), page)
+            };
+            if !known {
+                return Err(DurableError::Control(format!("a page at {address}, where none can be")));
+            }
+            pages += 1;
+        }
+    }
+    Ok(pages)
 }
 
 fn strings(len: usize) -> Vec<u8> {

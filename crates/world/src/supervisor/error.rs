@@ -54,6 +54,16 @@ pub enum WorldError {
         /// The newest image.
         image: u64,
     },
+    /// More threads crash their nodes before an image holds them than can be told apart from others.
+    #[error(
+        "more than {most} threads brought down every node that ran them before an image held them, the last because {last}; take images more often (PEREGRINE_IMAGE_INTERVAL), so that those threads can be left out one by one"
+    )]
+    TooManyCrash {
+        /// How many can be left out.
+        most: usize,
+        /// What the last one did.
+        last: String,
+    },
     /// Nodes die faster than they can be replaced.
     #[error("{deaths} nodes died before one could run: {last}")]
     CannotStart {

@@ -110,6 +110,7 @@ impl Supervisor {
             if self.nodes[i as usize].is_none() || n.dirty.load(Ordering::Acquire) == crate::dirty::UNKNOWN {
                 self.changes.add_unknown(ran.into_iter());
             } else {
+                self.killed.note_ran(&ran);
                 let len = n.dirty.load(Ordering::Acquire).min(control::DIRTY_CAPACITY);
                 // SAFETY: the node is paused and does not write its list; S1: the slice lives for this call.
                 self.changes.add_report(unsafe { core::slice::from_raw_parts(control::dirty_list(i), len) });
@@ -126,6 +127,8 @@ impl Supervisor {
         // SAFETY: every node is paused.
         let moved = unsafe { self.shadow.commit(&self.changes) };
         self.changes = Changes::default();
+        super::recover::pardon();
+        self.killed.note_image();
         self.last_image_ns = monotonic_ns();
         self.stats.image(moved, self.last_image_ns - begun);
         if self.durable.is_none() {

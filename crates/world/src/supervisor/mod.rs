@@ -89,8 +89,8 @@ struct Supervisor {
     random: u64,
     /// Crashes of each thread (slot, generation) that it caused itself.
     crashes: HashMap<(u32, u32), u32>,
-    /// Deaths by SIGKILL in a row under one thread: its [`thread::identity`], images so far, how many.
-    killed: (u64, u64, u32),
+    /// Deaths by SIGKILL in a row under one thread.
+    killed: recover::Killed,
     /// How often nodes lacked something to run a thread, by [`thread::identity`].
     given_up: HashMap<u64, u32>,
     /// The node that was killed on purpose last.
@@ -167,19 +167,21 @@ pub fn run(
     s.supervise()
 }
 
-/// Goes on with the latest image in the store of `config`, which this build of the program made.
+/// Goes on with the latest image in the store of `config`, or the one that [`Config::resume_image`] names, which this build of the
+/// program made.
 ///
 /// # Errors
-/// [`WorldError`]; among them that the image is another build's, and which executable to run instead.
+/// [`WorldError`]; among them that the image is another build's, and which executable to run instead; and that it is damaged, and
+/// which one to go back to.
 ///
 /// # Panics
 /// As [`run`].
 pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, WorldError> {
     fix_addresses()?;
-    let dir = config.store.clone().unwrap_or_default();
+    let (dir, wanted) = (config.store.clone().unwrap_or_default(), config.resume_image);
     let mut s = Supervisor::new(config, false)?;
     let (contract, shadow, outlet) = (s.contract(), &mut s.shadow, &mut s.outlet);
-    let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, contract, shadow, outlet)?;
+    let (durable, resumed, clock_ns) = durable::Durable::resume(&dir, wanted, contract, shadow, outlet)?;
     announce(&resumed);
     world().resumed.store(true, Ordering::Relaxed);
     s.durable = Some(durable);

@@ -1,7 +1,7 @@
 //! Recovery: a node died, so every thread, channel and join cell goes back to the last image.
 
 use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
-use crate::control::{NONE, PauseKind, WHY_WORDS, ending, node, record, state, world};
+use crate::control::{MOST_DOOMED, NONE, PauseKind, WHY_WORDS, ending, node, record, state, world};
 use crate::killpoint::{hold_fire, supervisor_at, was_ours};
 use crate::{arena, ends, join, output, thread};
 use peregrine_base::sync::Ordering;
@@ -17,6 +17,32 @@ const MOST_CRASHES: u32 = 3;
 const MOST_KILLED: u32 = 30;
 /// Nodes that had not what it takes to run a thread, after which it is taken away.
 const MOST_GIVEN_UP: u32 = 5;
+
+/// Nodes killed in a row under one thread, of which no image has shown more between.
+#[derive(Debug, Default)]
+pub(super) struct Killed {
+    /// Its [`thread::identity`].
+    who: u64,
+    slot: u32,
+    count: u32,
+    /// Whether it ran on a living node since the last rollback or image.
+    ran: bool,
+}
+
+impl Killed {
+    /// Threads that ran on a node that lives.
+    pub(super) fn note_ran(&mut self, ran: &[u32]) {
+        self.ran |= ran.contains(&self.slot);
+    }
+
+    /// An image is complete: if the thread ran before it, it gets on. (Images that are taken before its turn comes show nothing, and
+    /// on a slow machine every second one is.)
+    pub(super) fn note_image(&mut self) {
+        if std::mem::take(&mut self.ran) {
+            self.count = 0;
+        }
+    }
+}
 
 impl Supervisor {
     /// Takes note of nodes that have died; an exit code if the program ended itself with `exit`. In the middle of a recovery that
@@ -106,21 +132,20 @@ impl Supervisor {
     }
 
     /// A node is killed by whom it may be, and no thread is to blame for that, unless the kernel or the thread itself does it
-    /// each time that this thread runs, so soon that no image can be taken: the World would go back for ever.
+    /// each time that this thread runs, so soon that no image holds what it did: the World would go back for ever.
     fn note_killed(&mut self, node: usize, slot: u32) {
         let on_purpose = self.killed_on_purpose.take() == Some(node);
         if on_purpose || self.config.image_interval.is_none() {
             return;
         }
         let identity = thread::identity(slot);
-        let images = self.stats.images;
-        let (who, when, count) = &mut self.killed;
-        *count = if (*who, *when) == (identity, images) { *count + 1 } else { 1 };
-        (*who, *when) = (identity, images);
-        if *count >= MOST_KILLED {
-            let why =
-                format!("its node was killed {count} times while it ran, before an image could be taken");
-            *count = 0;
+        let count = if self.killed.who == identity { self.killed.count + 1 } else { 1 };
+        self.killed = Killed { who: identity, slot, count, ran: false };
+        if count >= MOST_KILLED {
+            let why = format!(
+                "its node was killed {count} times while it ran, before an image could be taken of what it did"
+            );
+            self.killed.count = 0;
             let name = thread::name(slot);
             self.stats.hide_status();
             eprintln!("peregrine: thread {slot} '{name}' is quarantined: {why}; is there enough memory?");
@@ -220,7 +245,7 @@ impl Supervisor {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
         world().hungry.store(0, Ordering::Relaxed);
-        self.carry_out_quarantine();
+        self.carry_out_quarantine()?;
         self.retire_strangers();
         self.make_room_for_domains();
         // It woke those who waited for them: the posts must not lie in an inbox that a new node starts with empty.
@@ -242,6 +267,7 @@ impl Supervisor {
         supervisor_at("replacements up");
         self.answer_seals();
         self.collect_reports();
+        self.killed.ran = false;
         self.wake_checkpointers();
         // Before the threads run: one that looks must not take itself for its former self.
         world().rollbacks.store(self.stats.rollbacks + 1, Ordering::Relaxed);
@@ -274,7 +300,7 @@ impl Supervisor {
         }
     }
 
-    fn carry_out_quarantine(&mut self) {
+    fn carry_out_quarantine(&mut self) -> Result<(), WorldError> {
         for (slot, generation, identity, why) in std::mem::take(&mut self.quarantine) {
             let r = record(slot);
             let known = crate::control::numbers().any(|n| n == slot)
@@ -283,7 +309,7 @@ impl Supervisor {
             self.stats.quarantined += 1;
             if !known {
                 // It was made after the image: it must not run when it is made again.
-                doom(identity, &why);
+                doom(identity, &why)?;
                 continue;
             }
             self.changes.whole_arena = true;
@@ -294,21 +320,35 @@ impl Supervisor {
             ends::release_all_of(slot);
             join::bury(slot);
         }
+        Ok(())
     }
 }
 
-fn doom(id: u64, why: &str) {
+/// Has the thread of this identity end before it begins when it is made again. The list is emptied by the next image
+/// ([`pardon`]): whoever was made before that is in it, and who is made later and crashes once more is doomed at once.
+fn doom(id: u64, why: &str) -> Result<(), WorldError> {
     let w = world();
+    let count = w.doomed_count.load(Ordering::Relaxed) as usize;
     // It may stand there already, if a node gave up for it before it ran to its end.
-    if let Some(i) = w.doomed.iter().position(|p| [0, id].contains(&p.load(Ordering::Relaxed))) {
-        let mut text = [0; WHY_WORDS * 8];
-        let len = why.floor_char_boundary(text.len());
-        text[..len].copy_from_slice(&why.as_bytes()[..len]);
-        for (word, bytes) in w.doomed_why[i].iter().zip(text.as_chunks().0) {
-            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
-        }
-        w.doomed[i].store(id, Ordering::Release);
+    let known = w.doomed.iter().take(count).position(|p| p.load(Ordering::Relaxed) == id);
+    let i = known.unwrap_or(count);
+    if i == MOST_DOOMED {
+        return Err(WorldError::TooManyCrash { most: MOST_DOOMED, last: why.to_owned() });
     }
+    let mut text = [0; WHY_WORDS * 8];
+    let len = why.floor_char_boundary(text.len());
+    text[..len].copy_from_slice(&why.as_bytes()[..len]);
+    for (word, bytes) in w.doomed_why[i].iter().zip(text.as_chunks().0) {
+        word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+    }
+    w.doomed[i].store(id, Ordering::Relaxed);
+    w.doomed_count.store(count.max(i + 1) as u32, Ordering::Relaxed);
+    Ok(())
+}
+
+/// After an image, while every node is paused: no thread that was doomed can be made again.
+pub(super) fn pardon() {
+    world().doomed_count.store(0, Ordering::Relaxed);
 }
 
 /// Whether the signal is of the thread's own making.

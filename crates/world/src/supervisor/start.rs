@@ -85,7 +85,7 @@ impl Supervisor {
             signals,
             stats: Stats::new(),
             crashes: HashMap::new(),
-            killed: (0, 0, 0),
+            killed: Default::default(),
             given_up: HashMap::new(),
             killed_on_purpose: None,
             quarantine: Vec::new(),

@@ -3,14 +3,15 @@
 //! ```text
 //!   main ── token ──▶ relay 0 ──▶ relay 1 ──▶ relay 2 ──▶ main       lives as long as the program: lost or doubled
 //!     │               (a slot)    (alias)     (copy)                 messages would change the token
-//!     └─ each round: workers, channels, ends in messages, sleeps, moves, output …, all new and all gone at its end
+//!     ├─ each round: workers, channels, ends in messages, sleeps, moves, output …, all new and all gone at its end
+//!     └─ what all threads share: regions by name, what is done about signals, domains of carried calls
 //! ```
 //!
 //! A round's sum depends on its number alone, so each line it prints is known beforehand, however often it was begun.
 
 use peregrine_world::{
-    Builder, Config, Receiver, RecvError, Sender, StackKind, channel, checkpoint, migrate_to, node_count,
-    node_id, sleep, spawn, yield_now,
+    Builder, Config, Receiver, RecvError, Sender, StackKind, TrustedDomain, channel, checkpoint, migrate_to,
+    node_count, node_id, region, sleep, spawn, yield_now,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -183,6 +184,69 @@ fn one_round(round: u64) -> u64 {
     total
 }
 
+/// A region that lives for a round, opened by another thread by its name.
+fn shares_a_region(round: u64) -> u64 {
+    let name = format!("of round {round}");
+    let made = region::create(&name, 9000).unwrap();
+    let cells = made.cells::<u64>();
+    cells.set(1100, round).unwrap();
+    let add = |(name, k): (String, u64)| {
+        let opened = region::open(&name).unwrap();
+        let found = opened.cells::<u64>().get(1100).unwrap();
+        opened.cells::<u64>().set(k as usize, found + k).unwrap();
+    };
+    let adders: Vec<_> = (0..2).map(|k| spawn(add, (name.clone(), k))).collect();
+    adders.into_iter().for_each(|h| h.join().unwrap());
+    let sum = cells.get(0).unwrap() + cells.get(1).unwrap();
+    assert_eq!(sum, 2 * round + 1);
+    drop(made);
+    region::remove(&name).unwrap();
+    assert!(region::open(&name).is_err());
+    sum
+}
+
+unsafe extern "C" {
+    fn signal(signo: i32, handler: usize) -> usize;
+}
+
+/// SIGUSR1 and SIGUSR2.
+const SIGNALS: [i32; 2] = [10, 12];
+
+extern "C" fn handler_of_odd(_: i32) {}
+extern "C" fn handler_of_even(_: i32) {}
+
+/// What is done about signals from this round on, if `round` is one.
+fn handler_of(round: Option<u64>) -> usize {
+    match round {
+        None => 0,
+        Some(r) if r % 2 == 1 => handler_of_odd as *const () as usize,
+        Some(_) => handler_of_even as *const () as usize,
+    }
+}
+
+/// Changes what is done about signals, on one node, and finds on the next what was done on the last.
+fn changes_signals(round: u64) {
+    for signo in SIGNALS {
+        // SAFETY: the handlers do nothing.
+        let was = unsafe { signal(signo, handler_of(Some(round))) };
+        assert_eq!(was, handler_of(round.checked_sub(1)), "of signal {signo} in round {round}");
+        migrate_to((node_id() + 1) % node_count()).unwrap();
+    }
+}
+
+/// Borrows in a domain what lies on its caller's stack.
+fn calls_a_domain(domain: TrustedDomain, round: u64) -> u64 {
+    let mut rows = vec![round];
+    let here = std::process::id();
+    let sum = domain.run(|| {
+        assert_ne!(std::process::id(), here);
+        rows.push(7);
+        rows.iter().sum::<u64>()
+    });
+    assert_eq!((sum, rows.len()), (Ok(round + 7), 2));
+    round + 7
+}
+
 /// The settings of every World that runs it: two windows, from which threads are packed as soon as they wait elsewhere.
 pub fn config() -> Config {
     Config {
@@ -224,14 +288,18 @@ pub fn main(plan: Plan) -> u64 {
         })
         .collect();
     let (first, last) = (ends[0].0.take().unwrap(), ends[3].1.take().unwrap());
-    // Messages that pile up, so that the arena grows.
+    // Messages that pile up, each time higher than the last, so that the arena grows.
     let (keep, kept) = channel::<Vec<u8>>();
-    let mut piled = 0;
+    let (mut piled, mut most) = (0, 20);
     // Entries that no round before used.
     let mut held = Vec::new();
     let mut idle = Vec::new();
     let mut round = 0;
     let mut token = 1;
+    let mut domains = Vec::new();
+    // What all rounds add up.
+    let tally = region::open_or_create("tally", 64).unwrap();
+    let mut sum = 0;
     loop {
         // Two rounds are long enough to be packed, and on each node there are more of them than windows.
         let number = round / IDLER_EVERY % IDLERS.len() as u64;
@@ -248,21 +316,29 @@ pub fn main(plan: Plan) -> u64 {
                 assert_eq!(idler.join().unwrap(), (0..20).fold(round, |a, _| turned(a, number)));
             }
         }
+        if [0, 3].contains(&round) {
+            // Nobody is killed for a while after a kill, and this is not to come by meanwhile.
+            sleep(Duration::from_millis(10));
+            domains.push(TrustedDomain::open(&format!("of round {round}"), || {}).unwrap());
+        }
         first.send(&(round, token)).unwrap();
         let total = one_round(round);
         let (serial, turned) = last.recv().unwrap();
         assert_eq!(serial, round);
         token = turned;
+        sum += shares_a_region(round) + calls_a_domain(domains[round as usize % domains.len()], round);
+        tally.cells::<u64>().set(0, sum).unwrap();
+        changes_signals(round);
         println!("{}", line(round, total, token));
         keep.send(&vec![round as u8; 300 << 10]).unwrap();
         piled += 1;
         held.push(channel::<u8>());
-        if piled == 60 {
+        if piled == most {
             for k in (0..piled).rev() {
                 let bytes = kept.recv().unwrap();
                 assert!(bytes.iter().all(|b| *b == (round - k) as u8));
             }
-            piled = 0;
+            (piled, most) = (0, most + 5);
         }
         if round % 8 == 3 {
             assert!(checkpoint() > 0);
@@ -281,6 +357,7 @@ pub fn main(plan: Plan) -> u64 {
     for r in relays {
         assert_eq!(r.join().unwrap(), round);
     }
+    assert_eq!(tally.cells::<u64>().get(0), Ok((0..round).map(|r| 2 * r + 1 + r + 7).sum()));
     println!("{round} rounds");
     round
 }

@@ -1,0 +1,206 @@
+//! What can be asked of a World that runs, how it is stopped, and what is left of it.
+
+use super::scene::{Scene, World, parent, said, text, wait_until};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+#[test]
+fn ps_migrate_and_checkpoint_reach_a_living_world() {
+    let scene = Scene::new();
+    let world = scene.long_world();
+    let o = scene.run(&["ps"]);
+    let table = text(&o.stdout);
+    assert!(o.status.success() && table.contains(&format!("World {}", world.child.id())), "{}", said(&o));
+    assert!(table.contains("main, waits for the end of thread"), "{table}");
+
+    for node in ["1", "0", "1"] {
+        let o = scene.run(&["migrate", "rank 1", node]);
+        assert!(o.status.success(), "{}", said(&o));
+        assert!(text(&o.stdout).contains(&format!("node {node}")), "{}", said(&o));
+    }
+    for (args, expected) in [
+        (&["migrate", "rank 1", "9"][..], "nodes 0 to 1"),
+        (&["migrate", "nobody", "0"], "no thread \"nobody\" is alive"),
+        (&["checkpoint", "--world", "1"], "is no World of yours"),
+    ] {
+        let o = scene.run(args);
+        assert_eq!(o.status.code(), Some(1), "{args:?}: {}", said(&o));
+        assert!(text(&o.stderr).contains(expected), "{args:?}: {}", said(&o));
+    }
+    let o = scene.run(&["checkpoint"]);
+    assert!(o.status.success() && text(&o.stdout).contains("is complete"), "{}", said(&o));
+}
+
+/// The example of that name. `cargo test` builds it beside the tests; `cargo test --test command` alone does not.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().expect("known");
+    let profile = tests.ancestors().nth(2).expect("target/PROFILE/deps");
+    let path = profile.join("examples").join(name);
+    if !path.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().expect("cargo is there").success());
+    }
+    path
+}
+
+#[test]
+fn ps_shows_what_a_thread_does_that_blocks_its_node() {
+    let scene = Scene::new();
+    let mut command = Command::new(example("blocks"));
+    command.env("XDG_RUNTIME_DIR", scene.dir.path()).env("PEREGRINE_NODES", "2").stderr(Stdio::null());
+    let _world = World { child: command.spawn().expect("cargo test builds the examples") };
+    wait_until("the node counts as blocked", || scene.status().contains("\"blocked\""));
+    let o = scene.run(&["ps"]);
+    let table = text(&o.stdout);
+    assert!(table.contains("node 1 is blocked: thread 1"), "{table}");
+    assert!(table.contains("stay_in_the_runtime"), "{table}");
+}
+
+/// What `ps --json` says of the one World.
+fn told(scene: &Scene) -> serde_json::Value {
+    serde_json::from_str(&scene.status()).expect("one World, one object")
+}
+
+/// What it says of the thread of that name.
+fn of_thread(world: &serde_json::Value, name: &str) -> serde_json::Value {
+    let all = world["threads"].as_array().expect("threads");
+    all.iter().find(|t| t["name"] == name).unwrap_or_else(|| panic!("no {name}: {world}")).clone()
+}
+
+#[test]
+fn ps_tells_the_truth_about_nodes_threads_and_images() {
+    let scene = Scene::new();
+    let world = scene.long_world();
+    let first = told(&scene);
+    assert_eq!(first["pid"], world.child.id(), "{first}");
+    assert!(first["program"].as_str().is_some_and(|p| p.contains("run cg --class B")), "{first}");
+    let nodes = first["nodes"].as_array().expect("nodes");
+    assert_eq!(nodes.len(), 2, "{first}");
+    for node in nodes {
+        let pid = node["pid"].as_u64().expect("a process") as u32;
+        assert_eq!(parent(pid), Some(world.child.id().to_string()), "{first}");
+        assert!(["running", "idle", "blocked"].iter().any(|s| node["state"] == *s), "{first}");
+    }
+    let names: Vec<_> =
+        first["threads"].as_array().expect("threads").iter().map(|t| t["name"].clone()).collect();
+    assert_eq!(names, ["main", "rank 0", "rank 1", "rank 2"], "{first}");
+    let main = of_thread(&first, "main");
+    assert_eq!(main["state"], "waiting", "{first}");
+    assert!(main["waits_for"].as_str().is_some_and(|w| w.starts_with("the end of thread ")), "{first}");
+    let stack = main["stack_bytes"].as_u64().expect("known, for it is suspended");
+    assert!((64..8 << 20).contains(&stack), "{first}");
+
+    // The nodes work on, and take images: what is counted grows.
+    let begun = of_thread(&first, "rank 1");
+    wait_until("there are more switches and images", || {
+        let now = told(&scene);
+        let switches = |w: &serde_json::Value| {
+            w["nodes"]
+                .as_array()
+                .expect("nodes")
+                .iter()
+                .map(|n| n["switches"].as_u64().expect("a number"))
+                .sum::<u64>()
+        };
+        switches(&now) > switches(&first) && now["image"].as_u64() > first["image"].as_u64()
+    });
+    // Balance may take a thread back at any time: so again, until it is seen where it was sent.
+    for node in [1, 0, 1] {
+        wait_until("the thread is shown where it was sent", || {
+            let o = scene.run(&["migrate", "rank 1", &node.to_string()]);
+            assert!(o.status.success(), "{}", said(&o));
+            of_thread(&told(&scene), "rank 1")["node"] == node
+        });
+    }
+    let now = told(&scene);
+    let rank = of_thread(&now, "rank 1");
+    assert!(rank["moves"].as_u64() >= begun["moves"].as_u64().map(|m| m + 2), "{begun} {rank}");
+    // Of the matrix of class B, which has 13 million elements, each of three has a third, once it is made.
+    wait_until("its memory is told", || {
+        let bytes = of_thread(&told(&scene), "rank 1")["memory_bytes"].as_u64();
+        bytes > Some(10 << 20)
+    });
+    let o = scene.run(&["checkpoint"]);
+    assert!(o.status.success(), "{}", said(&o));
+    let held = of_thread(&told(&scene), "rank 1");
+    assert!(held["image_age_ms"].as_f64().is_some_and(|ms| (0.0..60_000.0).contains(&ms)), "{held}");
+}
+
+#[test]
+fn a_client_that_neither_reads_nor_leaves_holds_up_nobody() {
+    use std::io::Write;
+    let scene = Scene::new();
+    let world = scene.long_world();
+    let path = scene.dir.path().join(format!("peregrine/{}.sock", world.child.id()));
+    let stuck: Vec<_> = (0..40)
+        .map(|_| {
+            let mut s = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
+            for _ in 0..50 {
+                let _ = s.write_all(b"{\"ask\":\"status\"}\n");
+            }
+            s
+        })
+        .collect();
+    let o = scene.run(&["checkpoint"]);
+    assert!(o.status.success(), "{}", said(&o));
+    drop(stuck);
+    // Too long, and not JSON.
+    let mut s = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
+    let _ = s.write_all(&[b'x'; 100_000]);
+    let mut s = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
+    s.write_all(b"{}\n").expect("it reads");
+    let mut answer = String::new();
+    BufReader::new(s).read_line(&mut answer).expect("it answers");
+    assert!(answer.contains("refused"), "{answer}");
+}
+
+/// Ends a World with the signal; its processes and its socket's name.
+fn end_by(scene: &Scene, signal: &str) -> (Vec<u32>, Option<i32>, Option<i32>) {
+    let mut world = scene.long_world();
+    let processes = world.processes();
+    assert_eq!(processes.len(), 3, "a zygote and two nodes");
+    world.signal(signal);
+    let status = world.child.wait().expect("it ends");
+    (processes, status.code(), status.signal())
+}
+
+#[test]
+fn ctrl_c_and_sigterm_leave_no_process_and_no_name() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let scene = Scene::new();
+        let (processes, ended, _) = end_by(&scene, signal);
+        assert_eq!(ended, Some(code), "{signal}");
+        wait_until("its processes are gone", || processes.iter().all(|p| parent(*p).is_none()));
+        assert_eq!(scene.sockets(), Vec::<PathBuf>::new(), "{signal}");
+    }
+}
+
+#[test]
+fn killing_the_supervisor_leaves_no_process_and_the_next_command_removes_the_name() {
+    let scene = Scene::new();
+    let (processes, _, signal) = end_by(&scene, "-KILL");
+    assert_eq!(signal, Some(9));
+    wait_until("its processes are gone", || processes.iter().all(|p| parent(*p).is_none()));
+    assert_eq!(scene.sockets().len(), 1, "nobody was left to remove the name");
+    let o = scene.run(&["ps"]);
+    assert!(o.status.success() && text(&o.stderr).contains("no World of yours runs"), "{}", said(&o));
+    assert_eq!(scene.sockets(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_directory_that_others_may_enter_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    let dir = scene.dir.path().join("peregrine");
+    std::fs::create_dir(&dir).expect("made");
+    std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).expect("changed");
+    let o = scene.run(&["ps"]);
+    assert_eq!(o.status.code(), Some(70), "{}", said(&o));
+    assert!(text(&o.stderr).contains("others may enter it"), "{}", said(&o));
+}

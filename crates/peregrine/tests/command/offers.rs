@@ -1,0 +1,105 @@
+//! What the command offers, and what it refuses, before any World runs.
+
+use super::scene::{Scene, said, text};
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn options_that_make_no_sense_are_refused_with_what_to_do() {
+    let scene = Scene::new();
+    for (args, expected) in [
+        (&["run", "cg", "--class", "Z"][..], "use S, W, A or B"),
+        (&["run", "cg", "--nodes", "0"], "1..=64"),
+        (&["run", "cg", "--kill-every", "soon"], "50ms"),
+        (&["run", "cg", "--kill-every", "10ms"], "make --image-interval the shorter one"),
+        (&["run", "cg", "--kill-every", "50ms", "--image-interval", "0"], "give --image-interval"),
+        (&["run", "cg", "--nodes", "1", "--move-every", "5ms"], "--nodes 2"),
+    ] {
+        let o = scene.run(args);
+        assert_eq!(o.status.code(), Some(2), "{args:?}: {}", said(&o));
+        assert!(text(&o.stderr).contains(expected), "{args:?}: {}", said(&o));
+    }
+}
+
+#[test]
+fn every_command_tells_its_options_and_refuses_others() {
+    let scene = Scene::new();
+    for command in ["run cg", "run js", "resume", "ps", "migrate", "checkpoint", "doctor"] {
+        let with = |word| scene.run(&[command.split(' ').collect::<Vec<_>>(), vec![word]].concat());
+        let o = with("--help");
+        assert!(
+            o.status.success() && text(&o.stdout).contains("Usage: peregrine"),
+            "{command}: {}",
+            said(&o)
+        );
+        let o = with("--no-such-option");
+        assert_eq!(o.status.code(), Some(2), "{command}: {}", said(&o));
+        assert!(
+            text(&o.stderr).contains("unexpected argument '--no-such-option'"),
+            "{command}: {}",
+            said(&o)
+        );
+    }
+}
+
+/// Name and description of each variant of `enum Suite` in a source file.
+fn suites_of(source: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(source).expect("the workspace's own source");
+    let (_, suites) = text.split_once("enum Suite {\n").expect("it has suites");
+    let (suites, _) = suites.split_once("\n}").expect("they end");
+    let mut found = Vec::new();
+    let mut about = "";
+    // The variants' own lines are indented by four; their options by more.
+    for line in suites.lines().filter_map(|l| l.strip_prefix("    ")) {
+        match line.strip_prefix("/// ") {
+            Some(text) => about = text,
+            None if line.starts_with(char::is_uppercase) => {
+                let name = line.split(|c: char| !c.is_alphanumeric()).next().expect("a name");
+                found.push((name.to_lowercase(), about.to_owned()));
+            }
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn bench_and_soak_tell_what_they_offer_before_they_are_built() {
+    let scene = Scene::new();
+    // Alone in a directory: a build may have left the programs beside the command.
+    let alone = scene.dir.path().join("peregrine-alone");
+    std::fs::copy(env!("CARGO_BIN_EXE_peregrine"), &alone).expect("copied");
+    let run = |args: &[&str]| Command::new(&alone).args(args).output().expect("it starts");
+    for name in ["bench", "soak"] {
+        let o = run(&[name, "--help"]);
+        assert!(o.status.success(), "{}", said(&o));
+        let help = text(&o.stdout);
+        let own =
+            suites_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name).join("src/main.rs"));
+        assert!(own.len() >= 5, "{own:?}");
+        let listed = help.lines().skip_while(|l| *l != "Suites:").skip(1).take_while(|l| !l.is_empty());
+        let listed: Vec<_> = listed
+            .filter_map(|l| l.trim().split_once(' '))
+            .map(|(suite, about)| (suite.to_owned(), about.trim().to_owned()))
+            .collect();
+        assert_eq!(listed, own, "what `peregrine {name} --help` says and what {name} says");
+        let o = run(&[name]);
+        assert_eq!(o.status.code(), Some(2), "{}", said(&o));
+        let o = run(&[name, "call"]);
+        assert_eq!(o.status.code(), Some(70), "{}", said(&o));
+        assert!(text(&o.stderr).contains(&format!("cargo run --release -p {name} -- call")), "{}", said(&o));
+        let o = run(&[name, "no-such"]);
+        assert_eq!(o.status.code(), Some(2), "{}", said(&o));
+        assert!(text(&o.stderr).contains("has no suite"), "{}", said(&o));
+    }
+}
+
+#[test]
+fn doctor_finds_that_worlds_can_run_where_they_do() {
+    let o = Scene::new().run(&["doctor"]);
+    assert!(o.status.success(), "{}", said(&o));
+    assert!(text(&o.stdout).contains("Worlds can run here."), "{}", said(&o));
+    let o = Scene::new().run(&["doctor", "--json"]);
+    let findings: serde_json::Value = serde_json::from_slice(&o.stdout).expect("JSON");
+    assert!(findings.as_array().is_some_and(|f| f.len() > 5), "{}", said(&o));
+}
