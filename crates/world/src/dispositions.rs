@@ -13,6 +13,7 @@
 //! What no thread has asked for is as the node has it: the runtime's handlers, and what the program had before `main`.
 
 use crate::control::imaged;
+use crate::killpoint::{Point, at};
 use crate::local::{Local, local};
 use crate::lock::Lock;
 use peregrine_base::sync::{AtomicU64, Ordering};
@@ -105,7 +106,8 @@ pub fn look(l: &mut Local) {
     }
 }
 
-/// As [`look`], after a rollback, which may have brought back an old version.
+/// As [`look`], after a rollback, when versions tell nothing: the next change gets the number of one that was lost, and a node that was
+/// reset in the middle of a change, or of following one, has told its kernel more than its version says.
 pub fn look_again(l: &mut Local) {
     l.in_force.follow();
 }
@@ -124,12 +126,15 @@ pub fn disposition(signo: i32, new: Option<Disposition>) -> Result<Disposition, 
     };
     table.asked.with(|a| {
         let was = l.in_force.tell(signo, &new)?;
+        at(Point::DispositionTold);
         let was = if a.set & bit(signo) != 0 { a.list[place] } else { was };
         a.set |= bit(signo);
         a.list[place] = new;
+        at(Point::DispositionEntered);
         // Release: who sees the version and takes the lock sees the entry.
         let version = table.version.load(Ordering::Relaxed);
         table.version.store(version + 1, Ordering::Release);
+        at(Point::DispositionNumbered);
         // Another thread may have been quicker with another entry: then the next look is not spared.
         if l.in_force.version == version {
             l.in_force.version = version + 1;

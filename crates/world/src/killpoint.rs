@@ -53,6 +53,7 @@ points! {
         RecordIntended, RecordLocked, RecordShotDown, RecordCommitted, RecordChanged, RecordDropped, RecordAdmitted,
         RecordUnlocked, RecordCounted,
     }
+    "signal handlers" { DispositionTold, DispositionEntered, DispositionNumbered }
     "memory budget" { ChargeAdded, ChargeRefused }
     "output ring" { OutputHead, OutputBytes, OutputTail, OutputWritten }
     "inboxes" {

@@ -89,11 +89,39 @@ fn panics(n: u32) -> u32 {
     std::panic::resume_unwind(Box::new(format!("number {n}")))
 }
 
+const SIGUSR1: i32 = 10;
+
+unsafe extern "C" {
+    fn signal(signo: i32, handler: usize) -> usize;
+}
+
+extern "C" fn hears<const WHICH: u8>(_: i32) {
+    std::hint::black_box(WHICH);
+}
+
+/// Puts another handler in the place of the last round's: whatever node the caller is on from then on does that about the signal.
+/// None is sent: it would be the node's, and the caller may be another's by then.
+fn handle(round: u64) {
+    let handlers = [hears::<0> as *const () as usize, hears::<1> as *const () as usize];
+    assert_ne!(handlers[0], handlers[1]);
+    let which = round as usize % 2;
+    // SAFETY: the handlers do nothing.
+    let before = unsafe { signal(SIGUSR1, handlers[which]) };
+    assert_eq!(before, if round == 0 { 0 } else { handlers[1 - which] }, "what was done about it before");
+    for _ in 0..node_count() {
+        // SAFETY: nothing is changed.
+        let here = unsafe { peregrine_sys::signal::change(SIGUSR1, None) }.unwrap();
+        assert_eq!(here.handler, handlers[which], "what the kernel was told");
+        migrate_to((node_id() + 1) % node_count()).unwrap();
+    }
+}
+
 /// Workers of a round.
 const WORKERS: u64 = 5;
 
 fn one_round(round: u64) -> u64 {
     let mut total = round;
+    handle(round);
     // Workers on all nodes, or all on one, which must then give some away.
     let mut open = Vec::new();
     let (answer, answers) = channel();
