@@ -96,6 +96,40 @@ fn a_rollback_brings_back_the_handler_of_the_image_and_takes_back_a_later_one() 
     assert_eq!(tally().rollbacks, 1);
 }
 
+extern "C" fn hears_after(_: i32) {
+    HEARD.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The first change after a rollback has the number of the one that was lost, and nodes that followed that one must not take it for
+/// the same, whichever comes first there: the change, or a look at the table. So this is tried a few times.
+#[peregrine::test(nodes = 4, image_interval_ms = 3_600_000)]
+fn a_handler_that_is_installed_right_after_a_rollback_is_not_taken_for_the_lost_one() {
+    for round in 0..8 {
+        migrate_to(0).unwrap();
+        checkpoint();
+        if tally().rollbacks == round {
+            install(SIGUSR2);
+            for node in [2, 3, 1] {
+                migrate_to(node).unwrap();
+            }
+            signal::kill(std::process::id() as i32, number::KILL).unwrap();
+            sleep(Duration::from_secs(60));
+        }
+        let late = action(hears_after as *const () as usize, 0);
+        // SAFETY: the handler adds to a static.
+        assert_eq!(unsafe { sigaction(SIGUSR2, &late, std::ptr::null_mut()) }, 0);
+        for node in [0, 2, 3, 1] {
+            migrate_to(node).unwrap();
+            // SAFETY: nothing is changed.
+            let here = unsafe { signal::change(SIGUSR2, None) }.unwrap().handler;
+            assert_eq!(here, hears_after as *const () as usize, "round {round}, node {node}");
+        }
+        assert_eq!(tally().rollbacks, round + 1);
+        // SAFETY: the default.
+        assert_eq!(unsafe { signal(SIGUSR2, 0) }, hears_after as *const () as usize);
+    }
+}
+
 #[peregrine::test(nodes = 2)]
 fn what_was_asked_for_is_told_as_it_was_asked_for() {
     let all = !0u64 >> 2 & !(3 << 31);

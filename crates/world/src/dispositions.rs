@@ -107,7 +107,8 @@ pub fn look(l: &mut Local) {
     }
 }
 
-/// As [`look`], after a rollback, which may have brought back an old version.
+/// As [`look`], after a rollback, when versions tell nothing: the next change gets the number of one that was lost, and a node that was
+/// reset in the middle of a change, or of following one, has told its kernel more than its version says.
 pub fn look_again(l: &mut Local) {
     l.in_force.follow();
 }

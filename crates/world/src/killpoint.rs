@@ -144,12 +144,8 @@ mod armed {
     }
 
     /// `main` ends once; there are so many domains and no more.
-    const FEWEST: [Point; 4] = [
-        Point::MainEnded,
-        Point::DomainEntered,
-        Point::DomainListed,
-        Point::DomainAsked,
-    ];
+    const FEWEST: [Point; 4] =
+        [Point::MainEnded, Point::DomainEntered, Point::DomainListed, Point::DomainAsked];
 
     /// Whether a node in recovery, or just born, comes by here.
     fn is_of_recovery(p: Point) -> bool {

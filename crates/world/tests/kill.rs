@@ -15,14 +15,8 @@ use std::time::Duration;
 use testkit::Outcome;
 
 /// Places that only a race of two nodes, or of a kill with a wake-up, leads to; and those of which there are so many and no more.
-const RARE: [&str; 6] = [
-    "QueueStale",
-    "LockFreed",
-    "MailForwarded",
-    "DomainEntered",
-    "DomainListed",
-    "DomainAsked",
-];
+const RARE: [&str; 6] =
+    ["QueueStale", "LockFreed", "MailForwarded", "DomainEntered", "DomainListed", "DomainAsked"];
 
 /// Runs the program in a World of this process, and compares what it printed.
 fn run(kills: &str, plan: &Plan) -> Vec<Tallied> {

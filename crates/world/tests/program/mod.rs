@@ -231,6 +231,13 @@ fn changes_signals(round: u64) {
         let was = unsafe { signal(signo, handler_of(Some(round))) };
         assert_eq!(was, handler_of(round.checked_sub(1)), "of signal {signo} in round {round}");
         migrate_to((node_id() + 1) % node_count()).unwrap();
+        // SAFETY: nothing is changed.
+        let here = unsafe { peregrine_sys::signal::change(signo, None) }.unwrap();
+        assert_eq!(
+            here.handler,
+            handler_of(Some(round)),
+            "what this node's kernel was told of signal {signo}"
+        );
     }
 }
 
