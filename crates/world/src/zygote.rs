@@ -158,8 +158,9 @@ fn close_those_of(index: u32) {
 fn serve(fd: RawFd) -> ! {
     process::die_with_parent();
     node::shield_from_terminal();
-    if crate::archive::make_read_only().is_err() {
-        process::exit_now(0);
+    if let Err(e) = crate::archive::make_read_only() {
+        eprintln!("peregrine: the memory of packed threads can't be protected in nodes (mprotect): {e}");
+        process::exit_now(1);
     }
     loop {
         // SAFETY: the socket is open for this process's life.
