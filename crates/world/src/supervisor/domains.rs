@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A new process joins in a pause, like a replacement: all nodes are at safe points, so nothing arrives at it before it has
-//! filled its queue, and nothing is rolled back. Who asked asks again until the process serves.
+//! filled its queue, and nothing is rolled back, unless it dies before. Who asked asks again until the process serves.
 
 use super::{Supervisor, WorldError, reap};
 use crate::control::{DomainEntry, PauseKind, imaged, node, world};
@@ -90,15 +90,11 @@ impl Supervisor {
         self.collect_reports();
         self.retire_strangers();
         self.make_room_for_domains();
-        loop {
-            let new: Vec<usize> = (0..self.nodes.len()).filter(|i| self.nodes[*i].is_none()).collect();
-            self.fork_missing()?;
-            if self.wait_for_pause(Duration::from_secs(5)) {
-                break;
-            }
+        self.fork_missing()?;
+        while !self.wait_for_pause(Duration::from_secs(5)) {
             self.bury_dead()?;
-            if (0..self.nodes.len()).any(|i| self.nodes[i].is_none() && !new.contains(&i)) {
-                // Another died: the pause goes on as a rollback.
+            if self.nodes.iter().any(Option::is_none) {
+                // One died, perhaps a new one with a lock in its hands: the pause goes on as a rollback, which frees it.
                 return Ok(());
             }
         }

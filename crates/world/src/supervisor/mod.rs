@@ -216,7 +216,11 @@ impl Supervisor {
 
     fn go_on(&mut self) -> Result<End, WorldError> {
         loop {
-            let timeout = self.next_due().map(|at| at.saturating_sub(monotonic_ns()));
+            let timeout = match self.nodes.iter().any(Option::is_none) {
+                // Somebody was buried while something else was done, and the rollback is due.
+                true => Some(0),
+                false => self.next_due().map(|at| at.saturating_sub(monotonic_ns())),
+            };
             let signalled = self.sleep(timeout)?;
             if let Some(signo) = signalled {
                 return Ok(End::Stopped(signo));
@@ -247,6 +251,10 @@ impl Supervisor {
         let due = |at: Option<u64>| at.is_some_and(|t| t <= now);
         if asked & request::DOMAINS != 0 {
             self.add_domains()?;
+            if self.nodes.iter().any(Option::is_none) {
+                // What is due waits for the rollback.
+                return Ok(());
+            }
         }
         let wanted = asked & (request::CHECKPOINT | request::OUTPUT) != 0 && !self.outlet.is_stuck();
         if due(self.image_due) || wanted {
