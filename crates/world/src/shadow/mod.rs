@@ -239,14 +239,11 @@ impl Shadow {
                     }
                     None if is_windowed(slot) => {}
                     Some(_) => {
-                        // The copy's own header tells its extents; the World's may be torn.
-                        let extents = self.extents_of(slot);
                         if !alive_now || self.live[&slot] != *generation_now {
                             punch(slot_base(slot));
-                            // What was below the stack pointer goes from the copy too: nobody reports pages that become the stack's
-                            // again and were not written.
-                            discard(twin(slot_base(slot)), twin(extents[0].0));
                         }
+                        // The copy's own header tells its extents; the World's may be torn.
+                        let extents = self.extents_of(slot);
                         discard(extents[2].1, slot_base(slot) + SLOT_BYTES);
                         for (start, end) in extents {
                             compare_and_copy(twin(start), start, end - start, &mut moved, None);
