@@ -38,7 +38,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 /// Set-ups of a domain that may end its process, one after the other, before it is given up.
 pub(crate) const MOST_SETUPS: u32 = 3;
 /// `NodeShared::setups` of a domain whose set-up panicked or was given up.
-const FAILED: u32 = u32::MAX;
+pub(crate) const FAILED: u32 = u32::MAX;
 /// How often a thread that waits for its domain looks, in ns.
 const LOOK_NS: u64 = 500_000;
 

@@ -10,9 +10,10 @@
 //! ```
 //!
 //! A new process joins in a pause, like a replacement: all nodes are at safe points, so nothing arrives at it before it has
-//! filled its queue, and nothing is rolled back, unless it dies before. Who asked asks again until the process serves.
+//! filled its queue, and nothing is rolled back, unless it dies before and not in its set-up. Who asked asks again until the process serves.
 
 use super::{Supervisor, WorldError, reap};
+use crate::carried;
 use crate::control::{DomainEntry, PauseKind, imaged, node, world};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::signal::{self, number};
@@ -90,11 +91,21 @@ impl Supervisor {
         self.collect_reports();
         self.retire_strangers();
         self.make_room_for_domains();
-        self.fork_missing()?;
-        while !self.wait_for_pause(Duration::from_secs(5)) {
+        loop {
+            let begun = |i: usize| node(i as u32).setups.load(Ordering::Relaxed);
+            let new: Vec<(usize, u32)> =
+                (0..self.nodes.len()).filter(|i| self.nodes[*i].is_none()).map(|i| (i, begun(i))).collect();
+            self.fork_missing()?;
+            if self.wait_for_pause(Duration::from_secs(5)) {
+                break;
+            }
             self.bury_dead()?;
-            if self.nodes.iter().any(Option::is_none) {
-                // One died, perhaps a new one with a lock in its hands: the pause goes on as a rollback, which frees it.
+            // Who died in its set-up has changed nothing, and is made again until it is given up.
+            let died_in_set_up = |i| {
+                new.iter().any(|(n, before)| *n == i && begun(i) > *before && begun(i) != carried::FAILED)
+            };
+            if (0..self.nodes.len()).any(|i| self.nodes[i].is_none() && !died_in_set_up(i)) {
+                // Another, or a new one with a lock in its hands, perhaps: the pause goes on as a rollback, which frees it.
                 return Ok(());
             }
         }
