@@ -88,7 +88,9 @@ impl Supervisor {
             // Else the pause goes on as a rollback.
             return Ok(());
         }
-        self.collect_reports();
+        // This is no image, and reports tell of live stack only: what was live in the image may be missing. So nothing that ran is taken
+        // from the nodes' lists, and all of it is looked at again.
+        self.collect_from_paused();
         self.retire_strangers();
         self.make_room_for_domains();
         loop {
@@ -109,7 +111,7 @@ impl Supervisor {
                 return Ok(());
             }
         }
-        self.collect_reports();
+        self.collect_from_paused();
         self.failed_starts = 0;
         self.resume();
         Ok(())
