@@ -122,6 +122,8 @@ pub fn checkpoint() -> u64 {
             if done > from {
                 return done;
             }
+            // It is woken for other reasons too, and one that asks again must not get an image of whatever it does by then.
+            world().image_wanted.fetch_max(from + 1, Ordering::Release);
             thread::notify(request::CHECKPOINT);
             // SAFETY: in a section. The supervisor wakes all that wait so after each commit.
             unsafe { sched::park(monotonic_ns() + 50_000_000, wait::CHECKPOINT, NONE) };

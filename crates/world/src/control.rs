@@ -120,6 +120,8 @@ pub struct World {
     pub released: AtomicU64,
     /// Sequence of the newest image.
     pub committed: AtomicU64,
+    /// Sequence of the first image that satisfies everybody who has asked for one.
+    pub image_wanted: AtomicU64,
     /// World memory that threads may use, in bytes.
     pub memory_limit: AtomicU64,
     /// Slots that are mapped.

@@ -187,6 +187,7 @@ impl Supervisor {
                 Some(Ok(Request::Checkpoint)) => {
                     let (since, begun) = (imaged().sequence.load(Ordering::Acquire), monotonic_ns());
                     client.wait = Some(Wait::Image { until: begun + IMAGE_NS, since, begun });
+                    world().image_wanted.fetch_max(since + 1, Ordering::Release);
                     asked |= request::CHECKPOINT;
                 }
             }

@@ -256,7 +256,11 @@ impl Supervisor {
                 return Ok(());
             }
         }
-        let wanted = asked & (request::CHECKPOINT | request::OUTPUT) != 0 && !self.outlet.is_stuck();
+        let w = world();
+        // Who asked may have got it already.
+        let lacking = w.committed.load(Ordering::Acquire) < w.image_wanted.load(Ordering::Acquire);
+        let asks = asked & request::OUTPUT != 0 || asked & request::CHECKPOINT != 0 && lacking;
+        let wanted = asks && !self.outlet.is_stuck();
         if due(self.image_due) || wanted {
             self.image_due = self.config.image_interval.map(|d| monotonic_ns() + d.as_nanos() as u64);
             self.image(wanted)?;
