@@ -20,6 +20,14 @@ fn example(name: &str) -> PathBuf {
 fn steps(rounds: &str) -> Command {
     let mut c = Command::new(example("steps"));
     c.arg(rounds).env("PEREGRINE_NODES", "2").env("PEREGRINE_STORE_INTERVAL", "20").stdin(Stdio::null());
+    // A test that fails leaves nothing running.
+    // SAFETY: one system call.
+    unsafe {
+        c.pre_exec(|| {
+            peregrine_sys::process::die_with_parent();
+            Ok(())
+        })
+    };
     c
 }
 
@@ -131,7 +139,10 @@ fn an_image_is_not_thawed_where_libraries_lie_elsewhere() {
 /// What a scene on a disk of its own finds.
 const SCENE: &str = "PEREGRINE_TEST_DISK";
 
-/// Runs this test again with `dir` on a small disk of its own; `false` if this machine grants none.
+/// Room for the images that a World keeps, which are two and what they build on, some 30 MiB.
+const ROOM: u64 = 64 << 20;
+
+/// Runs this test again with a directory on a small disk of its own; `false` if this machine grants none.
 fn on_a_small_disk(test: &str) -> bool {
     if std::env::var_os(SCENE).is_some() {
         return true;
@@ -140,7 +151,7 @@ fn on_a_small_disk(test: &str) -> bool {
     let root = peregrine_sys::process::is_root();
     let unshare: &[&str] = if root { &["-m"] } else { &["-r", "-m"] };
     // The store keeps the executable.
-    let bytes = fs::metadata(example("steps")).unwrap().len() + (24 << 20);
+    let bytes = fs::metadata(example("steps")).unwrap().len() + ROOM;
     let script = format!("mount -t tmpfs -o size={bytes} none '{}' && exec \"$@\"", dir.path().display());
     let wrapped = |program: &str| {
         let mut c = Command::new("unshare");
@@ -224,11 +235,14 @@ fn wait(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Fills the disk to the last byte.
-fn fill(disk: &Path) -> PathBuf {
-    let filler = disk.join("filler");
+/// Fills the disk to the last byte, again and again, for a World removes old images first, until it finds no more to remove.
+fn fill(scene: &Scene) -> PathBuf {
+    let filler = scene.disk.join("filler");
     let mut file = fs::File::create(&filler).unwrap();
-    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    wait("the World says so", || {
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        scene.said().contains("could not be stored")
+    });
     filler
 }
 
@@ -240,8 +254,7 @@ fn a_disk_that_fills_up_holds_the_output_until_there_is_room_again() {
     let scene = Scene::of_this_process();
     let child = scene.start("PEREGRINE_STORE");
     scene.wait_for_images();
-    let filler = fill(&scene.disk);
-    wait("the World says so", || scene.said().contains("could not be stored"));
+    let filler = fill(&scene);
     println!("{}", scene.said());
     assert!(scene.said().contains("its output is held until an image can be stored"), "{}", scene.said());
     let held = scene.output();
@@ -252,6 +265,26 @@ fn a_disk_that_fills_up_holds_the_output_until_there_is_room_again() {
     scene.ends_as_undisturbed(child);
 }
 
+/// Old images go when there is no room for a new one, and not only now and then.
+#[test]
+fn a_disk_that_holds_few_images_is_enough() {
+    if !on_a_small_disk("a_disk_that_holds_few_images_is_enough") {
+        return;
+    }
+    let scene = Scene { rounds: "1000000".to_owned(), ..Scene::of_this_process() };
+    let mut child = scene.start("PEREGRINE_STORE");
+    let latest = || {
+        let names = fs::read_dir(scene.disk.join("store/world")).into_iter().flatten().flatten();
+        names.filter_map(|n| n.file_name().to_str()?.parse::<u32>().ok()).max().unwrap_or(0)
+    };
+    // Their pages are some 100 MB, and it would be another 24 images before old ones go unasked.
+    wait("40 images", || latest() >= 40 || !scene.said().is_empty());
+    assert_eq!(scene.said(), "");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let _ = fs::remove_dir_all(scene.output.parent().unwrap());
+}
+
 #[test]
 fn after_a_disk_filled_up_and_everything_was_killed_the_images_before_it_resume() {
     if !on_a_small_disk("after_a_disk_filled_up_and_everything_was_killed_the_images_before_it_resume") {
@@ -260,8 +293,7 @@ fn after_a_disk_filled_up_and_everything_was_killed_the_images_before_it_resume(
     let scene = Scene::of_this_process();
     let mut child = scene.start("PEREGRINE_STORE");
     scene.wait_for_images();
-    let filler = fill(&scene.disk);
-    wait("the World says so", || scene.said().contains("could not be stored"));
+    let filler = fill(&scene);
     child.kill().unwrap();
     child.wait().unwrap();
     fs::remove_file(filler).unwrap();

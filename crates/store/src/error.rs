@@ -328,6 +328,11 @@ impl StoreError {
         move |source| Self::Io { doing, path, source }
     }
 
+    /// Whether there was no room on the disk: [`Store::prune`](crate::Store::prune) may make some.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+
     pub(crate) fn damaged(path: impl Into<PathBuf>) -> impl FnOnce(ImageError) -> Self {
         let path = path.into();
         move |source| Self::Damaged { path, source }
@@ -338,7 +343,9 @@ impl StoreError {
 fn remedy(source: &io::Error) -> &'static str {
     use io::ErrorKind as Kind;
     match source.kind() {
-        Kind::StorageFull => "the disk is full: free some space (`prune` removes images that nothing needs)",
+        Kind::StorageFull => {
+            "the disk is full: free some space (a running World has done its part; for other stores that is `prune`)"
+        }
         Kind::QuotaExceeded => "the quota is used up: free some space or raise it",
         Kind::FileTooLarge => {
             "the file would exceed a size limit: raise `ulimit -f` or use another filesystem"

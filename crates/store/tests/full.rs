@@ -106,7 +106,8 @@ fn on_a_small_disk(dir: &Path) {
     };
     println!("after {images} images: {refused}");
     assert!(
-        matches!(&refused, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+        refused.is_full()
+            && matches!(&refused, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
     );
     assert!(refused.to_string().contains("`prune`"), "{refused}");
     assert!(files(&dir.join("tmp")).is_empty());

@@ -18,7 +18,7 @@ use crate::shadow::{Changes, Shadow, TableImage};
 use crate::windows;
 use peregrine_base::VirtAddr;
 use peregrine_base::sync::Ordering;
-use peregrine_store::{Generation, Sequence, Store, StoreError, ThreadId, WorldId, WorldImage};
+use peregrine_store::{Generation, Pruned, Sequence, Store, StoreError, ThreadId, WorldId, WorldImage};
 use peregrine_sys::timer::monotonic_ns;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::{StackKind, is_windowed};
@@ -164,7 +164,14 @@ impl Durable {
     /// Writes the shadow out. On an error the World goes on with the images it has; the caller says so.
     pub(super) fn commit(&mut self, shadow: &mut Shadow, outlet: &Outlet) -> Result<u64, StoreError> {
         let unsaved = shadow.take_unsaved();
-        match self.write(shadow, &unsaved, outlet) {
+        let mut written = self.write(shadow, &unsaved, outlet);
+        // On a full disk there may be images that nothing needs any more.
+        if written.as_ref().is_err_and(StoreError::is_full)
+            && self.store.prune().is_ok_and(|p| p != Pruned::default())
+        {
+            written = self.write(shadow, &unsaved, outlet);
+        }
+        match written {
             Ok(bytes) => {
                 self.output_done = shadow.output_tail;
                 self.commits += 1;

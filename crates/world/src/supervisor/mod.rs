@@ -235,7 +235,10 @@ impl Supervisor {
             }
             let asked = world().requests.swap(0, Ordering::AcqRel) | self.serve_control();
             if asked & request::MAIN_ENDED != 0 || imaged().main_exit.load(Ordering::Acquire) != 0 {
-                if let Some(code) = self.try_finish()? {
+                // Each attempt writes all that has changed: one that failed is not repeated at once.
+                if self.next_attempt().is_none_or(|at| at <= monotonic_ns())
+                    && let Some(code) = self.try_finish()?
+                {
                     return Ok(End::Exited(code));
                 }
                 continue;
@@ -294,11 +297,20 @@ impl Supervisor {
     }
 
     fn next_due(&self) -> Option<u64> {
+        if let Some(at) = self.next_attempt().filter(|_| imaged().main_exit.load(Ordering::Acquire) != 0) {
+            // Nothing else is done any more.
+            return [Some(at), self.control.due()].into_iter().flatten().min();
+        }
         let retry = self.outlet.is_stuck().then(|| monotonic_ns() + 5_000_000);
         [self.image_due, self.kill_due, self.move_due, self.status_due, self.control.due(), retry]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// When an image that could not be stored is tried again.
+    fn next_attempt(&self) -> Option<u64> {
+        self.save_failing.then_some(self.store_due)
     }
 
     /// Sleeps until something happens; a signal that ends the World, if one came.
