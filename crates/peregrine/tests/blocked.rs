@@ -1,5 +1,7 @@
 //! A program ends when `main` does, whatever keeps its other threads; and who keeps it waiting is named.
 
+mod examples;
+
 use peregrine::{Builder, Sender, channel, sleep};
 use peregrine_sys::signal::{self, number};
 use std::fs::read_to_string;
@@ -73,8 +75,7 @@ fn a_thread_that_blocks_its_node_is_named_and_ended_with_the_program() {
 
 /// Runs the example `blocks` with a store, or from one: exit code, and what it said on standard error.
 fn blocks(how: &str, variable: &str, dir: &Path) -> (Option<i32>, String) {
-    let test = std::env::current_exe().unwrap();
-    let mut command = Command::new(test.ancestors().nth(2).unwrap().join("examples/blocks"));
+    let mut command = Command::new(examples::example("blocks"));
     command.arg(how).env(variable, dir.join("store")).env("PEREGRINE_OUTPUT", dir.join("output"));
     command.env("PEREGRINE_NODES", "2").env("PEREGRINE_END_PATIENCE", "700").stdin(Stdio::null());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();

@@ -3,18 +3,15 @@
 //! Each test runs an example program as a user would, kills its supervisor with SIGKILL (which ends every process of the World)
 //! at some moment, resumes it, and compares what it wrote with an undisturbed run.
 
+mod examples;
+
+use examples::{as_built, example};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-
-/// The example `name`, which cargo builds beside this test.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("examples").join(name)
-}
 
 struct Life<'a> {
     program: &'a Path,
@@ -276,7 +273,7 @@ fn fixed(name: &str) -> Option<PathBuf> {
         println!("SKIPPED: the C library is not there for static linking (Debian: libc6-dev)");
         return None;
     }
-    let program = example(name);
+    let program = as_built(name);
     // The second half of an ELF header's type: 2 is an executable at a fixed address.
     assert_eq!(std::fs::read(&program).expect("the program")[16], 2);
     Some(program)

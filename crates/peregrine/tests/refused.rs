@@ -3,6 +3,9 @@
 //!
 //! Each test runs an example program as a user would. Where the machine does not grant what a test needs, it says so.
 
+mod examples;
+
+use examples::example;
 use peregrine_sys::linux_raw_sys::general::__NR_personality;
 use peregrine_sys::process::{CALL_USERFAULTFD, forbid_call};
 use std::fs;
@@ -10,12 +13,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// The example `name`, which cargo builds beside this test.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own path");
-    test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("examples").join(name)
-}
 
 fn steps(rounds: &str) -> Command {
     let mut c = Command::new(example("steps"));

@@ -242,11 +242,17 @@ pub const SIGURG: Signo = 23;
 /// # Errors
 /// ESRCH: no such thread.
 pub fn interrupt_thread(tid: i32) -> Result<(), Errno> {
+    interrupt_after(tid, || ())
+}
+
+/// [`interrupt_thread`]; `meanwhile` is what another thread does between the look at what is done about the signal and our own handler.
+fn interrupt_after(tid: i32, meanwhile: impl FnOnce()) -> Result<(), Errno> {
     extern "C" fn nothing(_: Signo, _: *mut SigInfo, _: *mut UContext) {}
     let mut now = Disposition { handler: 0, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: the kernel writes the struct, which has its layout.
     check(unsafe { syscall6(k::__NR_rt_sigaction, SIGURG as usize, 0, &raw mut now as usize, 8, 0, 0) })?;
     if now.handler <= 1 {
+        meanwhile();
         let act = action(nothing, HandlerFlags::ONCE_ON_ALTSTACK, 0);
         // SAFETY: a handler that does nothing is sound everywhere; both structs have the kernel's layout.
         check(unsafe {
@@ -296,6 +302,40 @@ mod tests {
             }
             is_over.store(true, Ordering::Release);
         });
+    }
+
+    static CALLED: AtomicU32 = AtomicU32::new(0);
+
+    extern "C" fn own(_: Signo, _: *mut SigInfo, _: *mut UContext) {
+        CALLED.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_handler_that_the_program_installs_at_the_same_time_is_put_back_and_called() {
+        // In a process of its own: other tests interrupt too, and what is done about a signal is the process's.
+        let alone = ["--exact", "--ignored", "signal::tests::helper_installs_a_handler_meanwhile"];
+        let me = std::env::current_exe().expect("known");
+        let o = std::process::Command::new(me).args(alone).output().expect("it starts");
+        let said = String::from_utf8_lossy(&o.stdout);
+        assert!(o.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "run by the test above"]
+    fn helper_installs_a_handler_meanwhile() {
+        // SAFETY: only asks.
+        let now = || unsafe { change(SIGURG, None) }.expect("there is such a signal");
+        assert_eq!(now().handler, 0);
+        let mut installed = None;
+        let meanwhile = || {
+            // SAFETY: the handler adds to an atomic.
+            unsafe { install(SIGURG, own, HandlerFlags::ON_ALTSTACK) }.expect("installed");
+            installed = Some(now());
+        };
+        // A signal that a thread sends to itself is delivered before the call returns.
+        interrupt_after(crate::process::thread_id(), meanwhile).expect("this thread runs");
+        assert_eq!(Some(now()), installed);
+        assert_eq!(CALLED.load(Ordering::Relaxed), 1);
     }
 
     #[test]

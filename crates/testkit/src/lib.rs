@@ -20,6 +20,7 @@ mod slow;
 pub use slow::lingering;
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -60,7 +61,7 @@ macro_rules! tests {
 }
 
 /// The variable by which a child learns which test it is.
-const CHILD: &str = "TESTKIT_CHILD";
+pub const CHILD: &str = "TESTKIT_CHILD";
 /// What a child prints before the reason of a skip.
 pub const SKIP: &str = "testkit-skip:";
 /// A test that takes longer is killed and counts as failed: a trap that is never answered would hang for ever. Long runs set
@@ -184,13 +185,20 @@ fn run(name: &str) -> (Verdict, String) {
 /// Its status, its standard output, and that with its standard error.
 fn run_child(name: &str, limit: Duration) -> (Option<std::process::ExitStatus>, String, String) {
     let me = std::env::current_exe().expect("a running program has a path");
-    let mut child = Command::new(me)
-        .env(CHILD, name)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("this program can be run again");
+    let mut command = Command::new(me);
+    command.env(CHILD, name).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Whoever kills the harness does not know of the child. The kernel counts as the parent the OS thread that started it: this
+    // one, which waits for it.
+    let harness = std::process::id();
+    // SAFETY: two system calls, nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            peregrine_sys::process::die_with_parent();
+            let orphan = std::os::unix::process::parent_id() != harness;
+            if orphan { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
+        });
+    }
+    let mut child = command.spawn().expect("this program can be run again");
     // Both pipes are drained while the child runs, so that it never waits for us.
     let drain = |mut pipe: Box<dyn Read + Send>| {
         std::thread::spawn(move || {

@@ -9,6 +9,9 @@
 //! random. `count` instead of N only counts. The table lies in the part of the control memory that no rollback takes
 //! back, so it tells the whole story at the end: which structure was left half done how often.
 //!
+//! `N@NAME,NAME` has kills at these places only. `others-N` kills *another* node each time, and keeps the visitor where it is until the
+//! rollback resets it: what a survivor holds of its own (what its kernel was told, windows, guards) is then left half changed too.
+//!
 //! Between two kills the World has time for an image, else it would never advance; but points of the recovery itself kill at
 //! any time, so that a second node dies while the first is being mourned.
 //!
@@ -99,8 +102,8 @@ mod unarmed {
 #[cfg(feature = "killpoints")]
 mod armed {
     use super::{NAMES, Point};
-    use crate::control::world;
-    use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
+    use crate::control::{node, world};
+    use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, spin_loop};
     use peregrine_sys::signal::{self, number};
     use peregrine_sys::{process, timer::monotonic_ns};
 
@@ -108,6 +111,9 @@ mod armed {
     const COUNT: usize = NAMES.len();
     /// Time for an image between two kills.
     const PEACE_NS: u64 = 7_000_000;
+
+    /// How long a visitor waits at most to be reset.
+    const LINGERS_NS: u64 = 3_000_000_000;
 
     /// Counts of all points, in the control memory.
     #[repr(C)]
@@ -117,6 +123,8 @@ mod armed {
         random: AtomicU64,
         /// Nodes killed that the supervisor has not buried yet.
         unburied: AtomicU32,
+        /// Not 0: another node is killed, and the visitor reset.
+        others: AtomicU32,
         points: [Counts; COUNT],
     }
 
@@ -220,6 +228,9 @@ mod armed {
         if process::pid() as u32 == world().supervisor.load(Ordering::Relaxed) {
             return;
         }
+        let others = t.others.load(Ordering::Relaxed) != 0;
+        let victim = if others { another_node() } else { Some(process::pid()) };
+        let Some(victim) = victim else { return };
         // Another node may have taken the last.
         let take = |n: u32| n.checked_sub(1);
         if c.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
@@ -229,7 +240,30 @@ mod armed {
         c.kills.fetch_add(1, Ordering::Relaxed);
         t.not_before.store(0, Ordering::Relaxed);
         t.unburied.fetch_add(1, Ordering::Relaxed);
-        let _ = signal::kill(process::pid(), number::KILL);
+        let _ = signal::kill(victim, number::KILL);
+        // For longer than any rollback takes to begin; if none does, for the victim was another's or the World ends, it goes on.
+        let until = monotonic_ns() + LINGERS_NS;
+        while others && monotonic_ns() < until {
+            spin_loop();
+        }
+    }
+
+    /// Process of a living node other than this one.
+    fn another_node() -> Option<i32> {
+        let w = world();
+        // SAFETY: on a node.
+        let me = unsafe { peregrine_thread::carrier::carrier() }.node;
+        let nodes = (0..w.node_count.load(Ordering::Relaxed)).filter(|n| *n != me).map(node);
+        let pids =
+            nodes.filter(|n| n.ready.load(Ordering::Acquire) != 0).map(|n| n.pid.load(Ordering::Relaxed));
+        pids.map(|pid| pid as i32).find(|pid| *pid > 0)
+    }
+
+    /// Whether a node that comes by is killed now, if there are kills left for the place: a program that comes by few times waits
+    /// for it.
+    pub fn is_open() -> bool {
+        let gate = world().kill_points.not_before.load(Ordering::Relaxed);
+        gate != 0 && monotonic_ns() >= gate
     }
 
     /// Whether the node that was found dead died at a kill point: nobody is to blame for that, though on a slow machine
@@ -270,11 +304,18 @@ mod armed {
         let t = &world().kill_points;
         t.random.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, Ordering::Relaxed);
         let text = std::env::var("PEREGRINE_KILL_POINTS").unwrap_or_default();
-        let kills: u32 = text.parse().unwrap_or(0);
+        let (kills, places) = text.split_once('@').map_or((&*text, None), |(n, names)| (n, Some(names)));
+        let others = kills.strip_prefix("others-");
+        t.others.store(others.is_some().into(), Ordering::Relaxed);
+        let kills: u32 = others.unwrap_or(kills).parse().unwrap_or(0);
+        let is_meant = |i: usize| places.is_none_or(|p| p.split(',').any(|name| name == NAMES[i].1));
+        let is_of_recovery = |i: usize| (Point::ResetHeard as usize..=Point::NodeReady as usize).contains(&i);
         for (i, c) in t.points.iter().enumerate() {
             // A World gives up when too many nodes in a row die before they can run.
             let before_ready = (Point::NodeBorn as usize..=Point::NodeTracks as usize).contains(&i);
             let kills = if before_ready { kills.min(5) } else { kills };
+            // Who is reset already is not reset by the death of another.
+            let kills = if is_meant(i) && !(others.is_some() && is_of_recovery(i)) { kills } else { 0 };
             c.left.store(kills, Ordering::Relaxed);
             c.pass.store(to_pass(t, i), Ordering::Relaxed);
         }

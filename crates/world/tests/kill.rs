@@ -7,8 +7,8 @@
 mod program;
 
 use peregrine_world::killpoint::{self, Tallied};
-use peregrine_world::{Config, median_ms, run_with};
-use program::{Plan, oracle};
+use peregrine_world::{Config, TrustedDomain, median_ms, run_with, sleep};
+use program::{Plan, config, oracle};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,8 +18,18 @@ use testkit::Outcome;
 const RARE: [&str; 6] =
     ["QueueStale", "LockFreed", "MailForwarded", "DomainEntered", "DomainListed", "DomainAsked"];
 
-/// Runs the program in a World of this process, and compares what it printed.
+/// Runs the program that uses everything.
 fn run(kills: &str, plan: &Plan) -> Vec<Tallied> {
+    run_program(program::main, oracle, kills, plan)
+}
+
+/// Runs a program in a World of this process, and compares what it printed.
+fn run_program(
+    program: fn(Plan) -> u64,
+    oracle: fn(u64) -> String,
+    kills: &str,
+    plan: &Plan,
+) -> Vec<Tallied> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let output = dir.path().join("output");
     // SAFETY: the process has one thread.
@@ -33,10 +43,10 @@ fn run(kills: &str, plan: &Plan) -> Vec<Tallied> {
         move_every: Some(Duration::from_millis(2)),
         output: Some(output.clone()),
         seed: seed.into(),
-        ..program::config()
+        ..config()
     };
     println!("seed {seed}, {kills} kills at each place");
-    let ended = run_with(config, program::main, plan).expect("a World");
+    let ended = run_with(config, program, plan).expect("a World");
     assert_eq!(ended.code, 0);
     let rounds: u64 = ended.value().expect("main returned");
     let found = std::fs::read_to_string(&output).expect("the output");
@@ -102,9 +112,49 @@ fn a_node_killed_at_any_step_leaves_every_structure_to_be_put_right() -> Outcome
     Outcome::Passed
 }
 
+/// Who survives is dropped in the middle of whatever it does. What it holds of its own, and of what it told its kernel, no rollback
+/// brings back.
+fn a_node_reset_at_any_step_holds_what_the_image_says() -> Outcome {
+    let table = run("others-1", &Plan { rounds: (20, 100_000), seconds: 60.0, more: true });
+    let resets = |t: &&Tallied| t.kills != 0;
+    println!("reset at {} of {} places", table.iter().filter(resets).count(), table.len());
+    for name in ["DispositionTold", "DispositionSet", "DispositionCounted", "DispositionFollowed"] {
+        assert!(table.iter().filter(resets).any(|t| t.name == name), "nobody was reset at {name}");
+    }
+    Outcome::Passed
+}
+
+/// Opens as many domains as a World can have, each when a node that comes by would be killed.
+fn opens_domains(_: Plan) -> u64 {
+    for k in 0..8u64 {
+        while !killpoint::is_open() {
+            sleep(Duration::from_millis(1));
+        }
+        let domain = TrustedDomain::open(&format!("number {k}"), || {}).unwrap();
+        assert_eq!(domain.run(|| k + 7), Ok(k + 7));
+    }
+    println!("8 domains");
+    0
+}
+
+/// There are so many domains and no more, so the program that uses everything comes by too few times.
+fn a_node_killed_while_it_makes_a_domain_leaves_the_table_of_domains_right() -> Outcome {
+    const PLACES: [&str; 3] = ["DomainEntered", "DomainListed", "DomainAsked"];
+    let plan = Plan { rounds: (0, 0), seconds: 0.0, more: false };
+    let oracle = |_| "8 domains\n".to_owned();
+    let table = run_program(opens_domains, oracle, &format!("2@{}", PLACES.join(",")), &plan);
+    for t in table.iter().filter(|t| PLACES.contains(&t.name)) {
+        println!("{}: {} hits, {} kills", t.name, t.hits, t.kills);
+        assert!(t.kills > 0, "never killed at {}", t.name);
+    }
+    Outcome::Passed
+}
+
 fn main() -> ExitCode {
     testkit::main(testkit::tests![
         every_place_is_reached_by_a_program_that_uses_everything,
         a_node_killed_at_any_step_leaves_every_structure_to_be_put_right,
+        a_node_reset_at_any_step_holds_what_the_image_says,
+        a_node_killed_while_it_makes_a_domain_leaves_the_table_of_domains_right,
     ])
 }

@@ -34,9 +34,10 @@ pub(super) fn run(options: &ResumeOptions) -> ExitCode {
     let ended = peregrine::resume(config, |r| {
         if !quiet {
             eprintln!(
-                "peregrine: going on with image {} (life {}): {} threads, {:.1} MiB read in {:.1} ms",
+                "peregrine: going on with image {} (life {}): {:.2} s of work are kept; {} threads, {:.1} MiB read in {:.1} ms",
                 r.sequence,
                 r.generation,
+                r.kept_ns as f64 / 1e9,
                 r.threads,
                 r.pages as f64 / 256.0,
                 r.load_ns as f64 / 1e6

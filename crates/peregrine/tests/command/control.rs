@@ -1,5 +1,6 @@
 //! What can be asked of a World that runs, how it is stopped, and what is left of it.
 
+use super::examples::example;
 use super::scene::{Scene, World, parent, said, text, wait_until};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -31,22 +32,6 @@ fn ps_migrate_and_checkpoint_reach_a_living_world() {
     }
     let o = scene.run(&["checkpoint"]);
     assert!(o.status.success() && text(&o.stdout).contains("is complete"), "{}", said(&o));
-}
-
-/// The example of that name. `cargo test` builds it beside the tests; `cargo test --test command` alone does not.
-fn example(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().expect("known");
-    let profile = tests.ancestors().nth(2).expect("target/PROFILE/deps");
-    let path = profile.join("examples").join(name);
-    if !path.exists() {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().expect("cargo is there").success());
-    }
-    path
 }
 
 #[test]
@@ -130,6 +115,19 @@ fn ps_tells_the_truth_about_nodes_threads_and_images() {
     assert!(o.status.success(), "{}", said(&o));
     let held = of_thread(&told(&scene), "rank 1");
     assert!(held["image_age_ms"].as_f64().is_some_and(|ms| (0.0..60_000.0).contains(&ms)), "{held}");
+}
+
+#[test]
+fn a_move_that_is_said_to_be_done_is_done() {
+    let scene = Scene::new();
+    // One thread that computes, and that nobody else moves: a node gives away only what waits for its turn.
+    let _world = scene.long_world_of(1, &["--move-every", "0"]);
+    for node in [1, 0, 1, 0] {
+        let o = scene.run(&["migrate", "rank 0", &node.to_string()]);
+        assert!(o.status.success(), "{}", said(&o));
+        let now = told(&scene);
+        assert_eq!(of_thread(&now, "rank 0")["node"], node, "{now}");
+    }
 }
 
 #[test]

@@ -81,13 +81,31 @@ fn a_world_that_was_killed_as_a_whole_goes_on_from_its_store() {
     let mut world = World { child: child.expect("it starts") };
     let mut lines = BufReader::new(world.child.stderr.take().expect("piped")).lines();
     let line = lines.next().expect("it speaks").expect("text");
-    assert!(line.contains("going on with image"), "{line}");
+    let kept = kept(&line);
+    assert!(kept > 0.0, "{line}");
     wait_until("its threads run again", || scene.status().contains("\"rank 1\""));
+    let o = scene.run(&["checkpoint"]);
+    assert!(text(&o.stdout).contains("on disk"), "{}", said(&o));
     // Stopped, it tells how to go on.
     world.signal("-INT");
     let rest: Vec<String> = lines.map_while(Result::ok).collect();
     assert_eq!(world.child.wait().expect("it ends").code(), Some(130), "{rest:?}");
     assert!(rest.iter().any(|l| l.contains(&format!("`peregrine resume {store}` goes on"))), "{rest:?}");
+
+    // What both lives have done is kept.
+    let child = scene.command(&["resume", store]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut world = World { child: child.expect("it starts") };
+    let mut line = String::new();
+    BufReader::new(world.child.stderr.take().expect("piped")).read_line(&mut line).expect("it speaks");
+    assert!(self::kept(&line) > kept, "{line}");
+}
+
+/// Seconds of work that a resume says are kept.
+fn kept(line: &str) -> f64 {
+    assert!(line.contains("going on with image"), "{line}");
+    let words: Vec<&str> = line.split(' ').collect();
+    let unit = words.windows(5).position(|w| w.join(" ") == "s of work are kept;").expect("it says so");
+    words[unit - 1].parse().expect("a number")
 }
 
 /// Changes a byte in the middle of each file, and back.

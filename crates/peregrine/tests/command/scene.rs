@@ -32,15 +32,23 @@ impl Scene {
 
     /// A World that runs for longer than any test: it waits for a kill that does not come.
     pub(crate) fn long_world(&self) -> World {
+        self.long_world_of(3, &[])
+    }
+
+    /// The same with so many threads, and with more arguments.
+    pub(crate) fn long_world_of(&self, threads: u32, more: &[&str]) -> World {
         let child = self
-            .command(&["run", "cg", "--class", "B", "--threads", "3", "--quiet"])
+            .command(&["run", "cg", "--class", "B", "--threads", &threads.to_string(), "--quiet"])
             .args(["--kill-every", "1d", "--kills", "1"])
+            .args(more)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("the command starts");
         let world = World { child };
-        wait_until("the World is seen and its threads run", || self.status().contains("\"rank 2\""));
+        wait_until("the World is seen and its threads run", || {
+            self.status().contains(&format!("\"rank {}\"", threads - 1))
+        });
         world
     }
 

@@ -65,6 +65,8 @@ struct Control {
     statics_template: Vec<u8>,
     /// Monotonic clock at the image.
     clock_ns: u64,
+    /// How long the World had run, all lives together, less what was lost with each.
+    ran_ns: u64,
     /// Where output goes, and how much of each descriptor's had been committed before and with this image.
     sink: Sink,
 }
@@ -75,6 +77,8 @@ pub(super) struct Durable {
     generation: Generation,
     contract: Contract,
     strings_len: usize,
+    /// When the World would have begun if all that is kept had been done in one life.
+    begun_ns: u64,
     /// Output position of the last disk image.
     output_done: u64,
     commits: u64,
@@ -95,6 +99,8 @@ pub struct Resumed {
     pub load_ns: u64,
     /// Output bytes written again.
     pub repeated_bytes: u64,
+    /// How long the World had run when the image was taken, ns: the work that is kept. All lives together, less what was lost with each.
+    pub kept_ns: u64,
 }
 
 impl Durable {
@@ -106,7 +112,8 @@ impl Durable {
         let world = WorldId::random().map_err(DurableError::Random)?;
         let mut store = Store::create(dir, world, &exe, build)?;
         let generation = store.claim_generation(None)?;
-        Ok(Self { store, generation, contract, strings_len, output_done: 0, commits: 0 })
+        let begun_ns = monotonic_ns();
+        Ok(Self { store, generation, contract, strings_len, begun_ns, output_done: 0, commits: 0 })
     }
 
     /// Opens the store in `dir` and reads its latest image, or the one that is `wanted`, into the shadow; all of it must then be
@@ -154,10 +161,13 @@ impl Durable {
             pages,
             load_ns: monotonic_ns() - begun,
             repeated_bytes,
+            kept_ns: control.ran_ns,
         };
         world().released.store(shadow.output_tail, Ordering::Release);
         let output_done = shadow.output_tail;
-        let me = Self { store, generation, contract, strings_len, output_done, commits: 0 };
+        // On a machine that was started a moment ago this may lie before its start.
+        let begun_ns = monotonic_ns().wrapping_sub(control.ran_ns);
+        let me = Self { store, generation, contract, strings_len, begun_ns, output_done, commits: 0 };
         Ok((me, resumed, control.clock_ns))
     }
 
@@ -200,6 +210,7 @@ impl Durable {
             strings: strings(self.strings_len),
             statics_template: statics_template(),
             clock_ns: monotonic_ns(),
+            ran_ns: monotonic_ns().wrapping_sub(self.begun_ns),
             sink: outlet.sink_after(shadow.output_tail),
         };
         let new_output = output::raw(self.output_done, shadow.output_tail);
