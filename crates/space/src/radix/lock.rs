@@ -40,12 +40,10 @@ pub(crate) struct Attempt<'a> {
     pub(crate) wait: &'a dyn Fn(Owner) -> bool,
 }
 
-/// What came of taking a free slot's lock.
-#[derive(PartialEq, Eq)]
-enum Won {
-    Yes,
+/// Why a free slot's lock was not taken.
+enum Lost {
     /// Somebody was faster.
-    No,
+    Race,
     /// The member has fallen out of the epoch.
     Outside,
 }
@@ -58,41 +56,58 @@ impl<'m> Tree<'_, 'm> {
             let at = self.descend(attempt.me, pages);
             return self.lock_node(attempt, at, pages).map(|()| at);
         };
-        if pages.end - pages.start == 1 && self.lock_page(attempt, at, pages) {
-            return Ok(at);
-        }
         self.lock_node(attempt, at, pages).map(|()| at)
     }
 
-    /// Locks one page's slot if nobody has it, which is what most locks are.
+    /// Locks one page's slot if the member's last walk came to its node and nobody has it, which is what most locks are. `turn` is the one
+    /// in which the operation began.
     #[inline]
-    fn lock_page(&self, attempt: &Attempt<'_>, at: At, pages: &Range<u64>) -> bool {
-        let (slot, word) = self.slot(at, at.pages_among(pages).start);
+    pub(crate) fn lock_page(&self, me: &Handle, by: Owner, turn: u16, page: u64) -> Option<Spot<'m>> {
+        let pages = page..page + 1;
+        let at = self.revisit(me, &pages)?;
+        let index = at.pages_among(&pages).start;
+        let (slot, word) = self.slot(at, index);
         if word.shape() != Shape::Terminal(None) {
-            return false;
+            return None;
         }
-        self.count(attempt.me, at.node, 1);
-        let won = self.win(attempt, at, slot, word) == Won::Yes;
-        if !won {
-            self.count(attempt.me, at.node, -1);
+        self.count(me, at.node, 1);
+        match self.win(me, by, turn, at, slot, word) {
+            Ok(slot) => Some(Spot { at, index, slot }),
+            Err(_) => {
+                self.count(me, at.node, -1);
+                None
+            }
         }
-        won
     }
 
-    /// Takes the lock of a free slot, a use of whose node is counted.
+    /// Takes the lock of a free slot, a use of whose node is counted; tells where the slot is then.
     #[inline]
-    fn win(&self, attempt: &Attempt<'_>, at: At, slot: Slot<'m>, word: SlotWord) -> Won {
-        if !slot.exchange(word, word.locked(attempt.by)) {
-            return Won::No;
+    fn win(
+        &self,
+        me: &Handle,
+        by: Owner,
+        turn: u16,
+        at: At,
+        slot: Slot<'m>,
+        word: SlotWord,
+    ) -> Result<Slot<'m>, Lost> {
+        if !slot.exchange(word, word.locked(by)) {
+            return Err(Lost::Race);
         }
-        if !self.spaces.refcache().is_still_in(attempt.me, attempt.turn) {
+        if !self.spaces.refcache().is_still_in(me, turn) {
             // The slot may not be what it was: if it still shows this lock, it is ours to remove.
-            slot.exchange(word.locked(attempt.by), word);
-            return Won::Outside;
+            slot.exchange(word.locked(by), word);
+            return Err(Lost::Outside);
         }
-        attempt.me.step(Step::Locked);
-        self.keep_apart(attempt.me, at, slot, slot.value().is_mapped());
-        Won::Yes
+        me.step(Step::Locked);
+        Ok(self.keep_apart(me, at, slot, slot.value().is_mapped()))
+    }
+
+    /// Whether `page` lies where the member's last walk ended. A hint: whether that still holds is not asked.
+    #[inline]
+    pub(crate) fn was_here(&self, me: &Handle, page: u64) -> bool {
+        let last = me.last.get();
+        last.root == self.root && last.base == page & !(FANOUT as u64 - 1)
     }
 
     /// The node of single pages to which the member's last walk came, if that still holds and spans `pages`.
@@ -171,13 +186,13 @@ impl<'m> Tree<'_, 'm> {
                             self.count(attempt.me, at.node, more);
                             pinned += more;
                         }
-                        match self.win(attempt, at, slot, word) {
-                            Won::No => continue,
-                            Won::Outside => {
+                        match self.win(attempt.me, attempt.by, attempt.turn, at, slot, word) {
+                            Err(Lost::Race) => continue,
+                            Err(Lost::Outside) => {
                                 result = interrupted;
                                 break 'slots;
                             }
-                            Won::Yes => locked += 1,
+                            Ok(_) => locked += 1,
                         }
                         break;
                     }
