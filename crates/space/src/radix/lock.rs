@@ -8,10 +8,11 @@
 //! **Where walks begin.** The way down to the lowest node that spans the range is gone once, when the lock is taken; all
 //! later walks of the operation begin there ([`Tree::lock`] tells where). It can't go meanwhile: a lock in it or under it is a use.
 //!
-//! **Where the last walk ended.** A member often works where it did before, so it notes the node of single pages that its walk came
+//! **Where the last walks ended.** A member often works where it did before, so it notes the node of single pages that its walk came
 //! to, and the state of its part in the epoch before the walk. As long as that is the same, the member has flushed nothing
 //! since and was not expelled; so the epoch has moved on by one at most, the node's link, whose mark the walk took away,
-//! can't have been cut, and the next operation there begins at the node.
+//! can't have been cut, and the next operation there begins at the node. It notes two, for who works at its own place and at a
+//! neighbour's in turn.
 //!
 //! Each lock held in a node counts as one use of it, so a node in which somebody holds a lock does not collapse, however long the
 //! holder is stopped. The count goes up before the slot is locked and down after it is unlocked.
@@ -59,7 +60,7 @@ impl<'m> Tree<'_, 'm> {
         self.lock_node(attempt, at, pages).map(|()| at)
     }
 
-    /// Locks one page's slot if the member's last walk came to its node and nobody has it, which is what most locks are. `turn` is the one
+    /// Locks one page's slot if one of the member's last walks came to its node and nobody has it, which is what most locks are. `turn` is the one
     /// in which the operation began.
     #[inline]
     pub(crate) fn lock_page(&self, me: &Handle, by: Owner, turn: u16, page: u64) -> Option<Spot<'m>> {
@@ -103,20 +104,26 @@ impl<'m> Tree<'_, 'm> {
         Ok(self.keep_apart(me, at, slot, slot.value().is_mapped()))
     }
 
-    /// Whether `page` lies where the member's last walk ended. A hint: whether that still holds is not asked.
+    /// Where one of the member's last walks ended, if that node spans `pages`. Whether it still holds is not asked.
     #[inline]
-    pub(crate) fn was_here(&self, me: &Handle, page: u64) -> bool {
-        let last = me.last.get();
-        last.root == self.root && last.base == page & !(FANOUT as u64 - 1)
+    fn last_at(&self, me: &Handle, pages: &Range<u64>) -> Option<Last> {
+        me.last.iter().map(core::cell::Cell::get).find(|last| {
+            last.root == self.root && pages.start >= last.base && pages.end <= last.base + FANOUT as u64
+        })
     }
 
-    /// The node of single pages to which the member's last walk came, if that still holds and spans `pages`.
+    /// Whether `page` lies where one of the member's last walks ended: a hint.
+    #[inline]
+    pub(crate) fn was_here(&self, me: &Handle, page: u64) -> bool {
+        self.last_at(me, &(page..page + 1)).is_some()
+    }
+
+    /// The node of single pages to which one of the member's last walks came, if that still holds and spans `pages`.
     #[inline]
     fn revisit(&self, me: &Handle, pages: &Range<u64>) -> Option<At> {
-        let last = me.last.get();
-        let holds = last.root == self.root && last.moment == self.spaces.refcache().moment(me);
-        let spans = pages.start >= last.base && pages.end <= last.base + FANOUT as u64;
-        (holds && spans).then_some(At { node: last.node, level: 0, base: last.base })
+        let last = self.last_at(me, pages)?;
+        let holds = last.moment == self.spaces.refcache().moment(me);
+        holds.then_some(At { node: last.node, level: 0, base: last.base })
     }
 
     /// The lowest node that spans `pages`, reviving what it comes through.
@@ -130,7 +137,12 @@ impl<'m> Tree<'_, 'm> {
             let found = At { node, level, base: pages.start >> (shift + BITS) << (shift + BITS) };
             if differ >> shift != 0 || level == 0 {
                 if level == 0 {
-                    me.last.set(Last { root: self.root, node, base: found.base, moment });
+                    let [latest, before] = &me.last;
+                    // What was noted of this node no longer holds, or it would not have been walked to.
+                    if latest.get().root != self.root || latest.get().base != found.base {
+                        before.set(latest.get());
+                    }
+                    latest.set(Last { root: self.root, node, base: found.base, moment });
                 }
                 return found;
             }

@@ -1,4 +1,4 @@
-//! `map_and_admit` and `unmap` of one page whose node the member's last walk came to: what members do most, and whoever compares
+//! `map_and_admit` and `unmap` of one page whose node one of the member's last walks came to: what members do most, and whoever compares
 //! an address space with the bare calls to the kernel does nothing else.
 //!
 //! The shape is that of [`super`], step for step, with the slot in hand from the lock to the unlock: one slot of a node of
