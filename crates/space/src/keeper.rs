@@ -53,7 +53,10 @@ impl<F: Frames> Reclaim for Keeper<'_, '_, F> {
         match self.spaces.class(id) {
             Class::Node(node) => self.spaces.sever_link(me, node),
             // Readers that found the record before it went have left two epochs ago.
-            Class::Region(_) | Class::Frame(_) => Severed::Dead,
+            Class::Region(_) => Severed::Dead,
+            // The same, but the embedder's cache may have led somebody to the frame: it is a weak link.
+            Class::Frame(frame) if self.frames.forget(me.id(), frame) => Severed::Dead,
+            Class::Frame(_) => Severed::Revived,
         }
     }
 

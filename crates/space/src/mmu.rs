@@ -152,11 +152,22 @@ pub trait Frames {
         None
     }
 
-    /// The frame of page `index` of `object`, or `None` if it can't be had. The embedder's cache may hold it as well: see
-    /// [`Frames::pins`].
+    /// The frame of page `index` of `object`, or `None` if it can't be had. What the embedder keeps in a cache either has a reference of
+    /// the cache's own ([`Member::hold`](crate::Member::hold), [`Frames::pins`]), or is given up when it is [asked](Frames::forget).
     fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId> {
         let _ = (by, object, index);
         None
+    }
+
+    /// Nobody but a cache of the embedder's that holds no reference may have `frame` any more. With `true` it is in the cache no
+    /// longer (it was written back, if need be), and is [released](Frames::release) soon. `false`: since this was last asked, or if it never
+    /// was, [`of_object`](Frames::of_object) has handed the frame out, and who got it may not have counted it yet: this is asked again.
+    ///
+    /// The cache's lock must make one of the two come first: an answer that a frame is forgotten, while somebody is just handed it,
+    /// frees it under its new owner.
+    fn forget(&self, by: MemberId, frame: FrameId) -> bool {
+        let _ = (by, frame);
+        true
     }
 
     /// No record, no view and no lock-free reader has `frame` any more. It may be used again, zeroed first (S2).
@@ -234,6 +245,9 @@ impl<T: Frames> Frames for &T {
     }
     fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId> {
         T::of_object(self, by, object, index)
+    }
+    fn forget(&self, by: MemberId, frame: FrameId) -> bool {
+        T::forget(self, by, frame)
     }
     fn release(&self, by: MemberId, frame: FrameId) {
         T::release(self, by, frame);

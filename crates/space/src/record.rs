@@ -20,7 +20,8 @@ use peregrine_base::{PAGE_SHIFT, PageRange, Protection, VirtAddr};
 pub enum Backing {
     /// Frames of zeroes, one at each page's first fault. Private: `fork` makes them copy-on-write.
     Anonymous,
-    /// As [`Backing::Anonymous`], but a fork shares them.
+    /// As [`Backing::Anonymous`], but a fork shares the frames that there are. A page that nobody touched before the fork has none, and
+    /// each space gets one of its own later: what is to be shared whatever happens is an [`Object`](Self::Object).
     AnonymousShared,
     /// Pages of an object of the embedder (a file), the first one at page `first`. Written in place.
     Object {

@@ -129,3 +129,30 @@ fn a_core_of_the_hybrid_over_its_limit_drops_tables_and_loses_nothing_else() {
         });
     }
 }
+
+/// Rights that views lack are found by a fault, so raising them is nobody's business; lowering them is the business of those who
+/// have the page in view.
+#[test]
+fn raised_rights_interrupt_nobody_and_lowered_ones_who_has_the_page_in_view() {
+    with(6, Tables::Views, |space, members, mmu| {
+        map(space, &mut members[0], 0, 4);
+        for core in [1, 3, 4] {
+            space.store(&mut members[core], addr(2), core as u64).expect("a frame");
+        }
+        let shot = |f: &mut dyn FnMut()| {
+            let before = mmu.counts().shootdowns;
+            f();
+            mmu.counts().shootdowns - before
+        };
+        let all = range(0, 4);
+        let mut protect =
+            |member: usize, rights| shot(&mut || space.protect(&mut members[member], all, rights).unwrap());
+        assert_eq!(protect(0, Protection::Read), 3, "all that wrote it");
+        assert_eq!(protect(0, Protection::ReadWrite), 0, "raised");
+        assert_eq!(protect(0, Protection::ReadWrite), 0, "the same");
+        assert_eq!(protect(3, Protection::None), 2, "its own view is no interrupt");
+        assert_eq!(protect(3, Protection::Read), 0, "raised");
+        assert_eq!(protect(5, Protection::ReadWrite), 0, "raised");
+        assert_eq!(space.store(&mut members[1], addr(2), 9), Ok(4), "found by a fault");
+    });
+}

@@ -27,7 +27,8 @@ pub struct ModelFrames {
     home: Mutex<HashMap<u64, u64>>,
     free: Vec<Mutex<Vec<u32>>>,
     used: Vec<Mutex<bool>>,
-    cached: Mutex<HashMap<(u64, u64), FrameId>>,
+    /// Pages of objects, and whether each was handed out since it was last asked for. The cache has no references.
+    cached: Mutex<HashMap<(u64, u64), (FrameId, bool)>>,
 }
 
 impl ModelFrames {
@@ -84,7 +85,7 @@ impl ModelFrames {
 
     /// Drops the cache's page of an object, as under memory pressure; its reference is the caller's to let go.
     pub fn forget_page(&self, object: u64, index: u64) -> Option<FrameId> {
-        lock(&self.cached).remove(&(object, index))
+        lock(&self.cached).remove(&(object, index)).map(|(frame, _)| frame)
     }
 }
 
@@ -100,16 +101,29 @@ impl Frames for ModelFrames {
 
     fn of_object(&self, by: MemberId, object: u64, index: u64) -> Option<FrameId> {
         let mut cached = lock(&self.cached);
-        if let Some(frame) = cached.get(&(object, index)) {
+        if let Some((frame, handed_out)) = cached.get_mut(&(object, index)) {
+            *handed_out = true;
             return Some(*frame);
         }
         let frame = self.take(by, object * 1000 + index)?;
-        cached.insert((object, index), frame);
+        cached.insert((object, index), (frame, true));
         Some(frame)
     }
 
+    fn forget(&self, _by: MemberId, frame: FrameId) -> bool {
+        let mut cached = lock(&self.cached);
+        let found = cached.iter_mut().find(|(_, (f, _))| *f == frame);
+        let Some((key, (_, handed_out))) = found else { return true };
+        if core::mem::take(handed_out) {
+            return false;
+        }
+        let key = *key;
+        cached.remove(&key);
+        true
+    }
+
     fn release(&self, by: MemberId, frame: FrameId) {
-        lock(&self.cached).retain(|_, f| *f != frame);
+        lock(&self.cached).retain(|_, (f, _)| *f != frame);
         *lock(&self.lives.0[frame.get() as usize]) += 1;
         let was_used = core::mem::replace(&mut *lock(&self.used[frame.get() as usize]), false);
         assert!(was_used, "frame {} was released twice", frame.get());
@@ -126,7 +140,7 @@ impl Frames for ModelFrames {
                 assert!(*lock(&self.used[index as usize]), "frame {index} is in a record and was free");
                 continue;
             }
-            lock(&self.cached).retain(|_, f| *f != frame);
+            lock(&self.cached).retain(|_, (f, _)| *f != frame);
             if core::mem::replace(&mut *lock(&self.used[index as usize]), false) {
                 *lock(&self.lives.0[index as usize]) += 1;
             }

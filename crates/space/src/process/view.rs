@@ -96,6 +96,7 @@ pub(crate) struct View {
 }
 
 /// Calls `f` until no signal interrupted it.
+#[inline]
 pub(crate) fn retry(mut f: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
     loop {
         match f() {

@@ -32,7 +32,7 @@ impl<'m> Tree<'_, 'm> {
     /// Writes a record into a locked slot and moves its references; `before` is told how many uses of the node that adds,
     /// before it does. Tells the same. The caller counts them; a lock held in the node counts meanwhile.
     #[inline]
-    fn replace(&self, me: &Handle, slot: Slot<'m>, new: Value, before: impl FnOnce(i32)) -> i32 {
+    pub(crate) fn replace(&self, me: &Handle, slot: Slot<'m>, new: Value, before: impl FnOnce(i32)) -> i32 {
         let old = slot.value();
         if old == new {
             return 0;

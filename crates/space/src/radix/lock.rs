@@ -8,10 +8,11 @@
 //! **Where walks begin.** The way down to the lowest node that spans the range is gone once, when the lock is taken; all
 //! later walks of the operation begin there ([`Tree::lock`] tells where). It can't go meanwhile: a lock in it or under it is a use.
 //!
-//! **Where the last walk ended.** A member often works where it did before, so it notes the node of single pages that its walk came
+//! **Where the last walks ended.** A member often works where it did before, so it notes the node of single pages that its walk came
 //! to, and the state of its part in the epoch before the walk. As long as that is the same, the member has flushed nothing
 //! since and was not expelled; so the epoch has moved on by one at most, the node's link, whose mark the walk took away,
-//! can't have been cut, and the next operation there begins at the node.
+//! can't have been cut, and the next operation there begins at the node. It notes two, for who works at its own place and at a
+//! neighbour's in turn.
 //!
 //! Each lock held in a node counts as one use of it, so a node in which somebody holds a lock does not collapse, however long the
 //! holder is stopped. The count goes up before the slot is locked and down after it is unlocked.
@@ -40,12 +41,10 @@ pub(crate) struct Attempt<'a> {
     pub(crate) wait: &'a dyn Fn(Owner) -> bool,
 }
 
-/// What came of taking a free slot's lock.
-#[derive(PartialEq, Eq)]
-enum Won {
-    Yes,
+/// Why a free slot's lock was not taken.
+enum Lost {
     /// Somebody was faster.
-    No,
+    Race,
     /// The member has fallen out of the epoch.
     Outside,
 }
@@ -58,50 +57,73 @@ impl<'m> Tree<'_, 'm> {
             let at = self.descend(attempt.me, pages);
             return self.lock_node(attempt, at, pages).map(|()| at);
         };
-        if pages.end - pages.start == 1 && self.lock_page(attempt, at, pages) {
-            return Ok(at);
-        }
         self.lock_node(attempt, at, pages).map(|()| at)
     }
 
-    /// Locks one page's slot if nobody has it, which is what most locks are.
+    /// Locks one page's slot if one of the member's last walks came to its node and nobody has it, which is what most locks are. `turn` is the one
+    /// in which the operation began.
     #[inline]
-    fn lock_page(&self, attempt: &Attempt<'_>, at: At, pages: &Range<u64>) -> bool {
-        let (slot, word) = self.slot(at, at.pages_among(pages).start);
+    pub(crate) fn lock_page(&self, me: &Handle, by: Owner, turn: u16, page: u64) -> Option<Spot<'m>> {
+        let pages = page..page + 1;
+        let at = self.revisit(me, &pages)?;
+        let index = at.pages_among(&pages).start;
+        let (slot, word) = self.slot(at, index);
         if word.shape() != Shape::Terminal(None) {
-            return false;
+            return None;
         }
-        self.count(attempt.me, at.node, 1);
-        let won = self.win(attempt, at, slot, word) == Won::Yes;
-        if !won {
-            self.count(attempt.me, at.node, -1);
+        self.count(me, at.node, 1);
+        match self.win(me, by, turn, at, slot, word) {
+            Ok(slot) => Some(Spot { at, index, slot }),
+            Err(_) => {
+                self.count(me, at.node, -1);
+                None
+            }
         }
-        won
     }
 
-    /// Takes the lock of a free slot, a use of whose node is counted.
+    /// Takes the lock of a free slot, a use of whose node is counted; tells where the slot is then.
     #[inline]
-    fn win(&self, attempt: &Attempt<'_>, at: At, slot: Slot<'m>, word: SlotWord) -> Won {
-        if !slot.exchange(word, word.locked(attempt.by)) {
-            return Won::No;
+    fn win(
+        &self,
+        me: &Handle,
+        by: Owner,
+        turn: u16,
+        at: At,
+        slot: Slot<'m>,
+        word: SlotWord,
+    ) -> Result<Slot<'m>, Lost> {
+        if !slot.exchange(word, word.locked(by)) {
+            return Err(Lost::Race);
         }
-        if !self.spaces.refcache().is_still_in(attempt.me, attempt.turn) {
+        if !self.spaces.refcache().is_still_in(me, turn) {
             // The slot may not be what it was: if it still shows this lock, it is ours to remove.
-            slot.exchange(word.locked(attempt.by), word);
-            return Won::Outside;
+            slot.exchange(word.locked(by), word);
+            return Err(Lost::Outside);
         }
-        attempt.me.step(Step::Locked);
-        self.keep_apart(attempt.me, at, slot, slot.value().is_mapped());
-        Won::Yes
+        me.step(Step::Locked);
+        Ok(self.keep_apart(me, at, slot, slot.value().is_mapped()))
     }
 
-    /// The node of single pages to which the member's last walk came, if that still holds and spans `pages`.
+    /// Where one of the member's last walks ended, if that node spans `pages`. Whether it still holds is not asked.
+    #[inline]
+    fn last_at(&self, me: &Handle, pages: &Range<u64>) -> Option<Last> {
+        me.last.iter().map(core::cell::Cell::get).find(|last| {
+            last.root == self.root && pages.start >= last.base && pages.end <= last.base + FANOUT as u64
+        })
+    }
+
+    /// Whether `page` lies where one of the member's last walks ended: a hint.
+    #[inline]
+    pub(crate) fn was_here(&self, me: &Handle, page: u64) -> bool {
+        self.last_at(me, &(page..page + 1)).is_some()
+    }
+
+    /// The node of single pages to which one of the member's last walks came, if that still holds and spans `pages`.
     #[inline]
     fn revisit(&self, me: &Handle, pages: &Range<u64>) -> Option<At> {
-        let last = me.last.get();
-        let holds = last.root == self.root && last.moment == self.spaces.refcache().moment(me);
-        let spans = pages.start >= last.base && pages.end <= last.base + FANOUT as u64;
-        (holds && spans).then_some(At { node: last.node, level: 0, base: last.base })
+        let last = self.last_at(me, pages)?;
+        let holds = last.moment == self.spaces.refcache().moment(me);
+        holds.then_some(At { node: last.node, level: 0, base: last.base })
     }
 
     /// The lowest node that spans `pages`, reviving what it comes through.
@@ -115,7 +137,12 @@ impl<'m> Tree<'_, 'm> {
             let found = At { node, level, base: pages.start >> (shift + BITS) << (shift + BITS) };
             if differ >> shift != 0 || level == 0 {
                 if level == 0 {
-                    me.last.set(Last { root: self.root, node, base: found.base, moment });
+                    let [latest, before] = &me.last;
+                    // What was noted of this node no longer holds, or it would not have been walked to.
+                    if latest.get().root != self.root || latest.get().base != found.base {
+                        before.set(latest.get());
+                    }
+                    latest.set(Last { root: self.root, node, base: found.base, moment });
                 }
                 return found;
             }
@@ -171,13 +198,13 @@ impl<'m> Tree<'_, 'm> {
                             self.count(attempt.me, at.node, more);
                             pinned += more;
                         }
-                        match self.win(attempt, at, slot, word) {
-                            Won::No => continue,
-                            Won::Outside => {
+                        match self.win(attempt.me, attempt.by, attempt.turn, at, slot, word) {
+                            Err(Lost::Race) => continue,
+                            Err(Lost::Outside) => {
                                 result = interrupted;
                                 break 'slots;
                             }
-                            Won::Yes => locked += 1,
+                            Ok(_) => locked += 1,
                         }
                         break;
                     }

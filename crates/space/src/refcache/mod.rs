@@ -122,8 +122,8 @@ pub struct Handle {
     id: MemberId,
     generation: Generation,
     turn: core::cell::Cell<u16>,
-    /// Where the member's last walk ended: see `radix::lock`.
-    pub(crate) last: core::cell::Cell<Last>,
+    /// Where the member's last walks ended, the latest first: see `radix::lock`.
+    pub(crate) last: [core::cell::Cell<Last>; 2],
     hook: core::cell::Cell<Option<Hook>>,
 }
 
@@ -152,7 +152,7 @@ impl Handle {
             id,
             generation,
             turn: core::cell::Cell::new(0),
-            last: core::cell::Cell::new(Last::NOWHERE),
+            last: [const { core::cell::Cell::new(Last::NOWHERE) }; 2],
             hook: core::cell::Cell::new(None),
         }
     }

@@ -87,7 +87,16 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     ///
     /// # Errors
     /// See [`UnmapError`]; nothing has changed.
+    #[inline]
     pub fn unmap(&self, member: &mut Member<'m>, range: PageRange) -> Result<(), UnmapError> {
+        if range.pages().get() == 1 && self.unmap_page(member, range) {
+            return Ok(());
+        }
+        self.unmap_range(member, range)
+    }
+
+    #[inline(never)]
+    fn unmap_range(&self, member: &mut Member<'m>, range: PageRange) -> Result<(), UnmapError> {
         let pages = pages_of(range).ok_or(UnmapError::BadRange(range))?;
         if pages.is_empty() {
             return Ok(());
@@ -105,8 +114,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             self.finish(member, &operation);
             return Ok(());
         }
-        self.shoot(member, &operation, &found.losers, Change::Drop);
-        self.commit(member, &operation);
+        self.shoot(member, &operation.pages, &found.losers, Change::Drop);
+        self.commit(member, operation.by);
         self.settle(member, &operation, doing, &found);
         self.over(member, operation.by);
         Ok(())
@@ -152,8 +161,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         self.tree()
             .narrow(&member.handle, operation.by, operation.at, &operation.pages, false)
             .map_err(|_| ProtectError::NoNodes(self.spaces.nodes.len()))?;
-        self.shoot(member, operation, &found.losers, Change::Restrict(rights));
-        self.commit(member, operation);
+        self.shoot(member, &operation.pages, &found.losers, Change::Restrict(rights));
+        self.commit(member, operation.by);
         self.settle(member, operation, Doing::Rights(rights), &found);
         Ok(())
     }
@@ -181,24 +190,18 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     }
 
     #[inline]
-    pub(super) fn shoot(
-        &self,
-        member: &Member<'m>,
-        operation: &Operation,
-        losers: &MemberSet,
-        change: Change,
-    ) {
+    pub(super) fn shoot(&self, member: &Member<'m>, pages: &Range<u64>, losers: &MemberSet, change: Change) {
         if losers.is_empty() {
             return;
         }
-        let range = range_of(&operation.pages);
+        let range = range_of(pages);
         self.mmu.shootdown(self.id, member.id(), range, losers, change);
         member.handle.step(Step::ShotDown);
     }
 
     #[inline]
-    pub(super) fn commit(&self, member: &Member<'m>, operation: &Operation) {
-        self.spaces.intent(operation.by.member).commit(operation.by.operation);
+    pub(super) fn commit(&self, member: &Member<'m>, by: Owner) {
+        self.spaces.intent(by.member).commit(by.operation);
         member.handle.step(Step::Committed);
     }
 

@@ -138,6 +138,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         access: Access,
     ) -> Result<Value, FaultError<M::Error>> {
         let (me, addr, write) = (member.id(), addr.page_floor(), access == Access::Write);
+        // An object's frame, and a reference to it.
+        let mut borrowed = None;
         let new = match (value.frame(), value.kind()) {
             (Some(shared), _) if value.is_cow() && write => {
                 let copy = self.copy(member, addr, shared)?;
@@ -155,16 +157,18 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             (None, Kind::Object) => {
                 let (object, base) = self.spaces.region(value);
                 let index = base.wrapping_add(spot.pages().start);
-                let frame = self.frames.of_object(me, object, index).ok_or(FaultError::NoFrame(addr))?;
+                let frame = self.borrow(member, object, index).ok_or(FaultError::NoFrame(addr))?;
+                borrowed = Some(frame);
                 match (value.is_shared(), write) {
                     (true, _) => value.with_frame(frame),
                     (false, false) => value.with_frame(frame).cow(true),
                     (false, true) => {
-                        let copy = self.copy(member, addr, frame)?;
-                        // The object's frame was only read. If nobody has it, it goes back after a review.
-                        let id = self.spaces.frame_id(frame);
-                        self.spaces.refcache().add(&member.handle, &self.spaces, id, 0);
-                        value.with_frame(copy)
+                        // The object's frame is only read. If nobody has it, it goes back after a review.
+                        let copy = self.copy(member, addr, frame);
+                        if copy.is_err() {
+                            self.give_back(member, frame);
+                        }
+                        value.with_frame(copy?)
                     }
                 }
             }
@@ -175,7 +179,30 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         };
         member.handle.step(Step::FrameTaken);
         self.tree().set(&member.handle, spot, new);
+        if let Some(frame) = borrowed {
+            self.give_back(member, frame);
+        }
         Ok(new)
+    }
+
+    /// The frame of an object's page, with a reference. The embedder's cache may have none, so the frame may be under review:
+    /// whoever is asked to [`forget`](Frames::forget) it says no once after it was handed out, and by the time of the next review the reference is
+    /// known, unless the member was stopped in between, and others went on without it.
+    fn borrow(&self, member: &Member<'m>, object: u64, index: u64) -> Option<FrameId> {
+        let (me, refcache) = (&member.handle, self.spaces.refcache());
+        loop {
+            let turn = refcache.enter(me);
+            let frame = self.frames.of_object(me.id(), object, index)?;
+            refcache.add(me, &self.spaces, self.spaces.frame_id(frame), 1);
+            if refcache.is_still_in(me, turn) {
+                return Some(frame);
+            }
+            self.give_back(member, frame);
+        }
+    }
+
+    fn give_back(&self, member: &Member<'m>, frame: FrameId) {
+        self.spaces.refcache().add(&member.handle, &self.spaces, self.spaces.frame_id(frame), -1);
     }
 
     fn copy(

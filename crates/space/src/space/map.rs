@@ -102,7 +102,25 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     ///
     /// # Errors
     /// See [`MapAdmitError`].
+    #[inline]
     pub fn map_and_admit(
+        &self,
+        member: &mut Member<'m>,
+        place: Place,
+        pages: PageCount,
+        mapping: &Mapping,
+    ) -> Result<PageRange, MapAdmitError<M::Error>> {
+        if let (Place::Fixed(start) | Place::FixedNoReplace(start), 1) = (place, pages.get())
+            && let Some(filled) = self.map_page(member, start, mapping)
+        {
+            let range = PageRange::new(start, pages);
+            return filled.map(|()| range).map_err(|error| MapAdmitError::Mmu { range, error });
+        }
+        self.map_range_and_admit(member, place, pages, mapping)
+    }
+
+    #[inline(never)]
+    fn map_range_and_admit(
         &self,
         member: &mut Member<'m>,
         place: Place,
@@ -205,8 +223,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             let doing = Doing::Set(value);
             self.spaces.intent(by.member).begin(by.operation, doing, self.id, &operation.pages);
         }
-        self.shoot(member, operation, &found.losers, Change::Drop);
-        self.commit(member, operation);
+        self.shoot(member, &operation.pages, &found.losers, Change::Drop);
+        self.commit(member, operation.by);
         let mut filled = Ok(());
         if admit {
             // In the set before the view is filled. What was there is gone for good before it is filled anew.

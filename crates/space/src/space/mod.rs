@@ -21,6 +21,7 @@ mod fork;
 mod hole;
 mod look;
 mod map;
+mod page;
 mod recover;
 
 pub use change::{ProtectError, UnmapError};
