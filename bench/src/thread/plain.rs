@@ -41,6 +41,10 @@ static mut SAVED: Vec<usize> = Vec::new();
 static mut AT: usize = 0;
 static mut FS: bool = false;
 
+/// With more contexts than this, what the switch after the next will read is fetched ahead, as the scheduler does it: nothing of
+/// theirs is in the first cache, and a write of the FS base lets no later read begin.
+const FEW: usize = 64;
+
 /// Goes on in the next context of the round. Inlined: contexts that call it from two places would return to where the
 /// processor does not expect them.
 #[inline(always)]
@@ -51,10 +55,14 @@ unsafe fn next() {
         let from = AT;
         let to = if from + 1 == saved.len() { 0 } else { from + 1 };
         AT = to;
+        let at = saved.as_mut_ptr();
+        if saved.len() > FEW {
+            let later = if to + 1 == saved.len() { 0 } else { to + 1 };
+            arch::prefetch(*at.add(later));
+        }
         if FS {
             cpu::set_fs_base(cpu::thread_pointer(), true);
         }
-        let at = saved.as_mut_ptr();
         arch::switch(at.add(from), *at.add(to));
     }
 }
@@ -69,13 +77,16 @@ extern "C" fn turn_for_ever() -> ! {
 /// The switch alone, and with a write of the FS base: two columns.
 pub fn raw_switch(threads: usize, samples: usize) {
     let _ = peregrine_sys::process::pin_to_cpu(CPU);
-    let mut stacks: Vec<Vec<u128>> = (1..threads).map(|_| vec![0u128; 4096 - 8]).collect();
-    // SAFETY: fresh stacks, 16-byte aligned, kept until the round is over.
+    const PAGE: usize = 4096;
+    let mut stacks: Vec<Vec<u8>> = (1..threads).map(|_| vec![0u8; 17 * PAGE]).collect();
+    // SAFETY: fresh stacks, kept until the round is over; of each, the last page boundary and less than a page below it.
     unsafe {
         let saved = (&raw mut SAVED).as_mut().expect("an address");
         saved.push(0);
-        for s in &mut stacks {
-            saved.push(arch::first_frame(s.as_mut_ptr_range().end as usize, turn_for_ever));
+        for (i, s) in stacks.iter_mut().enumerate() {
+            // A line of the page for each in turn, as threads' stacks have it (`layout::header_offset`).
+            let top = (s.as_mut_ptr_range().end as usize & !(PAGE - 1)) - i * 64 % PAGE;
+            saved.push(arch::first_frame(top, turn_for_ever));
         }
     }
     let rounds = rounds_of(threads);

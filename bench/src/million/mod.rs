@@ -1,30 +1,62 @@
 //! A million parked threads on one host: what each takes, how fast they are made and woken; beside tokio's tasks and Go's
 //! goroutines.
 //!
-//! Each thread, task and goroutine holds 200 bytes and waits for a message of its own. Memory is what the machine has less of
-//! when all wait: (`MemAvailable` before - after) / n, so page tables, shared memory and the allocator's slack are in it. What else
-//! runs on the machine is in it too; so beside it stands what is *counted*: the processes' private memory and page tables, and the
-//! blocks of the World's files. The two agree where nothing else runs, but for the kernel's own books of files and processes.
+//! Each thread, task and goroutine holds 200 bytes and waits for a message of its own. They are made in four parts, and after each the
+//! memory in use is read: (`MemAvailable` before - after) / n, so page tables, shared memory and the allocator's slack are in it,
+//! and, of the five readings, what one more takes; [`memory`] says what else is to be minded. *Counted* are the processes' private memory
+//! and page tables, and the blocks of the World's files: where nothing else runs that is the same but for the kernel's own books.
 //! Then each is woken once by a message and ends; the rate is that from the first message to the last result.
 
-use crate::measure::{Options, Samples};
+mod memory;
+
+use crate::measure::Options;
 use crate::report::Report;
+use memory::Used;
 use peregrine_world::{Builder, Config, JoinHandle, Receiver, Sender, StackKind, channel};
-use std::os::unix::fs::MetadataExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// What each holds.
 const HELD: usize = 200;
 
-/// Memory per flow, flows made and woken a second, and how many were packed.
-const COLUMNS: [(&str, &str); 5] = [
+/// They are made in so many parts.
+const PARTS: u64 = 4;
+
+/// Memory per flow, what one more takes, flows made and woken a second, and how many were packed.
+const COLUMNS: [(&str, &str); 6] = [
     ("memory each", "bytes"),
+    ("memory for one more", "bytes"),
+    ("counted each", "bytes"),
     ("made", "a second"),
     ("woken", "a second"),
-    ("counted each", "bytes"),
     ("packed", "of them"),
 ];
+
+/// Readings of a case: how many there were, and what was in use.
+#[derive(Default)]
+struct Readings(Vec<(f64, Used)>);
+
+impl Readings {
+    fn push(&mut self, flows: u64, used: Used) {
+        self.0.push((flows as f64, used));
+    }
+
+    /// The first three columns.
+    fn columns(&self) -> [f64; 3] {
+        let ((_, before), (flows, after)) = (self.0[0], self.0[self.0.len() - 1]);
+        let machine: Vec<(f64, f64)> = self.0.iter().map(|(n, used)| (*n, used.machine)).collect();
+        [
+            (after.machine - before.machine) / flows,
+            memory::slope(&machine),
+            (after.counted - before.counted) / flows,
+        ]
+    }
+}
+
+/// The numbers of the flows of a part; all parts together are all of them.
+fn part(part: u64, flows: u64) -> std::ops::Range<u64> {
+    flows * part / PARTS..flows * (part + 1) / PARTS
+}
 
 pub fn run(report: &mut Report, options: &Options, threads: usize) {
     report.note(&format!("# peregrine bench million: {threads} parked threads, each holding {HELD} bytes"));
@@ -86,44 +118,6 @@ fn subject(arguments: &str) -> Option<Vec<f64>> {
     out.status.success().then(|| text.lines().filter_map(|l| l.trim().parse().ok()).collect())
 }
 
-/// `MemAvailable`, in bytes; the middle of a few looks, for the kernel's books lag.
-fn available() -> f64 {
-    let mut looks = Samples::default();
-    for _ in 0..5 {
-        let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
-        let line = text.lines().find(|l| l.starts_with("MemAvailable:")).expect("MemAvailable");
-        let kib: f64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
-        looks.push(kib * 1024.0);
-    }
-    looks.median()
-}
-
-/// What process `of` and its children have for themselves, page tables included, and what the memory files have that `of` holds,
-/// in bytes.
-fn counted(of: u32) -> f64 {
-    let mut files: Vec<(u64, u64)> = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{of}/fd")).expect("descriptors").flatten() {
-        let is_memory =
-            std::fs::read_link(entry.path()).is_ok_and(|l| l.to_string_lossy().starts_with("/memfd:"));
-        if is_memory && let Ok(file) = std::fs::metadata(entry.path()) {
-            files.push((file.ino(), file.blocks() * 512));
-        }
-    }
-    files.sort_unstable();
-    files.dedup();
-    let children = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
-    let processes = children.split_whitespace().filter_map(|p| p.parse().ok()).chain([of]);
-    let private = processes.map(|pid: u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let of = |name: &str| {
-            let line = status.lines().find_map(|l| l.strip_prefix(name));
-            line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-        };
-        (of("RssAnon:") + of("VmPTE:")) << 10
-    });
-    (files.iter().map(|f| f.1).sum::<u64>() + private.sum::<u64>()) as f64
-}
-
 fn held(seed: u64) -> Vec<u8> {
     // Not the same in any two, and not all zeros.
     (0..HELD as u64)
@@ -144,9 +138,9 @@ fn world(kind: StackKind, threads: u64, image_interval: Option<Duration>) -> Vec
         pack_after: Some(Duration::ZERO),
         ..Config::default()
     };
-    let before = available();
+    let before = Used::at_rest(std::process::id(), || std::thread::sleep(memory::PAUSE));
     let interval_ms = image_interval.map_or(0, |i| i.as_millis() as u64);
-    let told = (kind as u32, threads, before, counted(std::process::id()), interval_ms);
+    let told = (kind as u32, threads, (before.machine, before.counted), interval_ms);
     let ended = peregrine_world::run_with(config, main, &told).expect("a World");
     ended.value().unwrap_or_default()
 }
@@ -157,35 +151,32 @@ fn waits((seed, woken): (u64, Receiver<u64>)) -> u64 {
     checksum(&held).wrapping_add(n)
 }
 
-fn main((kind, threads, before, counted_before, interval_ms): (u32, u64, f64, f64, u64)) -> Vec<f64> {
+fn main((kind, threads, before, interval_ms): (u32, u64, (f64, f64), u64)) -> Vec<f64> {
     let kind = StackKind::ALL[kind as usize];
-    let begun = Instant::now();
-    let all: Vec<(Sender<u64>, JoinHandle<u64>)> = (0..threads)
-        .map(|seed| {
+    let mut readings = Readings::default();
+    readings.push(0, Used { machine: before.0, counted: before.1 });
+    let mut all: Vec<(Sender<u64>, JoinHandle<u64>)> = Vec::with_capacity(threads as usize);
+    let mut making = Duration::ZERO;
+    for p in 0..PARTS {
+        let begun = Instant::now();
+        for seed in part(p, threads) {
             let (wake, woken) = channel::<u64>();
             let handle = Builder::new().kind(kind).spawn(waits, (seed, woken)).expect("a thread");
+            all.push((wake, handle));
             if seed % 64 == 63 {
                 // Lets them run to where they wait.
                 peregrine_world::yield_now();
             }
-            (wake, handle)
-        })
-        .collect();
-    peregrine_world::sleep(Duration::from_millis(1));
-    let made = threads as f64 / begun.elapsed().as_secs_f64();
-    // Until no more of them are packed, and some images hold them as they are.
-    let mut packed = 0;
-    loop {
-        peregrine_world::sleep(Duration::from_millis(500));
-        match peregrine_world::packing().0 {
-            now if now == packed => break,
-            now => packed = now,
         }
+        peregrine_world::sleep(Duration::from_millis(1));
+        making += begun.elapsed();
+        until_packed();
+        // Some images hold them as they are by then.
+        let pause = memory::PAUSE.max(Duration::from_millis(interval_ms));
+        let used = Used::at_rest(std::os::unix::process::parent_id(), || peregrine_world::sleep(pause));
+        readings.push(all.len() as u64, used);
     }
-    peregrine_world::sleep(Duration::from_millis(5 * interval_ms));
-    let each = (before - available()) / threads as f64;
-    let supervisor = std::os::unix::process::parent_id();
-    let counted = (counted(supervisor) - counted_before) / threads as f64;
+    let packed = peregrine_world::packing().0;
     let begun = Instant::now();
     for (wake, _) in &all {
         wake.send(&1).expect("it waits");
@@ -195,31 +186,48 @@ fn main((kind, threads, before, counted_before, interval_ms): (u32, u64, f64, f6
         assert_eq!(handle.join().expect("its answer"), expected);
     }
     let woken = threads as f64 / begun.elapsed().as_secs_f64();
-    vec![each, made, woken, counted, packed as f64]
+    let [each, one_more, counted] = readings.columns();
+    vec![each, one_more, counted, threads as f64 / making.as_secs_f64(), woken, packed as f64]
+}
+
+/// Until no more of them are packed.
+fn until_packed() {
+    let mut packed = 0;
+    loop {
+        peregrine_world::sleep(Duration::from_millis(500));
+        match peregrine_world::packing().0 {
+            now if now == packed => return,
+            now => packed = now,
+        }
+    }
 }
 
 fn tokio_tasks(tasks: u64) -> Vec<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let (before, counted_before) = (available(), counted(std::process::id()));
+    let used = || Used::at_rest(std::process::id(), || std::thread::sleep(memory::PAUSE));
+    let mut readings = Readings::default();
+    readings.push(0, used());
     runtime.block_on(async {
-        let begun = Instant::now();
         let mut all = Vec::with_capacity(tasks as usize);
-        for seed in 0..tasks {
-            let (wake, woken) = tokio::sync::oneshot::channel::<u64>();
-            let handle = tokio::spawn(async move {
-                let held = held(seed);
-                let n = woken.await.expect("a message");
-                checksum(&held).wrapping_add(n)
-            });
-            all.push((wake, handle));
-            if seed % 64 == 63 {
-                tokio::task::yield_now().await;
+        let mut making = Duration::ZERO;
+        for p in 0..PARTS {
+            let begun = Instant::now();
+            for seed in part(p, tasks) {
+                let (wake, woken) = tokio::sync::oneshot::channel::<u64>();
+                let handle = tokio::spawn(async move {
+                    let held = held(seed);
+                    let n = woken.await.expect("a message");
+                    checksum(&held).wrapping_add(n)
+                });
+                all.push((wake, handle));
+                if seed % 64 == 63 {
+                    tokio::task::yield_now().await;
+                }
             }
+            tokio::task::yield_now().await;
+            making += begun.elapsed();
+            readings.push(all.len() as u64, used());
         }
-        tokio::task::yield_now().await;
-        let made = tasks as f64 / begun.elapsed().as_secs_f64();
-        let each = (before - available()) / tasks as f64;
-        let counted = (counted(std::process::id()) - counted_before) / tasks as f64;
         let begun = Instant::now();
         let mut handles = Vec::with_capacity(all.len());
         for (wake, handle) in all {
@@ -229,12 +237,14 @@ fn tokio_tasks(tasks: u64) -> Vec<f64> {
         for (seed, handle) in handles.into_iter().enumerate() {
             assert_eq!(handle.await.expect("its answer"), checksum(&held(seed as u64)).wrapping_add(1));
         }
-        vec![each, made, tasks as f64 / begun.elapsed().as_secs_f64(), counted]
+        let woken = tasks as f64 / begun.elapsed().as_secs_f64();
+        let [each, one_more, counted] = readings.columns();
+        vec![each, one_more, counted, tasks as f64 / making.as_secs_f64(), woken]
     })
 }
 
 /// The same in Go, if there is a Go to be found.
-const GO: &str = include_str!("million.go");
+const GO: &str = include_str!("goroutines.go");
 
 fn go(tasks: usize) -> Result<Vec<f64>, String> {
     let dir = std::env::temp_dir().join(format!("peregrine-million-{}", std::process::id()));
