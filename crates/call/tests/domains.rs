@@ -118,6 +118,50 @@ fn without_a_free_activation_a_caller_waits_within_its_deadline() -> testkit::Ou
     testkit::Outcome::Passed
 }
 
+fn a_call_whose_deadline_passes_in_the_queue_is_not_executed() -> testkit::Outcome {
+    let (_dir, path) = path();
+    let (hold, gate) = holds();
+    let executed = Arc::new(AtomicUsize::new(0));
+    let counted = executed.clone();
+    let domain = Domain::builder()
+        .activations(1)
+        .portal("hold", 1, hold)
+        .portal("count", 1, move |_: &mut Invocation<'_>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+        .serve(&path)
+        .unwrap();
+    let client = Client::connect(&path).unwrap();
+    let (hold, count) = (client.portal("hold", 1).unwrap(), client.portal("count", 1).unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.call(hold, Call::new()).unwrap());
+        // Inside.
+        gate.wait();
+        // One whose caller says that it has given up, and two whose callers say nothing: they go by the deadline alone, and by the drop.
+        let dropped = client.start(count, Call::new()).unwrap();
+        // However slow the machine is, one of these is sent in time.
+        let (soon, silent) = (5..)
+            .find_map(|n| {
+                let soon = Deadline::after(Duration::from_millis(1 << n));
+                client.start(count, Call::new().deadline(soon)).ok().map(|silent| (soon, silent))
+            })
+            .unwrap();
+        assert_eq!(client.call(count, Call::new().deadline(soon)), Err(CallError::Deadline));
+        while soon.left().is_some() {
+            std::thread::yield_now();
+        }
+        drop(dropped);
+        gate.wait();
+        // Behind the others in the queue.
+        client.call(count, Call::new()).unwrap();
+        assert_eq!(executed.load(Ordering::Relaxed), 1, "the last alone");
+        assert_eq!(silent.wait(), Err(CallError::Deadline));
+    });
+    drop(domain);
+    testkit::Outcome::Passed
+}
+
 fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::Outcome {
     let (_dir, path) = path();
     let (hold, gate) = holds();
@@ -542,6 +586,7 @@ fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         the_last_activation_tells_the_domain_which_adds_more,
         without_a_free_activation_a_caller_waits_within_its_deadline,
+        a_call_whose_deadline_passes_in_the_queue_is_not_executed,
         shutdown_lets_running_calls_end_and_terminates_those_that_wait,
         a_wired_domain_runs_each_call_on_a_thread_of_its_own_library,
         code_of_the_domains_own_may_panic_and_costs_neither_caller_nor_activation,
