@@ -512,6 +512,52 @@ fn a_domain_whose_child_holds_its_sockets_is_dead_all_the_same() -> testkit::Out
     testkit::Outcome::Passed
 }
 
+fn a_client_whose_child_holds_its_sockets_is_gone_all_the_same() -> testkit::Outcome {
+    if !peregrine_sys::peer::is_supported() {
+        testkit::skip!("SO_PEERPIDFD is of Linux 6.5");
+    }
+    let (dir, path) = path();
+    let (served, connected) = (dir.path().join("served"), dir.path().join("connected"));
+    // Before this process has threads.
+    // SAFETY: one thread.
+    let client = match unsafe { process::fork_with(ForkFlags::default()) }.unwrap() {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            process::die_with_parent();
+            scene::wait_for(&served);
+            let client = Client::connect(&path).unwrap();
+            // SAFETY: one thread.
+            match unsafe { process::fork_with(ForkFlags::default()) }.unwrap() {
+                Forked::Child => loop {
+                    std::thread::park();
+                },
+                Forked::Parent(child) => std::fs::write(&connected, child.to_string()).unwrap(),
+            }
+            client.call(client.portal("sleep", 1).unwrap(), Call::new().input(&[0])).unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+    };
+    let domain = Domain::builder().portal("sleep", 1, sleep_ms).serve(&path).unwrap();
+    std::fs::write(&served, "").unwrap();
+    let begun = Instant::now();
+    let soon = |what: &str| {
+        assert!(begun.elapsed() < Duration::from_secs(50), "{what}: {:?}", domain.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    while domain.stats().lines == 0 {
+        soon("it calls");
+    }
+    let holder: i32 = std::fs::read_to_string(&connected).unwrap().parse().unwrap();
+    scene::kill(client);
+    while domain.stats().clients != 0 || domain.stats().lines != 0 {
+        soon("it is gone");
+    }
+    let _ = peregrine_sys::signal::kill(holder, peregrine_sys::signal::number::KILL);
+    testkit::Outcome::Passed
+}
+
 fn clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving() -> testkit::Outcome {
     let (_dir, path) = path();
     let limits = Limits { clients: 3, ..Limits::default() };
@@ -598,6 +644,7 @@ fn main() -> std::process::ExitCode {
         activations_have_stacks_of_the_domains_size_with_a_guard_below,
         a_path_is_taken_over_from_the_dead_and_not_from_the_living,
         a_domain_whose_child_holds_its_sockets_is_dead_all_the_same,
+        a_client_whose_child_holds_its_sockets_is_gone_all_the_same,
         clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving,
         idle_clients_cost_descriptors_and_little_else,
         sixty_four_clients_call_at_once,
