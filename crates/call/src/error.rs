@@ -65,8 +65,11 @@ pub enum CallError {
     /// The domain lives and gave this call up: it is shutting down, or the callee's activation was terminated.
     #[error("the call was terminated by its domain")]
     Terminated,
-    /// The deadline passed first. The callee may still run; its reply is dropped.
-    #[error("the deadline passed before the reply; the callee may still run")]
+    /// The deadline passed first: while the call was being set up, or waited for an activation, and then it is not executed any more; or while
+    /// the callee worked, which may go on, and its reply is dropped.
+    #[error(
+        "the deadline passed first: the call was not begun, or may still run; allow more time, or see what keeps the domain busy"
+    )]
     Deadline,
     /// The domain's process has been stopped, by a signal or a debugger, for as long as this client has
     /// [patience](crate::Client::set_patience), and the call has no deadline. It may be executed, in part or in whole, now or when the domain
@@ -211,6 +214,16 @@ pub enum DomainError {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// No socket can be made at the path.
+    #[error("no socket can be made at {path}: {what}: {errno}{}", place_remedy(*errno))]
+    Place {
+        /// The path.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// Another domain serves this path, or it is not a socket.
     #[error("{0} is served by a living process, or is not a socket; stop it or take another path")]
     PathInUse(PathBuf),
@@ -220,6 +233,16 @@ pub enum DomainError {
     /// What was asked for makes no sense together.
     #[error("configuration: {0}")]
     Config(String),
+}
+
+/// What to do where no socket can be made.
+fn place_remedy(errno: Errno) -> &'static str {
+    use peregrine_sys::rustix::io::Errno as E;
+    match E::from_raw_os_error(errno.0) {
+        E::NOENT | E::NOTDIR => "; make its directory first, or take another path",
+        E::ACCESS | E::PERM | E::ROFS => "; take a path in a directory that this user may write",
+        _ => "",
+    }
 }
 
 pub(crate) fn system(what: &'static str) -> impl Fn(peregrine_sys::rustix::io::Errno) -> CallError {

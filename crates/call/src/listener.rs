@@ -15,7 +15,7 @@
 //! **The end.** A domain removes its path while it still listens, and only if the path is still its own: otherwise it could remove that of
 //! a successor.
 
-use crate::error::{DomainError, setup};
+use crate::error::DomainError;
 use crate::socket::new_socket;
 use peregrine_sys::raw::Errno as RawErrno;
 use peregrine_sys::rustix;
@@ -57,26 +57,31 @@ pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, Place), DomainError> {
     let address = SocketAddrUnix::new(path).map_err(|_| DomainError::PathTooLong(path.to_owned()))?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(parent, flags, Mode::empty()).map_err(setup("opening the directory"))?;
-    let (socket, hidden) = listen_hidden(&directory, parent)?;
+    let directory =
+        rustix::fs::open(parent, flags, Mode::empty()).map_err(place(path, "open of its directory"))?;
+    let (socket, hidden) = listen_hidden(&directory, parent, path)?;
     let placed = put(&directory, &hidden, path, &address);
     if placed.is_err() {
         let _ = rustix::fs::unlinkat(&directory, &hidden, AtFlags::empty());
     }
     placed?;
     // Nobody replaces what a living domain listens at.
-    let file = file_at(path).ok_or_else(|| setup("lstat of the socket")(Errno::NOENT))?;
+    let file = file_at(path).ok_or_else(|| place(path, "lstat of the socket")(Errno::NOENT))?;
     Ok((socket, Place { path: path.to_owned(), file }))
 }
 
+fn place<'a>(path: &'a Path, what: &'static str) -> impl Fn(Errno) -> DomainError + 'a {
+    move |e| DomainError::Place { path: path.to_owned(), what, errno: RawErrno(e.raw_os_error()) }
+}
+
 /// A socket that listens at a name of its own.
-fn listen_hidden(directory: &OwnedFd, parent: &Path) -> Result<(OwnedFd, String), DomainError> {
+fn listen_hidden(directory: &OwnedFd, parent: &Path, path: &Path) -> Result<(OwnedFd, String), DomainError> {
     let mut random = [0; 8];
     peregrine_sys::random::fill(&mut random);
     let name = format!(".peregrine-{:016x}", u64::from_ne_bytes(random));
     // By the directory's descriptor: its path may be too long for a name like this behind it.
     let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(&name);
-    let socket = new_socket().map_err(setup("socket"))?;
+    let socket = new_socket().map_err(place(path, "socket"))?;
     let address =
         |path: &Path| SocketAddrUnix::new(path).map_err(|_| DomainError::PathTooLong(path.to_owned()));
     match net::bind(&socket, &address(&short)?) {
@@ -84,29 +89,30 @@ fn listen_hidden(directory: &OwnedFd, parent: &Path) -> Result<(OwnedFd, String)
         Err(Errno::NOENT) => net::bind(&socket, &address(&parent.join(&name))?),
         other => other,
     }
-    .map_err(setup("bind"))?;
-    net::listen(&socket, BACKLOG).map_err(setup("listen"))?;
+    .map_err(place(path, "bind"))?;
+    net::listen(&socket, BACKLOG).map_err(place(path, "listen"))?;
     Ok((socket, name))
 }
 
 /// Gives the hidden socket its name.
 fn put(directory: &OwnedFd, hidden: &str, path: &Path, address: &SocketAddrUnix) -> Result<(), DomainError> {
     let in_use = || DomainError::PathInUse(path.to_owned());
-    if rename_if_free(directory, hidden, path).map_err(setup("naming the socket"))? {
+    if rename_if_free(directory, hidden, path).map_err(place(path, "rename"))? {
         return Ok(());
     }
     if !is_stale(path, address) {
         return Err(in_use());
     }
-    lock(directory)?;
+    lock(directory, path)?;
     // Somebody may have taken it over before we had the lock, or removed it.
-    if rename_if_free(directory, hidden, path).map_err(setup("naming the socket"))? {
+    if rename_if_free(directory, hidden, path).map_err(place(path, "rename"))? {
         return Ok(());
     }
     if !is_stale(path, address) {
         return Err(in_use());
     }
-    rustix::fs::renameat(directory, hidden, CWD, path).map_err(setup("taking over a dead domain's socket"))
+    rustix::fs::renameat(directory, hidden, CWD, path)
+        .map_err(place(path, "rename over a dead domain's socket"))
 }
 
 /// Whether nothing was there, and it is there now.
@@ -127,7 +133,7 @@ fn rename_if_free(directory: &OwnedFd, hidden: &str, path: &Path) -> Result<bool
 }
 
 /// Takes the directory's lock; it is given back with the descriptor.
-fn lock(directory: &OwnedFd) -> Result<(), DomainError> {
+fn lock(directory: &OwnedFd, path: &Path) -> Result<(), DomainError> {
     let begun = Instant::now();
     loop {
         match rustix::fs::flock(directory, FlockOperation::NonBlockingLockExclusive) {
@@ -136,10 +142,7 @@ fn lock(directory: &OwnedFd) -> Result<(), DomainError> {
             Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            Err(e) => {
-                let what = "the lock of the socket's directory, which somebody holds (flock)";
-                return Err(DomainError::System { what, errno: RawErrno(e.raw_os_error()) });
-            }
+            Err(e) => return Err(place(path, "flock of its directory, whose lock somebody holds")(e)),
         }
     }
 }
@@ -198,6 +201,23 @@ mod tests {
     }
 
     #[test]
+    fn where_no_socket_can_be_made_the_error_names_the_path_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no/such/directory/d.sock");
+        let said = listen(&missing).map(drop).unwrap_err().to_string();
+        assert!(
+            said.contains(missing.to_str().unwrap()) && said.contains("make its directory first"),
+            "{said}"
+        );
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let said = listen(&dir.path().join("file/d.sock")).map(drop).unwrap_err().to_string();
+        assert!(said.contains("make its directory first"), "{said}");
+        // Root may write anywhere but here.
+        let said = listen(Path::new("/proc/d.sock")).map(drop).unwrap_err().to_string();
+        assert!(said.contains("/proc/d.sock: bind"), "{said}");
+    }
+
+    #[test]
     fn a_directory_with_a_long_name_has_room_for_a_domain() {
         let dir = tempfile::tempdir().unwrap();
         let long = dir.path().join("x".repeat(104 - dir.path().as_os_str().len()));
@@ -216,7 +236,7 @@ mod tests {
         drop(socket);
         // Taking over needs it: refused after a while, and nothing is left behind.
         let refused = listen(&dir.path().join("domain"));
-        assert!(matches!(refused, Err(DomainError::System { .. })));
+        assert!(matches!(refused, Err(DomainError::Place { .. })));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         drop(holder);
         listen(&dir.path().join("domain")).unwrap();

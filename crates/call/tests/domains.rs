@@ -118,6 +118,50 @@ fn without_a_free_activation_a_caller_waits_within_its_deadline() -> testkit::Ou
     testkit::Outcome::Passed
 }
 
+fn a_call_whose_deadline_passes_in_the_queue_is_not_executed() -> testkit::Outcome {
+    let (_dir, path) = path();
+    let (hold, gate) = holds();
+    let executed = Arc::new(AtomicUsize::new(0));
+    let counted = executed.clone();
+    let domain = Domain::builder()
+        .activations(1)
+        .portal("hold", 1, hold)
+        .portal("count", 1, move |_: &mut Invocation<'_>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+        .serve(&path)
+        .unwrap();
+    let client = Client::connect(&path).unwrap();
+    let (hold, count) = (client.portal("hold", 1).unwrap(), client.portal("count", 1).unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.call(hold, Call::new()).unwrap());
+        // Inside.
+        gate.wait();
+        // One whose caller says that it has given up, and two whose callers say nothing: they go by the deadline alone, and by the drop.
+        let dropped = client.start(count, Call::new()).unwrap();
+        // However slow the machine is, one of these is sent in time.
+        let (soon, silent) = (5..)
+            .find_map(|n| {
+                let soon = Deadline::after(Duration::from_millis(1 << n));
+                client.start(count, Call::new().deadline(soon)).ok().map(|silent| (soon, silent))
+            })
+            .unwrap();
+        assert_eq!(client.call(count, Call::new().deadline(soon)), Err(CallError::Deadline));
+        while soon.left().is_some() {
+            std::thread::yield_now();
+        }
+        drop(dropped);
+        gate.wait();
+        // Behind the others in the queue.
+        client.call(count, Call::new()).unwrap();
+        assert_eq!(executed.load(Ordering::Relaxed), 1, "the last alone");
+        assert_eq!(silent.wait(), Err(CallError::Deadline));
+    });
+    drop(domain);
+    testkit::Outcome::Passed
+}
+
 fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::Outcome {
     let (_dir, path) = path();
     let (hold, gate) = holds();
@@ -468,6 +512,52 @@ fn a_domain_whose_child_holds_its_sockets_is_dead_all_the_same() -> testkit::Out
     testkit::Outcome::Passed
 }
 
+fn a_client_whose_child_holds_its_sockets_is_gone_all_the_same() -> testkit::Outcome {
+    if !peregrine_sys::peer::is_supported() {
+        testkit::skip!("SO_PEERPIDFD is of Linux 6.5");
+    }
+    let (dir, path) = path();
+    let (served, connected) = (dir.path().join("served"), dir.path().join("connected"));
+    // Before this process has threads.
+    // SAFETY: one thread.
+    let client = match unsafe { process::fork_with(ForkFlags::default()) }.unwrap() {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            process::die_with_parent();
+            scene::wait_for(&served);
+            let client = Client::connect(&path).unwrap();
+            // SAFETY: one thread.
+            match unsafe { process::fork_with(ForkFlags::default()) }.unwrap() {
+                Forked::Child => loop {
+                    std::thread::park();
+                },
+                Forked::Parent(child) => std::fs::write(&connected, child.to_string()).unwrap(),
+            }
+            client.call(client.portal("sleep", 1).unwrap(), Call::new().input(&[0])).unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+    };
+    let domain = Domain::builder().portal("sleep", 1, sleep_ms).serve(&path).unwrap();
+    std::fs::write(&served, "").unwrap();
+    let begun = Instant::now();
+    let soon = |what: &str| {
+        assert!(begun.elapsed() < Duration::from_secs(50), "{what}: {:?}", domain.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    while domain.stats().lines == 0 {
+        soon("it calls");
+    }
+    let holder: i32 = std::fs::read_to_string(&connected).unwrap().parse().unwrap();
+    scene::kill(client);
+    while domain.stats().clients != 0 || domain.stats().lines != 0 {
+        soon("it is gone");
+    }
+    let _ = peregrine_sys::signal::kill(holder, peregrine_sys::signal::number::KILL);
+    testkit::Outcome::Passed
+}
+
 fn clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving() -> testkit::Outcome {
     let (_dir, path) = path();
     let limits = Limits { clients: 3, ..Limits::default() };
@@ -542,6 +632,7 @@ fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         the_last_activation_tells_the_domain_which_adds_more,
         without_a_free_activation_a_caller_waits_within_its_deadline,
+        a_call_whose_deadline_passes_in_the_queue_is_not_executed,
         shutdown_lets_running_calls_end_and_terminates_those_that_wait,
         a_wired_domain_runs_each_call_on_a_thread_of_its_own_library,
         code_of_the_domains_own_may_panic_and_costs_neither_caller_nor_activation,
@@ -553,6 +644,7 @@ fn main() -> std::process::ExitCode {
         activations_have_stacks_of_the_domains_size_with_a_guard_below,
         a_path_is_taken_over_from_the_dead_and_not_from_the_living,
         a_domain_whose_child_holds_its_sockets_is_dead_all_the_same,
+        a_client_whose_child_holds_its_sockets_is_gone_all_the_same,
         clients_beyond_the_limit_are_refused_and_room_is_made_by_leaving,
         idle_clients_cost_descriptors_and_little_else,
         sixty_four_clients_call_at_once,

@@ -260,6 +260,49 @@ fn a_set_up_that_fails_makes_an_unusable_domain_and_harms_nobody_else() {
     assert_eq!(tally().rollbacks, 0);
 }
 
+/// Where it is noted that set-ups are to fail from now on: outside of the World, which goes back.
+fn broken() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("peregrine-broken-{}", peregrine_sys::process::parent_pid()))
+}
+
+fn fails_once_broken() {
+    assert!(!broken().exists(), "broken meanwhile");
+}
+
+#[peregrine::test(nodes = 2, image_interval_ms = 2000)]
+fn no_call_is_made_into_a_domain_that_could_not_be_set_up_again() {
+    let domain = TrustedDomain::open("brittle", fails_once_broken).unwrap();
+    assert_eq!(domain.run(|| 3).unwrap(), 3);
+    // On a call when its domain dies for good.
+    let inside = Builder::new()
+        .name("inside")
+        .spawn(
+            |_: ()| {
+                let domain = TrustedDomain::open("brittle", fails_once_broken).unwrap();
+                domain
+                    .run(|| {
+                        checkpoint();
+                        if tally().rollbacks == 0 {
+                            std::fs::write(broken(), "").unwrap();
+                            kill_this_process();
+                        }
+                        "it went on in a process without a set-up".to_owned()
+                    })
+                    .unwrap()
+            },
+            (),
+        )
+        .unwrap();
+    let e = inside.join().unwrap_err();
+    assert!(matches!(&e, JoinError::Quarantined { name, .. } if name == "inside"), "{e}");
+    assert!(e.to_string().contains("set up again"), "{e}");
+    let failed = TrustedDomainError::SetupFailed { name: "brittle".into() };
+    assert_eq!(domain.run(|| 4), Err(failed.clone()));
+    assert_eq!(TrustedDomain::open("brittle", fails_once_broken), Err(failed));
+    assert_eq!(TrustedDomain::open("well", nothing).unwrap().run(|| 3).unwrap(), 3);
+    std::fs::remove_file(broken()).unwrap();
+}
+
 #[peregrine::test(nodes = 1)]
 fn there_is_a_bound_on_domains() {
     for i in 0..8 {

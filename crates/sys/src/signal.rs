@@ -173,6 +173,14 @@ pub fn block(mask: u64) -> u64 {
     old
 }
 
+/// The signals that are blocked and have come (`rt_sigpending`), as bits; they stay pending.
+pub fn pending() -> u64 {
+    let mut set = 0u64;
+    // SAFETY: the kernel writes one word.
+    unsafe { syscall6(k::__NR_rt_sigpending, &raw mut set as usize, 8, 0, 0, 0, 0) };
+    set
+}
+
 /// The bit of `signo` in a mask.
 pub const fn bit(signo: Signo) -> u64 {
     1 << (signo - 1)

@@ -19,7 +19,7 @@
 //!
 //! **Death.** There is no step at which a caller could go on over torn memory, for a domain's death is a node's: every thread
 //! goes back to the last image, and the call is made again, or continues from the middle if the image was taken there. A thread
-//! that crashes its domain again and again is quarantined.
+//! that crashes its domain again and again is quarantined, and so is one that was in a domain which can't be set up again.
 //!
 //! **Belonging.** While on a carried call a thread is the domain's: balance and `migrate` leave it there, `migrate_to` is refused,
 //! threads that it spawns start on ordinary nodes. Calls nest; each returns to where it was made.
@@ -182,13 +182,22 @@ impl TrustedDomain {
     /// too and goes on here.
     ///
     /// # Errors
-    /// [`TrustedDomainError::NoThread`] and [`TrustedDomainError::Unknown`]; `f` did not run then.
+    /// [`TrustedDomainError::NoThread`], [`TrustedDomainError::Unknown`], and [`TrustedDomainError::SetupFailed`] if that happened since, in
+    /// a process that replaced another; `f` did not run then. (A thread that was on a call when its domain died, and whose domain can't be
+    /// set up again, is taken away: [`JoinError::Quarantined`](crate::JoinError::Quarantined).)
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> Result<R, TrustedDomainError> {
         let home = sched::in_thread(|_| {
-            let domains = imaged().domains.with(|d| d.count);
-            // A number that nobody here got from `open` may have no process, and a thread sent there would be lost.
-            if self.place >= domains || Place::Domain(self.place).serves() == 0 {
+            let place = self.place as usize;
+            let (domains, entry) = imaged().domains.with(|d| (d.count, d.used().get(place).copied()));
+            // A number that nobody here got from `open` may have no process, or that of another domain which a rollback took back, and a
+            // thread sent there would be lost.
+            let serves = |entry: &DomainEntry| Place::Domain(self.place).serves() == entry.identity();
+            let Some(entry) = entry.filter(serves) else {
                 return Err(TrustedDomainError::Unknown { place: self.place, domains });
+            };
+            // It was opened, and its process was replaced since.
+            if is_unusable(node_count() + self.place) {
+                return Err(TrustedDomainError::SetupFailed { name: text(&entry) });
             }
             // SAFETY: in a section; the table has the domain, so it has a process or is about to get one.
             unsafe {
@@ -239,6 +248,11 @@ impl Domains {
         at(Point::DomainListed);
         Ok(self.count - 1)
     }
+}
+
+/// Whether node `index` is a domain whose set-up failed: no thread runs in it.
+pub(crate) fn is_unusable(index: u32) -> bool {
+    is_domain(index) && node(index).setups.load(Ordering::Relaxed) == FAILED
 }
 
 /// In a new process that is to be node `index`: if that is a domain, runs its set-up.

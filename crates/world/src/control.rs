@@ -195,15 +195,18 @@ pub enum Lack {
     Window = 2,
     /// The arena has no room for a suspended thread.
     Arena = 3,
+    /// It is a domain whose set-up failed, and the thread is on a call into it.
+    SetUp = 4,
 }
 
 impl Lack {
     /// What could not be done, and what to do about it.
     pub fn in_words(code: u32) -> &'static str {
-        const WORDS: [&str; 3] = [
+        const WORDS: [&str; 4] = [
             "cannot install the guard pages of its stack: too many mappings (vm.max_map_count)",
             "cannot map its window: too many mappings (vm.max_map_count), or the limit on address space is too low (ulimit -v)",
             "has no room in the arena for what it holds while another thread is in its window: set PEREGRINE_MEMORY (MiB) higher",
+            "could not be set up again as the domain that the thread was in: what the set-up printed says why",
         ];
         WORDS.get((code as usize).wrapping_sub(1)).copied().unwrap_or("gave up")
     }

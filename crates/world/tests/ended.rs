@@ -2,7 +2,7 @@
 
 use peregrine_sys::process;
 use peregrine_sys::signal::{self, number};
-use peregrine_world::{Config, WorldError, ZygoteError, migrate_to, tally};
+use peregrine_world::{Config, TrustedDomain, WorldError, ZygoteError, checkpoint, migrate_to, tally};
 use testkit::{Outcome, skip};
 
 /// The children of process `pid`, the oldest first; `None` where the kernel does not list them.
@@ -97,10 +97,114 @@ fn a_zygote_that_a_debugger_holds_is_given_up_with_what_to_do() -> Outcome {
     Outcome::Passed
 }
 
+/// A set-up that never ends, and has the World told to end.
+fn never_ends() {
+    let _ = signal::kill(process::parent_pid(), number::TERM);
+    loop {
+        std::thread::park();
+    }
+}
+
+fn opens(_: usize, _: Vec<u8>, _: Vec<u32>) -> Ended {
+    match TrustedDomain::open("endless", never_ends) {
+        Ok(_) => Err("a set-up that never ends was done".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn a_world_that_waits_for_a_set_up_is_ended_by_a_signal() -> Outcome {
+    let ended =
+        peregrine_world::run(Config { nodes: 2, ..Config::default() }, opens, 0, &[]).expect("a World");
+    assert_eq!(ended.stopped_by, Some(number::TERM));
+    Outcome::Passed
+}
+
+/// Where it is noted that set-ups are not to end from now on: outside of the World, which goes back.
+fn hangs() -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("peregrine-hangs-{}", process::parent_pid()))
+}
+
+fn never_ends_once_told() {
+    if hangs().exists() {
+        let _ = std::fs::remove_file(hangs());
+        never_ends();
+    }
+}
+
+/// Has the process of a domain replaced by one whose set-up never ends.
+fn loses_a_domain(_: usize, _: Vec<u8>, _: Vec<u32>) -> Ended {
+    let domain = TrustedDomain::open("endless", never_ends_once_told).map_err(|e| e.to_string())?;
+    checkpoint();
+    std::fs::write(hangs(), "").map_err(|e| e.to_string())?;
+    domain.run(|| process::kill_self()).map_err(|e| e.to_string())
+}
+
+fn a_world_that_goes_back_and_waits_for_a_set_up_is_ended_by_a_signal() -> Outcome {
+    let config = Config { nodes: 2, ..Config::default() };
+    let ended = peregrine_world::run(config, loses_a_domain, 0, &[]).expect("a World");
+    assert_eq!(ended.stopped_by, Some(number::TERM));
+    Outcome::Passed
+}
+
+/// Opens a domain, stores that, and has the World told to end.
+fn stores_a_domain(_: usize, _: Vec<u8>, _: Vec<u32>) -> Ended {
+    TrustedDomain::open("kept", || {}).map_err(|e| e.to_string())?;
+    checkpoint();
+    let _ = signal::kill(process::parent_pid(), number::TERM);
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+const STORE: &str = "PEREGRINE_ENDED_STORE";
+
+/// In a process of its own: the World that [`stores_a_domain`], or what becomes of its resuming with too many nodes.
+fn life(store: std::ffi::OsString) -> std::process::ExitCode {
+    let resumes = std::env::var_os("PEREGRINE_ENDED_RESUMES").is_some();
+    let nodes = if resumes { 64 } else { 1 };
+    let config = Config { nodes, store: Some(store.into()), ..Config::default() };
+    let ended = match resumes {
+        true => peregrine_world::resume(config, |_| {}),
+        false => peregrine_world::run(config, stores_a_domain, 0, &[]),
+    };
+    match ended {
+        Ok(ended) => std::process::ExitCode::from(ended.code as u8),
+        Err(e) => {
+            eprintln!("{e}");
+            std::process::ExitCode::from(70)
+        }
+    }
+}
+
+fn an_image_with_domains_is_not_resumed_with_more_nodes_than_leave_room_for_them() -> Outcome {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let live = |resumes: bool| {
+        let mut c = std::process::Command::new(std::env::current_exe().expect("known"));
+        c.env(STORE, dir.path().join("store")).env_remove("TESTKIT_CHILD");
+        if resumes {
+            c.env("PEREGRINE_ENDED_RESUMES", "1");
+        }
+        let o = c.output().expect("this program can be run again");
+        (o.status.code(), String::from_utf8_lossy(&o.stderr).into_owned())
+    };
+    let (code, said) = live(false);
+    assert_eq!(code, Some(128 + number::TERM), "{said}");
+    let (code, said) = live(true);
+    assert_eq!(code, Some(70), "{said}");
+    assert!(said.contains("64 nodes and the 1 domains") && said.contains("PEREGRINE_NODES"), "{said}");
+    Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
+    if let Some(store) = std::env::var_os(STORE) {
+        return life(store);
+    }
     testkit::main(testkit::tests![
         a_world_that_fails_takes_its_processes_with_it,
         a_zygote_that_was_stopped_is_told_to_go_on,
         a_zygote_that_a_debugger_holds_is_given_up_with_what_to_do,
+        a_world_that_waits_for_a_set_up_is_ended_by_a_signal,
+        a_world_that_goes_back_and_waits_for_a_set_up_is_ended_by_a_signal,
+        an_image_with_domains_is_not_resumed_with_more_nodes_than_leave_room_for_them,
     ])
 }

@@ -109,3 +109,46 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::Words;
+    use crate::{Call, Client, Domain, Invocation};
+    use std::time::Instant;
+
+    /// What the kernel says that a thread of this process does.
+    fn condition(tid: i32) -> char {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().chars().next().unwrap()
+    }
+
+    #[test]
+    fn who_sleeps_is_woken_by_the_watch_alone_when_the_domain_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("domain");
+        let domain =
+            Domain::builder().portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())).serve(&path).unwrap();
+        let client = Client::connect(&path).unwrap();
+        client.call(client.portal("nothing", 1).unwrap(), Call::new()).unwrap();
+        let connection = client.0.clone();
+        assert!(watch(&connection));
+        let line = connection.mapped.lock().unwrap()[0].clone();
+        let (to, from) = std::sync::mpsc::channel();
+        let sleeper = std::thread::spawn(move || {
+            to.send(peregrine_sys::process::thread_id()).unwrap();
+            let reply = Words(&line).gate().reply;
+            let begun = Instant::now();
+            peregrine_sys::futex::wait(reply, reply.load(Ordering::Relaxed), Some(100_000_000_000));
+            begun.elapsed()
+        });
+        let tid = from.recv().unwrap();
+        while condition(tid) != 'S' {
+            std::thread::yield_now();
+        }
+        domain.shutdown();
+        let slept = sleeper.join().unwrap();
+        assert!(slept < Duration::from_secs(90), "nobody woke it: {slept:?}");
+        assert!(connection.dead.load(Ordering::Relaxed));
+    }
+}

@@ -120,7 +120,8 @@ impl DomainBuilder {
     /// Serves clients that connect to the Unix socket at `path`, which is made, or taken over from a domain that died.
     ///
     /// # Errors
-    /// [`DomainError::PathInUse`], [`DomainError::PathTooLong`], [`DomainError::Config`], [`DomainError::System`].
+    /// [`DomainError::Place`] (its directory is missing, for instance), [`DomainError::PathInUse`], [`DomainError::PathTooLong`],
+    /// [`DomainError::Config`], [`DomainError::System`].
     pub fn serve(self, path: impl AsRef<Path>) -> Result<Domain, DomainError> {
         self.check()?;
         let (socket, place) = listener::listen(path.as_ref())?;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use testkit::Rng;
 
 use super::raw::{
-    CALL, DONE_HERE, FromClient, FromDomain, HERE, LENGTHS, MODE, Memory, PAYLOAD_AT, REPLY, STATUS, Socket,
+    CALL, DONE, DONE_HERE, FromClient, FromDomain, HERE, LENGTHS, MODE, Memory, PAYLOAD_AT, REPLY, STATUS,
+    Socket,
 };
 
 const LINE_BYTES: usize = 32 * 1024;
@@ -294,7 +295,7 @@ pub fn use_it(path: &Path, rng: &mut Rng) -> [usize; 3] {
     ended
 }
 
-/// A domain that answers each call at once, with few results of any lengths and bits; so its callers are hot.
+/// A domain that answers each call at once, with results of any lengths and bits, most of them few; so its callers are hot.
 pub fn forger(path: &Path, seed: u64) -> i32 {
     let listener =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -325,6 +326,14 @@ pub fn forger(path: &Path, seed: u64) -> i32 {
                             let lengths =
                                 rng.next_u64() & [u64::MAX, 0x0f0f_0f0f, 0x0a00, 0x2800][rng.below(4)];
                             line.set64(STATUS, u64::from(DONE_HERE) | lengths << 32);
+                            if rng.below(3) == 0 {
+                                // In the client's half; the last of them beyond its end, and beyond any.
+                                line.set(STATUS, DONE);
+                                let last = [rng.below(60), LINE_BYTES, u32::MAX as usize][rng.below(3)];
+                                for (i, len) in [0, rng.below(12), last].into_iter().enumerate() {
+                                    line.set(LENGTHS + 4 * i, len as u32);
+                                }
+                            }
                             line.set(REPLY, call);
                             let _ = futex::wake(line.word(REPLY), 1);
                         }

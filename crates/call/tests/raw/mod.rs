@@ -38,6 +38,8 @@ pub const SHORT: u64 = 1 << 42;
 pub const SHORT_PAYLOAD_AT: usize = 0x80;
 /// Where few results lie.
 pub const HERE: usize = 0x50;
+/// Results are in the line.
+pub const DONE: u32 = 1;
 pub const DONE_HERE: u32 = 14;
 
 #[derive(Serialize, Deserialize, Debug)]

@@ -119,13 +119,30 @@ fn a_thread_lends_memory_in_place_call_after_call_wherever_it_runs() {
     holds(lends());
 }
 
+/// How many buffers of calls this node has mapped.
+fn mapped() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains("/memfd:peregrine-buffer")).count()
+}
+
 #[peregrine::test(program, nodes = 2, image_interval_ms = 20)]
 fn lends_and_goes_back() {
+    lends_on(0);
+}
+
+#[peregrine::test(program, nodes = 2, image_interval_ms = 20)]
+fn lends_on_the_node_that_dies() {
+    lends_on(1);
+}
+
+fn lends_on(node: u32) {
+    peregrine::migrate_to(node).unwrap();
     let path = std::env::var(WHERE).unwrap();
     let lent = Loan::new(&path, 8).unwrap();
     lent.write(0, &7u64.to_ne_bytes()).unwrap();
     let helper = kills_node_1();
     assert_eq!(portal("slow").call(&[250], 8), Err(FreshCallError::RolledBack));
+    assert_eq!((node_id(), mapped()), (node, 0), "a node that goes back keeps none");
     let lost = Err(FreshCallError::LoanLost);
     assert_eq!((lent.write(0, &[1]), lent.read(0, &mut [0])), (lost.clone(), lost.clone()));
     assert_eq!(kitchen().weigh(&lent, &mut 0), Err(Error::Call(FreshCallError::LoanLost)));
@@ -140,6 +157,7 @@ fn lends_and_goes_back() {
 #[test]
 fn a_thread_that_goes_back_finds_nothing_in_place_of_what_it_lent() {
     holds(lends_and_goes_back());
+    holds(lends_on_the_node_that_dies());
 }
 
 #[peregrine::test(program, nodes = 1)]

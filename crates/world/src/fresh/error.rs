@@ -40,7 +40,9 @@ pub enum FreshCallError {
     #[error("the call was terminated by its domain")]
     Terminated,
     /// The deadline passed first.
-    #[error("the deadline passed before the reply; the callee may still run")]
+    #[error(
+        "the deadline passed first: the call was not begun, or may still run; allow more time, or see what keeps the domain busy"
+    )]
     Deadline,
     /// The callee's own error.
     #[error("the callee failed with code {code}, {} bytes of detail", .detail.len())]

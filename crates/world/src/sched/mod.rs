@@ -142,6 +142,9 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         return;
     }
     at(Point::Stepped);
+    if crate::carried::is_unusable(c.node) {
+        crate::node::give_up(next, Lack::SetUp);
+    }
     if let Some(to) = wanted_elsewhere(c, next) {
         return send(c, l, next, to);
     }

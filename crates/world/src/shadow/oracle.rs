@@ -39,16 +39,12 @@ impl Shadow {
                     // SAFETY: World and shadow are mapped here, and every node is paused.
                     let (a, b) =
                         unsafe { (&*(page as *const [u8; PAGE]), &*(twin(page) as *const [u8; PAGE])) };
-                    // Below the stack pointer nothing means anything but a red zone, and that only if it was written: a page that
-                    // has nothing else may be one that the thread last wrote when its stack was deeper, on a node that does not
-                    // look after it any more, and has not touched since.
+                    // Below the stack pointer nothing means anything.
                     // SAFETY: the copy of a live slot begins with an intact header.
                     let dead = of.map_or(0, |(slot, _)| unsafe {
                         let sp = (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).saved_sp;
-                        if sp & !(PAGE - 1) == page {
+                        if sp & !(PAGE - 1) == page || (sp - 128) & !(PAGE - 1) == page {
                             (sp - 128).saturating_sub(page)
-                        } else if (sp - 128) & !(PAGE - 1) == page {
-                            PAGE
                         } else {
                             0
                         }

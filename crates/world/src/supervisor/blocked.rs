@@ -151,7 +151,7 @@ impl Supervisor {
 }
 
 /// Where a process is, as the kernel tells.
-fn place_of(pid: i32) -> String {
+pub(super) fn place_of(pid: i32) -> String {
     if other::stat(pid as u32).is_some_and(|s| s.condition == Condition::Stopped) {
         return format!("it is stopped, by a signal (kill -CONT {pid}) or a debugger");
     }

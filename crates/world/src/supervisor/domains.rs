@@ -12,11 +12,13 @@
 //! A new process joins in a pause, like a replacement: all nodes are at safe points, so nothing arrives at it before it has
 //! filled its queue, and nothing is rolled back, unless it dies before and not in its set-up. Who asked asks again until the process serves.
 
+use super::new_processes::{self, NewProcesses};
 use super::{Supervisor, WorldError, reap};
 use crate::carried;
-use crate::control::{DomainEntry, PauseKind, imaged, node, world};
+use crate::control::{DomainEntry, MAX_NODES, PauseKind, imaged, node, world};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::signal::{self, number};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The entry of domain-node `index`, if the table has one.
@@ -38,6 +40,16 @@ pub(super) fn name_of_node(index: u32) -> Option<String> {
 }
 
 impl Supervisor {
+    /// A resumed image may have been one of fewer nodes, and have domains.
+    pub(super) fn check_room_for_domains(&self) -> Result<(), WorldError> {
+        let (nodes, domains) = (self.config.nodes, imaged().domains.with(|d| d.count));
+        if (nodes + domains) as usize > MAX_NODES {
+            Err(WorldError::Nodes { nodes, domains })
+        } else {
+            Ok(())
+        }
+    }
+
     /// Makes a place for each domain of the table.
     pub(super) fn make_room_for_domains(&mut self) {
         while entry_of(self.nodes.len() as u32).is_some() {
@@ -93,21 +105,24 @@ impl Supervisor {
         self.collect_from_paused();
         self.retire_strangers();
         self.make_room_for_domains();
+        let begun = |i: usize| node(i as u32).setups.load(Ordering::Relaxed);
+        // The new ones, and how many set-ups had been begun before.
+        let (mut new, mut wait) = (BTreeMap::new(), NewProcesses::wait());
         loop {
-            let begun = |i: usize| node(i as u32).setups.load(Ordering::Relaxed);
-            let new: Vec<(usize, u32)> =
-                (0..self.nodes.len()).filter(|i| self.nodes[*i].is_none()).map(|i| (i, begun(i))).collect();
+            new.extend((0..self.nodes.len()).filter(|i| self.nodes[*i].is_none()).map(|i| (i, begun(i))));
             self.fork_missing()?;
-            if self.wait_for_pause(Duration::from_secs(5)) {
+            if self.wait_for_pause(new_processes::SLICE) {
                 break;
             }
             self.bury_dead()?;
             // Who died in its set-up has changed nothing, and is made again until it is given up.
-            let died_in_set_up = |i| {
-                new.iter().any(|(n, before)| *n == i && begun(i) > *before && begun(i) != carried::FAILED)
-            };
+            let died_in_set_up =
+                |i| new.get(&i).is_some_and(|before| begun(i) > *before && begun(i) != carried::FAILED);
             if (0..self.nodes.len()).any(|i| self.nodes[i].is_none() && !died_in_set_up(i)) {
                 // Another, or a new one with a lock in its hands, perhaps: the pause goes on as a rollback, which frees it.
+                return Ok(());
+            }
+            if self.wait_no_longer(&mut wait) {
                 return Ok(());
             }
         }

@@ -2,6 +2,7 @@
 
 use super::{DurableError, OutputError};
 use crate::contract::ContractError;
+use crate::control::MAX_NODES;
 use crate::memory::MemoryError;
 use crate::zygote::ZygoteError;
 use peregrine_sys::rustix;
@@ -63,6 +64,16 @@ pub enum WorldError {
         most: usize,
         /// What the last one did.
         last: String,
+    },
+    /// More nodes and domains than a World can have.
+    #[error(
+        "{nodes} nodes and the {domains} domains of the image are more than the {MAX_NODES} that a World can have together: set PEREGRINE_NODES lower"
+    )]
+    Nodes {
+        /// Nodes asked for.
+        nodes: u32,
+        /// Domains that the image has.
+        domains: u32,
     },
     /// Nodes die faster than they can be replaced.
     #[error("{deaths} nodes died before one could run: {last}")]

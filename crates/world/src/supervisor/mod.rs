@@ -21,6 +21,7 @@ mod durable;
 mod ending;
 mod error;
 mod image;
+mod new_processes;
 mod outlet;
 mod recover;
 mod seals;
@@ -189,6 +190,7 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     let all = durable::all_of(&s.shadow);
     // SAFETY: no node exists yet.
     unsafe { s.shadow.roll_back(&all) };
+    s.check_room_for_domains()?;
     s.shadow.note_unsaved();
     durable::settle_in(s.config.nodes, clock_ns);
     s.make_room_for_domains();
@@ -232,6 +234,9 @@ impl Supervisor {
             }
             if self.nodes.iter().any(Option::is_none) {
                 self.recover()?;
+                if new_processes::is_told_to_end() {
+                    continue;
+                }
             }
             let asked = world().requests.swap(0, Ordering::AcqRel) | self.serve_control();
             if asked & request::MAIN_ENDED != 0 || imaged().main_exit.load(Ordering::Acquire) != 0 {
@@ -254,8 +259,8 @@ impl Supervisor {
         let due = |at: Option<u64>| at.is_some_and(|t| t <= now);
         if asked & request::DOMAINS != 0 {
             self.add_domains()?;
-            if self.nodes.iter().any(Option::is_none) {
-                // What is due waits for the rollback.
+            if self.nodes.iter().any(Option::is_none) || new_processes::is_told_to_end() {
+                // What is due waits for the rollback, or never will be.
                 return Ok(());
             }
         }

@@ -1,9 +1,10 @@
 //! Recovery: a node died, so every thread, channel and join cell goes back to the last image.
 
+use super::new_processes::{self, NewProcesses};
 use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
-use crate::control::{MOST_DOOMED, NONE, PauseKind, WHY_WORDS, ending, node, record, state, world};
+use crate::control::{Lack, MOST_DOOMED, NONE, PauseKind, WHY_WORDS, ending, node, record, state, world};
 use crate::killpoint::{hold_fire, supervisor_at, was_ours};
-use crate::{arena, ends, join, output, thread};
+use crate::{arena, carried, ends, join, output, thread};
 use peregrine_base::sync::Ordering;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
@@ -117,10 +118,12 @@ impl Supervisor {
         let identity = thread::identity(slot);
         let count = self.given_up.entry(identity).or_default();
         *count += 1;
+        // A set-up was tried often enough.
+        let last = lack == Lack::SetUp as u32 || *count >= MOST_GIVEN_UP;
         let count = *count;
-        let (name, lack) = (thread::name(slot), crate::control::Lack::in_words(lack));
+        let (name, lack) = (thread::name(slot), Lack::in_words(lack));
         self.stats.hide_status();
-        if count < MOST_GIVEN_UP {
+        if !last {
             eprintln!(
                 "peregrine: thread {slot} '{name}': node {node} {lack}; going back to the last image ({count} of {MOST_GIVEN_UP})"
             );
@@ -221,13 +224,16 @@ impl Supervisor {
             // Whoever does not come is stuck in the kernel or stopped: it is killed and replaced like the dead.
             if !self.pause(PauseKind::Rollback, Duration::from_millis(1000)) {
                 self.bury_dead()?;
-                let late: Vec<i32> = self
-                    .unpaused()
-                    .into_iter()
-                    .filter_map(|i| self.nodes[i as usize].as_ref().map(|n| n.pid))
-                    .collect();
-                for pid in late {
-                    let _ = signal::kill(pid, number::KILL);
+                let late = self.unpaused();
+                for i in &late {
+                    let Some(n) = &self.nodes[*i as usize] else { continue };
+                    let _ = signal::kill(n.pid, number::KILL);
+                    let shared = node(*i);
+                    let setups = shared.setups.load(Ordering::Relaxed);
+                    if shared.ready.load(Ordering::Acquire) == 0 && setups != carried::FAILED && setups > 0 {
+                        // That it ended was not its set-up's doing. (Who counts on while it is killed is counted once too often.)
+                        shared.setups.store(setups - 1, Ordering::Relaxed);
+                    }
                 }
                 std::thread::sleep(Duration::from_millis(1));
                 self.bury_dead()?;
@@ -257,12 +263,16 @@ impl Supervisor {
         supervisor_at("memory restored");
         // All nodes fill their queues before any of them runs.
         world().life.fetch_add(1, Ordering::Release);
+        let mut wait = NewProcesses::wait();
         loop {
             self.fork_missing()?;
-            if self.pause(PauseKind::Rebuild, Duration::from_secs(5)) {
+            if self.pause(PauseKind::Rebuild, new_processes::SLICE) {
                 break;
             }
             self.bury_dead()?;
+            if self.wait_no_longer(&mut wait) {
+                return Ok(());
+            }
         }
         supervisor_at("replacements up");
         self.answer_seals();

@@ -1,6 +1,7 @@
 //! The making of a World: memory and template, the zygote forked from them, then the supervisor's own things, the nodes, and the
 //! first image, which holds the World before anything ran.
 
+use super::new_processes::{self, NewProcesses};
 use super::stats::Stats;
 use super::{Supervisor, WorldError, control_socket, outlet, seals, strings};
 use crate::config::Config;
@@ -18,7 +19,6 @@ use peregrine_thread::template;
 use peregrine_thread::window::Windows;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 impl Supervisor {
     pub(super) fn new(mut config: Config, is_new: bool) -> Result<Self, WorldError> {
@@ -110,12 +110,16 @@ impl Supervisor {
 
     /// Starts the nodes and takes the first image.
     pub(super) fn start(&mut self) -> Result<(), WorldError> {
+        let mut wait = NewProcesses::wait();
         loop {
             self.fork_missing()?;
-            if self.wait_for_pause(Duration::from_secs(10)) {
+            if self.wait_for_pause(new_processes::SLICE) {
                 break;
             }
             self.bury_dead()?;
+            if self.wait_no_longer(&mut wait) {
+                return Ok(());
+            }
         }
         self.answer_seals();
         self.collect_reports();
