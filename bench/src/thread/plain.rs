@@ -78,14 +78,16 @@ extern "C" fn turn_for_ever() -> ! {
 pub fn raw_switch(threads: usize, samples: usize) {
     let _ = peregrine_sys::process::pin_to_cpu(CPU);
     const PAGE: usize = 4096;
-    let mut stacks: Vec<Vec<u8>> = (1..threads).map(|_| vec![0u8; 17 * PAGE]).collect();
-    // SAFETY: fresh stacks, kept until the round is over; of each, the last page boundary and less than a page below it.
+    const STACK: usize = 64 << 10;
+    let mut stacks = vec![0u8; threads * STACK];
+    let base = (stacks.as_mut_ptr() as usize).next_multiple_of(PAGE);
+    // SAFETY: of fresh memory that is kept until the round is over, `STACK` bytes each but for less than two pages; at least one page.
     unsafe {
         let saved = (&raw mut SAVED).as_mut().expect("an address");
         saved.push(0);
-        for (i, s) in stacks.iter_mut().enumerate() {
-            // A line of the page for each in turn, as threads' stacks have it (`layout::header_offset`).
-            let top = (s.as_mut_ptr_range().end as usize & !(PAGE - 1)) - i * 64 % PAGE;
+        for i in 1..threads {
+            // In one region, and a line of the page for each in turn, as threads' stacks have it (`layout::header_offset`).
+            let top = base + i * STACK - i * 64 % PAGE;
             saved.push(arch::first_frame(top, turn_for_ever));
         }
     }

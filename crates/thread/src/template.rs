@@ -14,8 +14,14 @@
 //! every module (they lie below the thread pointer) and glibc's `struct pthread` above it, whose size the library
 //! itself tells (`_thread_db_sizeof_pthread`, kept for debuggers).
 
+mod libc_facts;
+mod loaded;
+
 use crate::layout::TEMPLATE;
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_char, c_int};
+use libc_facts::{kernels_word_on_tid, size_up_to_break};
+use loaded::Seen;
+pub(crate) use loaded::{DlPhdrInfo, Phdr, each_library_code};
 use peregrine_base::{PageCount, Protection};
 use peregrine_sys::cpu::thread_pointer;
 
@@ -181,113 +187,6 @@ pub unsafe fn set_windows(windows: crate::window::Windows) {
     unsafe { (*(TEMPLATE as *mut TemplateHeader)).windows = windows };
 }
 
-#[repr(C)]
-pub(crate) struct DlPhdrInfo {
-    pub(crate) addr: usize,
-    pub(crate) name: *const c_char,
-    pub(crate) phdr: *const Phdr,
-    pub(crate) phnum: u16,
-    pub(crate) adds: u64,
-    pub(crate) subs: u64,
-    pub(crate) tls_modid: usize,
-    pub(crate) tls_data: *const c_void,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Phdr {
-    pub(crate) kind: u32,
-    pub(crate) flags: u32,
-    pub(crate) offset: u64,
-    pub(crate) vaddr: usize,
-    pub(crate) paddr: usize,
-    pub(crate) filesz: u64,
-    pub(crate) memsz: usize,
-    pub(crate) align: u64,
-}
-
-unsafe extern "C" {
-    fn dl_iterate_phdr(
-        f: extern "C" fn(*const DlPhdrInfo, usize, *mut c_void) -> c_int,
-        data: *mut c_void,
-    ) -> c_int;
-}
-
-#[derive(Default)]
-struct Seen {
-    modules: usize,
-    window: Option<(usize, usize)>,
-    two_windows: bool,
-    tls_low: usize,
-    tls_align: usize,
-}
-
-extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_int {
-    const PT_LOAD: u32 = 1;
-    const PT_TLS: u32 = 7;
-    const PT_GNU_RELRO: u32 = 0x6474_e552;
-    const PF_W: u32 = 2;
-    // SAFETY: the loader's own list, during its own iteration.
-    let (info, seen) = unsafe { (&*info, &mut *(data as *mut Seen)) };
-    // SAFETY: as above.
-    let headers = unsafe { core::slice::from_raw_parts(info.phdr, info.phnum as usize) };
-    if seen.modules == 0 {
-        // The executable comes first.
-        let relro_end = headers
-            .iter()
-            .find(|h| h.kind == PT_GNU_RELRO)
-            .map_or(0, |h| (info.addr + h.vaddr + h.memsz) & !4095);
-        for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.flags & PF_W != 0) {
-            // Whole cache lines: what shares the first and the last with the window is padding of the same pages.
-            let (start, end) = ((info.addr + h.vaddr).max(relro_end) & !63, info.addr + h.vaddr + h.memsz);
-            if start >= end {
-                continue;
-            }
-            seen.two_windows |= seen.window.is_some();
-            seen.window = Some((start, end.next_multiple_of(64)));
-        }
-    }
-    seen.modules += 1;
-    if !info.tls_data.is_null() {
-        let at = info.tls_data as usize;
-        let tp = thread_pointer();
-        // Modules loaded with the program have their block right below the thread pointer.
-        if at < tp && tp - at < 1 << 20 {
-            seen.tls_low = seen.tls_low.min(at);
-            let asked = headers.iter().find(|h| h.kind == PT_TLS).map_or(1, |h| h.align as usize);
-            seen.tls_align = seen.tls_align.max(asked);
-        }
-    }
-    0
-}
-
-/// Calls `f` with each executable range of each shared library.
-pub(crate) fn each_library_code(mut f: impl FnMut((usize, usize))) {
-    struct Data<'a> {
-        modules: usize,
-        f: &'a mut dyn FnMut((usize, usize)),
-    }
-    extern "C" fn look(info: *const DlPhdrInfo, _: usize, data: *mut c_void) -> c_int {
-        const PT_LOAD: u32 = 1;
-        const PF_X: u32 = 1;
-        // SAFETY: the loader's own list, during its own iteration; our own data.
-        let (info, data) = unsafe { (&*info, &mut *data.cast::<Data<'_>>()) };
-        // SAFETY: as above.
-        let headers = unsafe { core::slice::from_raw_parts(info.phdr, info.phnum as usize) };
-        // The executable comes first.
-        if data.modules != 0 {
-            for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.flags & PF_X != 0) {
-                (data.f)((info.addr + h.vaddr, info.addr + h.vaddr + h.memsz));
-            }
-        }
-        data.modules += 1;
-        0
-    }
-    let mut data = Data { modules: 0, f: &mut f };
-    // SAFETY: the callback only reads and calls `f`.
-    unsafe { dl_iterate_phdr(look, (&raw mut data).cast()) };
-}
-
 fn take() -> Result<TemplateHeader, TemplateError> {
     if cfg!(target_arch = "aarch64") {
         // Thread-locals above the thread pointer, `struct pthread` below it: the other way round than all that follows.
@@ -295,9 +194,7 @@ fn take() -> Result<TemplateHeader, TemplateError> {
             "thread-locals above the thread pointer, as on aarch64, are not ported yet",
         ));
     }
-    let mut seen = Seen { tls_low: usize::MAX, ..Seen::default() };
-    // SAFETY: the callback only reads.
-    unsafe { dl_iterate_phdr(look, (&raw mut seen).cast()) };
+    let seen = Seen::now();
     let (start, end) = seen.window.ok_or(TemplateError::Unknown("no writable data in the executable"))?;
     if seen.two_windows {
         return Err(TemplateError::Unknown("writable data in more than one piece"));
@@ -361,26 +258,6 @@ fn take() -> Result<TemplateHeader, TemplateError> {
     Ok(t)
 }
 
-/// A static executable whose final crate alone was told so has no way to ask libc. But libc has put the thread control block at the end of the data segment, with
-/// nothing but some alignment behind it: this close to the start nobody else has moved the break.
-fn size_up_to_break(tp: usize) -> Option<usize> {
-    use peregrine_sys::linux_raw_sys::general as k;
-    // SAFETY: only asks where the break is.
-    let end = unsafe { peregrine_sys::raw::syscall6(k::__NR_brk, 0, 0, 0, 0, 0, 0) } as usize;
-    // Whole units of 64, so that rounding up later does not pass the end.
-    end.checked_sub(tp).map(|n| n & !63).filter(|n| *n != 0)
-}
-
-/// Where libc keeps the thread id, as an offset from the thread pointer: it has told the kernel, which clears it when the thread ends.
-fn kernels_word_on_tid(tp: usize) -> Option<usize> {
-    use peregrine_sys::linux_raw_sys::{general::__NR_prctl, prctl::PR_GET_TID_ADDRESS};
-    let mut at = 0usize;
-    let to = &raw mut at as usize;
-    // SAFETY: the kernel writes one word, if it was built with CONFIG_CHECKPOINT_RESTORE.
-    let r = unsafe { peregrine_sys::raw::syscall6(__NR_prctl, PR_GET_TID_ADDRESS as usize, to, 0, 0, 0, 0) };
-    if r == 0 { at.checked_sub(tp) } else { None }
-}
-
 fn fresh_pages(len_bytes: usize) -> Option<usize> {
     use peregrine_sys::mem::{MapOptions, Placement, Source, map};
     let pages = PageCount::for_bytes(len_bytes);
@@ -389,51 +266,6 @@ fn fresh_pages(len_bytes: usize) -> Option<usize> {
         map(pages, Protection::ReadWrite, Source::Anonymous, Placement::Anywhere, MapOptions::default())
     };
     made.ok().map(|range| range.start().as_usize())
-}
-
-/// What libc tells about itself.
-mod libc_facts {
-    #[cfg(target_feature = "crt-static")]
-    mod found {
-        unsafe extern "C" {
-            static _thread_db_sizeof_pthread: u32;
-            static _thread_db_pthread_tid: [u32; 3];
-            static __rseq_offset: isize;
-        }
-        pub fn sizeof_pthread() -> Option<usize> {
-            // SAFETY: a constant of libc's.
-            Some(unsafe { _thread_db_sizeof_pthread } as usize)
-        }
-        pub fn offset_of_tid() -> Option<usize> {
-            // SAFETY: a constant of libc's, for debuggers: bits, elements, offset.
-            Some(unsafe { _thread_db_pthread_tid }[2] as usize)
-        }
-        pub fn rseq_offset() -> Option<isize> {
-            // SAFETY: set once, before constructors run.
-            Some(unsafe { __rseq_offset })
-        }
-    }
-    #[cfg(not(target_feature = "crt-static"))]
-    mod found {
-        use core::ffi::{c_char, c_void};
-        unsafe extern "C" {
-            fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-        }
-        fn find<T: Copy>(name: &core::ffi::CStr) -> Option<T> {
-            // SAFETY: RTLD_DEFAULT is null; the symbol, if found, is an object of type T.
-            unsafe { dlsym(core::ptr::null_mut(), name.as_ptr()).cast::<T>().as_ref() }.copied()
-        }
-        pub fn sizeof_pthread() -> Option<usize> {
-            find::<u32>(c"_thread_db_sizeof_pthread").map(|n| n as usize)
-        }
-        pub fn offset_of_tid() -> Option<usize> {
-            find::<[u32; 3]>(c"_thread_db_pthread_tid").map(|[_, _, offset]| offset as usize)
-        }
-        pub fn rseq_offset() -> Option<isize> {
-            find::<isize>(c"__rseq_offset")
-        }
-    }
-    pub use found::{offset_of_tid, rseq_offset, sizeof_pthread};
 }
 
 #[cfg(test)]

@@ -345,6 +345,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_chunk_is_free_when_none_of_its_slots_is_used_whichever_was_the_last() {
+        for size in [LEAST, slot_bytes(300), MOST] {
+            let count = CHUNK / size;
+            for last in 0..count {
+                let mut books = Books::new(1);
+                let mut all: Vec<usize> = (0..count).map(|_| books.take(size).expect("room")).collect();
+                let last = all.remove(last);
+                all.into_iter().for_each(|at| books.give_back(at));
+                assert!(books.hold().1.is_empty(), "{last:#x} of {count} is still used");
+                books.give_back(last);
+                assert_eq!(books.hold().1, [ARCHIVE], "{last:#x} of {count}");
+            }
+        }
+    }
+
     /// Takes, gives back, takes images and goes back to them at random, beside two sets of what lives now and what lived then.
     #[test]
     fn what_the_last_image_has_is_never_given_to_anybody_else() {
