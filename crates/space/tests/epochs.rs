@@ -2,7 +2,8 @@
 
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use peregrine_space::{
-    AddressSpace, Backing, Mapping, Member, PageCount, PageRange, Place, Protection, Sizes, Step, VirtAddr,
+    AddressSpace, Backing, Mapping, Member, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, Step,
+    VirtAddr,
 };
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,5 +101,40 @@ fn a_member_stopped_at_any_step_of_a_tick_does_not_stall_the_epoch_and_loses_no_
             assert!(stop_at > 5, "a tick has steps: {stop_at}");
             return;
         }
+    }
+}
+
+/// The model's cache of an object's pages has no references: it leads to frames that nobody has any more, and that are freed when their
+/// review is due. Whoever finds one just then has it in the delta cache, which the review does not see.
+#[test]
+fn a_frame_that_is_found_in_a_cache_is_not_freed_under_its_finder() {
+    let object =
+        Mapping { backing: Backing::ObjectPrivate { object: 2, first: 0 }, rights: Protection::ReadWrite };
+    for rounds in 0..12 {
+        with(|space, mut finder, mut other| {
+            let frames = *space.frames();
+            let place = |page: usize| Place::Fixed(VirtAddr::new(page * PAGE_SIZE));
+            space.map(&mut other, place(1), PageCount::new(1), &object).unwrap();
+            // Copied from the object's frame, which nobody has then.
+            space.store(&mut other, VirtAddr::new(PAGE_SIZE), 1).unwrap();
+            for _ in 0..rounds {
+                other.tick(frames);
+                finder.tick(frames);
+            }
+            space.map(&mut finder, place(7), PageCount::new(1), &object).unwrap();
+            assert_eq!(space.load(&mut finder, VirtAddr::new(7 * PAGE_SIZE)), Ok(2000));
+            for _ in 0..12 {
+                // Who reviews is not the one who knows.
+                other.tick(frames);
+                space.map(&mut other, place(200), PageCount::new(1), &ANONYMOUS).unwrap();
+                space.store(&mut other, VirtAddr::new(200 * PAGE_SIZE), 77).unwrap();
+                assert_eq!(
+                    space.load(&mut finder, VirtAddr::new(7 * PAGE_SIZE)),
+                    Ok(2000),
+                    "{rounds} rounds"
+                );
+                finder.tick(frames);
+            }
+        });
     }
 }
