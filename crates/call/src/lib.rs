@@ -52,6 +52,10 @@ pub use limits::Limits;
 /// `T` is anything that serde serialises and deserialises: what it points to is copied with it, and what has no serialised form (pointers,
 /// references inside, `Rc`, files) does not compile. `#[out(bytes = N)]` and `#[inout(bytes = N)]` bound a `Vec<u8>` that comes back.
 ///
+/// The client is made by `LedgerClient::connect(path)`, or `over(client)` a [`Client`] that is connected already; `connection()` is its
+/// [`Client`], which makes the [`Buffer`]s that it lends (`ledger.connection().buffer(bytes)`), and `within(time)` gives every call of a clone that
+/// long. An empty slice that is lent says what it is of: `&[] as &[f64]`.
+///
 /// A method may return `T` or `Result<T, E>`. The client's returns `Result<T, `[`interface::Error`]`<E>>`, which tells the callee's own
 /// error from a call that failed. With the feature `async` the client has an `_async` method for each, to be awaited under any
 /// executor.

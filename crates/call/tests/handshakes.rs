@@ -206,6 +206,72 @@ fn gifts_of_calls_that_come_too_late_are_not_kept() -> Outcome {
     Outcome::Passed
 }
 
+/// What a call may be dropped in the middle of: the questions for a line, for its pipe, for room, for the number of a gift.
+fn a_call_that_is_dropped_while_it_is_set_up_leaves_nothing() -> Outcome {
+    let limits = Limits { calls_in_flight: 2, buffers: 3, ..Limits::default() };
+    let served = serve(|d| {
+        let both = std::sync::Barrier::new(2);
+        d.activations(2).limits(limits).portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())).portal(
+            "meet",
+            1,
+            move |_: &mut Invocation<'_>| {
+                both.wait();
+                Ok(())
+            },
+        )
+    });
+    let bound = || Deadline::after(SOON);
+    let large: &'static [u8] = vec![1; 1 << 20].leak();
+    let gift = || peregrine_call::Gift::new(4096).unwrap();
+    for round in 0..4 {
+        // The first call of each has no line yet, and the first that is started no pipe.
+        let (new, client) = (served.connect(), served.connect());
+        let [nothing, meet] = ["nothing", "meet"].map(|name| client.portal(name, 1).unwrap());
+        client.call(nothing, Call::new()).unwrap();
+        let drops = |what: &str, client: &Client, call: &dyn Fn() -> Call<'static>| {
+            served.stop();
+            for _ in 0..3 {
+                let pending = client.begin(nothing, call()).unwrap();
+                assert!(!pending.is_sent(), "{what}: round {round}");
+            }
+            served.go_on();
+            // Its answer comes behind all others.
+            client.usage().unwrap();
+            client
+                .call(nothing, call().deadline(bound()))
+                .unwrap_or_else(|e| panic!("{what}, round {round}: {e}"));
+            let two = [(), ()].map(|()| client.start(meet, Call::new().deadline(bound())).unwrap());
+            for one in two {
+                assert_eq!(one.wait(), Ok(()), "{what}: both lines are there, round {round}");
+            }
+        };
+        drops("a line", &new, &Call::new);
+        drops("a pipe", &client, &Call::new);
+        drops("room", &new, &|| Call::new().input(large));
+        for _ in 0..3 {
+            drops("a gift", &client, &|| Call::new().give(gift()));
+        }
+        // Between two gifts, wherever that is.
+        for n in 0..60u64 {
+            let mut pending =
+                client.begin(nothing, Call::new().give(gift()).give(gift()).give(gift())).unwrap();
+            let until = Instant::now() + Duration::from_micros(n * 5);
+            let mut outcome = None;
+            while outcome.is_none() && !pending.is_sent() && Instant::now() < until {
+                outcome = pending.try_finish();
+            }
+            if outcome.is_none() && pending.is_sent() {
+                // Its gifts are the domain's until it is executed.
+                outcome = Some(pending.wait());
+            }
+            assert!(matches!(outcome, None | Some(Ok(()))), "{outcome:?}");
+        }
+        client.usage().unwrap();
+        client.call(nothing, Call::new().give(gift()).give(gift()).give(gift()).deadline(bound())).unwrap();
+    }
+    Outcome::Passed
+}
+
 fn who_accepts_and_is_silent_or_talks_nonsense_is_unreachable() -> Outcome {
     let dir = tempfile::tempdir().unwrap();
     let silent = dir.path().join("silent");
@@ -343,6 +409,7 @@ fn main() -> std::process::ExitCode {
         one_caller_that_gives_up_takes_nothing_from_the_others,
         a_large_call_to_a_stopped_domain_ends_with_its_deadline,
         gifts_of_calls_that_come_too_late_are_not_kept,
+        a_call_that_is_dropped_while_it_is_set_up_leaves_nothing,
         who_accepts_and_is_silent_or_talks_nonsense_is_unreachable,
         results_without_end_are_neither_kept_nor_waited_for,
         a_pipe_that_would_block_does_not_block_its_caller,
