@@ -9,6 +9,7 @@ use examples::{as_built, example};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -119,6 +120,58 @@ fn kill_until_done(life: &Life<'_>) -> usize {
 
 fn survives(program: &Path, args: &[&str], rounds: u32) {
     survives_on(&["2"], &[], program, args, rounds);
+}
+
+#[test]
+fn what_a_pipe_is_shown_twice_is_said_and_nothing_is_left_out() {
+    let program = example("steps");
+    // As long as it takes to be killed in the middle, with a part of an image's output shown and the rest not.
+    for rounds in [100, 200, 400, 800, 1600].map(|n| n.to_string()) {
+        let expected = undisturbed(&program, &[&rounds]);
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = dir.path().join("store");
+        let start = |variable: &str, stdout: Stdio| {
+            let mut c = Command::new(&program);
+            c.arg(&rounds).env(variable, &store).env("PEREGRINE_NODES", "2").stdin(Stdio::null());
+            c.env("PEREGRINE_STORE_INTERVAL", "20").stdout(stdout).stderr(Stdio::piped());
+            c.spawn().expect("the program starts")
+        };
+        // It holds a page, and so one write; whoever reads one at a time is always behind.
+        let (mut from, to) = std::io::pipe().expect("a pipe");
+        peregrine_sys::rustix::pipe::fcntl_setpipe_size(&to, 4096).expect("a small pipe");
+        let mut first = start("PEREGRINE_STORE", to.into());
+        let mut ended = false;
+        let mut shown = Vec::new();
+        for _ in 0..4 {
+            ended = ended || wait_for_images(&mut first, &store, 1).is_some();
+            let mut buffer = [0; 4096];
+            let n = from.read(&mut buffer).expect("it reads");
+            shown.extend_from_slice(&buffer[..n]);
+        }
+        ended = ended || wait_for_images(&mut first, &store, 1).is_some();
+        first.kill().expect("our own child");
+        first.wait().expect("our own child");
+        from.read_to_end(&mut shown).expect("it reads");
+        assert!(expected.starts_with(&shown));
+        if ended {
+            continue;
+        }
+        let second = start("PEREGRINE_RESUME", Stdio::piped()).wait_with_output().expect("our own child");
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert!(second.status.success() && expected.ends_with(&second.stdout), "{said}");
+        let twice =
+            (shown.len() + second.stdout.len()).checked_sub(expected.len()).expect("nothing is left out");
+        let told = said.lines().find_map(|l| {
+            l.strip_prefix("peregrine: the next ")?
+                .strip_suffix(" bytes of output may have been shown before")
+        });
+        let told: usize = told.map_or(0, |n| n.parse().expect("a number"));
+        assert!(twice <= told && told <= second.stdout.len(), "{twice} bytes were shown twice\n{said}");
+        if twice > 0 {
+            return;
+        }
+    }
+    panic!("nothing was ever shown twice");
 }
 
 /// Lives fewer than these don't show that an image of a resumed life is resumed.
@@ -347,4 +400,71 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
     }
     refused(&program, "PEREGRINE_STORE", "is a store already");
     refused(&example("demo"), "PEREGRINE_RESUME", "was written by build");
+}
+
+/// State and parent of a process.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut words = stat.rsplit_once(") ")?.1.split(' ');
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|p| p.parse().expect("a number")).collect()
+}
+
+/// The child of one of the World's nodes that waits, for as long as this looks several times, and its node.
+fn waiting_child(world: u32) -> (u32, u32) {
+    let begun = Instant::now();
+    let mut seen = (0, (0, 0));
+    while seen.0 < 10 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no child waits");
+        std::thread::sleep(Duration::from_millis(5));
+        let mut of_nodes =
+            children(world).into_iter().flat_map(|node| children(node).into_iter().map(move |c| (c, node)));
+        let waits = of_nodes.find(|(c, _)| stat(*c).is_some_and(|(state, _)| state == 'S'));
+        seen = match waits {
+            Some(found) if found == seen.1 => (seen.0 + 1, found),
+            Some(found) => (1, found),
+            None => (0, (0, 0)),
+        };
+    }
+    seen.1
+}
+
+#[test]
+fn a_child_that_has_not_become_its_program_goes_with_the_node_that_is_killed() {
+    let Some(program) = fixed("between") else { return };
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo is there").success());
+    let mut world = Command::new(program)
+        .arg(&fifo)
+        .env("PEREGRINE_NODES", "2")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let (child, node) = waiting_child(world.id());
+    // It is still this program, in its node's memory.
+    let exe = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    assert_eq!(exe(child), exe(world.id()));
+    peregrine_sys::signal::kill(node as i32, peregrine_sys::signal::number::KILL).expect("a node");
+    let begun = Instant::now();
+    // Killed, it may be left unburied: by an init that waits for nobody.
+    while stat(child).is_some_and(|(state, _)| state != 'Z') {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it lives on, on a stack that was taken back");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // The thread has gone back and starts another, which becomes its program when the pipe is opened.
+    let (again, its_node) = waiting_child(world.id());
+    assert!(again != child && its_node != node);
+    drop(OpenOptions::new().write(true).open(&fifo).expect("somebody reads"));
+    let status = wait(&mut world, Duration::from_secs(120));
+    let _ = world.kill();
+    let done = world.wait_with_output().expect("what it said");
+    assert!(status.is_some_and(|s| s.success()), "{status:?}: {}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "status 0\n");
 }

@@ -30,6 +30,7 @@ const SUPERVISOR: (&str, &str) =
 /// All of them.
 pub(super) const FORMS: &[Form] = &[
     short("nodes killed at each step", AT_ANY_STEP),
+    short("survivors reset at each step", ("kill", "a_node_reset_at_any_step_holds_what_the_image_says")),
     short("supervisors killed at each step", SUPERVISOR),
     short(
         "resumes killed at each step",

@@ -80,6 +80,19 @@ struct Pages {
     restored_total: u64,
 }
 
+/// Whether there is a result, and each is right.
+fn all_verified(runs: &[Outcome]) -> bool {
+    !runs.is_empty() && runs.iter().all(|r| r.verified)
+}
+
+/// What a run that came to its end lacks to count.
+fn lacking(verified: bool, demand: Demand, happened: Tally) -> Option<String> {
+    if !verified {
+        return Some("the result is wrong".to_owned());
+    }
+    demand.missing(happened).map(|m| format!("verified, but only {m}"))
+}
+
 /// Prints it; the exit code is 0 if the result is right and enough has happened.
 pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
     let s = &ended.stats;
@@ -89,7 +102,7 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
     };
     let runs = solved.as_ref().map_or(&[][..], |v| &v.runs);
     let demand = solved.as_ref().map(|v| v.demand).unwrap_or_default();
-    let verified = !runs.is_empty() && runs.iter().all(|r| r.verified);
+    let verified = all_verified(runs);
     let happened = Tally {
         kills: s.kills,
         kills_hit: s.kills_hit,
@@ -101,11 +114,7 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
     let trouble = match &solved {
         _ if ended.stopped_by.is_some() => Some("stopped by a signal before the end".to_owned()),
         None => Some("the main thread ended without a result".to_owned()),
-        Some(v) => v
-            .trouble
-            .clone()
-            .or_else(|| (!verified).then(|| "the result is wrong".to_owned()))
-            .or_else(|| demand.missing(happened).map(|m| format!("verified, but only {m}"))),
+        Some(v) => v.trouble.clone().or_else(|| lacking(verified, demand, happened)),
     };
     let mut out = std::io::stdout().lock();
     let written = if json {
@@ -235,4 +244,60 @@ pub(super) fn print(out: &mut impl Write, s: &Stats, runs: Option<usize>) -> std
         move_mean_ms(s)
     )?;
     writeln!(out, " switches   {:6}   {} of them preemptions", s.switches, s.preemptions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEMAND: Demand = Demand { kills: 20, hits: 10, moves: 50 };
+
+    fn happened(kills: u64, kills_hit: u64, moves: u64) -> Tally {
+        Tally { kills, kills_hit, moves, preemptions: 0, rollbacks: 0, resumed: false }
+    }
+
+    #[test]
+    fn a_run_counts_only_if_enough_has_happened() {
+        assert_eq!(lacking(true, DEMAND, happened(20, 10, 50)), None);
+        for (few, missing) in [
+            (happened(19, 10, 50), "19 of 20 kills"),
+            (happened(20, 9, 50), "9 of 10 kills of a node that ran a thread"),
+            (happened(20, 10, 49), "49 of 50 moves"),
+            (happened(0, 0, 50), "0 of 20 kills, 0 of 10 kills of a node that ran a thread"),
+        ] {
+            assert_eq!(lacking(true, DEMAND, few), Some(format!("verified, but only {missing}")));
+            let resumed = Tally { resumed: true, ..few };
+            assert_eq!(lacking(true, DEMAND, resumed), None, "nobody troubles a resumed World on purpose");
+        }
+    }
+
+    #[test]
+    fn a_wrong_result_never_counts() {
+        let right = Outcome { verified: true, ..a_run() };
+        let wrong = Outcome { verified: false, ..a_run() };
+        assert!(all_verified(&[right, right]));
+        for runs in [&[][..], &[wrong], &[right, wrong], &[wrong, right]] {
+            let verified = all_verified(runs);
+            assert_eq!(
+                lacking(verified, DEMAND, happened(20, 10, 50)).as_deref(),
+                Some("the result is wrong")
+            );
+        }
+    }
+
+    fn a_run() -> Outcome {
+        Outcome {
+            class: cg::Class::S,
+            ranks: 1,
+            zeta: 0.0,
+            rnorm: 0.0,
+            verified: true,
+            expected: 0.0,
+            error: 0.0,
+            iterations: 1,
+            seconds: 1.0,
+            mflops: 1.0,
+            initialisation_seconds: 1.0,
+        }
+    }
 }

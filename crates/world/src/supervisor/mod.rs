@@ -28,6 +28,7 @@ mod seals;
 mod start;
 mod stats;
 mod status;
+mod strays;
 mod strings;
 mod trouble;
 
@@ -62,6 +63,7 @@ use std::time::Duration;
 struct NodeProcess {
     pid: i32,
     pidfd: OwnedFd,
+    space: Option<strays::Space>,
 }
 
 impl NodeProcess {

@@ -1,7 +1,7 @@
 //! Recovery: a node died, so every thread, channel and join cell goes back to the last image.
 
 use super::new_processes::{self, NewProcesses};
-use super::{NodeProcess, Supervisor, WorldError, kernel, reap};
+use super::{NodeProcess, Supervisor, WorldError, kernel, reap, strays};
 use crate::control::{Lack, MOST_DOOMED, NONE, PauseKind, WHY_WORDS, ending, node, record, state, world};
 use crate::killpoint::{hold_fire, supervisor_at, was_ours};
 use crate::{arena, carried, ends, join, output, thread};
@@ -60,6 +60,9 @@ impl Supervisor {
             // Once it is reaped its number may be another process's, and a node that polls is woken by a signal.
             n.idle.store(0, Ordering::SeqCst);
             let status = reap(dead.pid);
+            let others = self.nodes.iter().flatten().map(|n| n.pid);
+            let ours: Vec<i32> = others.chain([self.zygote.pid, peregrine_sys::process::pid()]).collect();
+            strays::end_those_of(&dead, &ours);
             let current = n.current.load(Ordering::Relaxed);
             let exited = status.and_then(WaitStatus::exit_status);
             if let Some(code) = exited
@@ -199,7 +202,7 @@ impl Supervisor {
                 .ok_or(rustix::io::Errno::SRCH)
                 .and_then(|p| pidfd_open(p, PidfdFlags::empty()))
                 .map_err(kernel("pidfd_open on a node"))?;
-            self.nodes[i] = Some(NodeProcess { pid, pidfd });
+            self.nodes[i] = Some(NodeProcess { pid, pidfd, space: strays::Space::of(pid) });
         }
         Ok(())
     }
