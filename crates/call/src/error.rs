@@ -65,8 +65,8 @@ pub enum CallError {
     /// The domain lives and gave this call up: it is shutting down, or the callee's activation was terminated.
     #[error("the call was terminated by its domain")]
     Terminated,
-    /// The deadline passed first. The callee may still run; its reply is dropped.
-    #[error("the deadline passed before the reply; the callee may still run")]
+    /// The deadline passed first. A callee that had begun may still run, and its reply is dropped; one that had not never begins.
+    #[error("the deadline passed before the reply; if the callee had begun, it may still run")]
     Deadline,
     /// The domain's process has been stopped, by a signal or a debugger, for as long as this client has
     /// [patience](crate::Client::set_patience), and the call has no deadline. It may be executed, in part or in whole, now or when the domain
