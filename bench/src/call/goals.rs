@@ -2,8 +2,8 @@
 
 use super::ours::{self, Form, Place};
 use super::subject::time;
-use super::ways::{Cores, FLOOR, OURS, OURS_HOT, OURS_HOT_LEND, OURS_LEND, SPINNING_FLOOR};
-use super::{Row, Rows, again};
+use super::ways::{Cores, FLOOR, OURS, OURS_HOT, OURS_HOT_LEND, OURS_LEND, floor_of};
+use super::{Row, Rows, SIZES, again};
 use crate::measure::{Options, Pair, Samples};
 use crate::report::Report;
 use peregrine_call::Attributes;
@@ -49,19 +49,15 @@ pub fn run(report: &Report, rows: &Rows) {
         row(one, 0, "iceoryx2"),
         &AtLeast(4.0),
     );
-    for (size, bytes) in [("null", 0), ("64 B", 64), ("4 KiB", 4 << 10)] {
-        let hot = |how: &str, ours| {
-            let floor = row(two, bytes, SPINNING_FLOOR);
-            judge(
-                &format!("{size} on two cores, hot{how}, times the spinning floor"),
-                ours,
-                floor,
-                &AtMost(1.3),
-            );
+    for (bytes, size, _) in SIZES {
+        let hot = |how: &str, way| {
+            let floor = floor_of(way, two, bytes);
+            let what = format!("{size} on two cores, hot{how}, times the spinning floor ({floor})");
+            judge(&what, row(two, bytes, way), row(two, bytes, floor), &AtMost(1.3));
         };
-        hot("", row(two, bytes, OURS_HOT));
+        hot("", OURS_HOT);
         if bytes != 0 {
-            hot(" and lent", row(two, bytes, OURS_HOT_LEND));
+            hot(" and lent", OURS_HOT_LEND);
         }
     }
     judge(

@@ -2,7 +2,8 @@
 //!
 //! Each round runs every way once, in a process of its own (see `subject`); a row is the middle of the rounds. The column
 //! *baseline* is the floor of the same run: eventfd and shared memory in place on one core, spinning on shared memory in
-//! place on two.
+//! place on two. One row has another: our hot call whose argument the domain copies is compared with the spinning server that copies too, for
+//! the floor is what the same work costs without a call around it. Beside the floor in place, which copies nothing, it has a further row.
 
 mod carried;
 mod clients;
@@ -23,7 +24,7 @@ use crate::measure::{Options, Pair, Samples};
 use crate::report::Report;
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode, Stdio};
-use ways::{Cores, FLOOR, SPINNING_FLOOR, WAYS, Way};
+use ways::{Cores, SPINNING_FLOOR, WAYS, Way, floor_of};
 
 /// Argument sizes in bytes, and how many calls a process times.
 const SIZES: [(usize, &str, usize); 6] = [
@@ -126,19 +127,34 @@ fn case(way: &str, bytes: usize, cores: Cores, calls: usize) -> [f64; 3] {
 
 fn table(report: &mut Report, rows: &Rows, cores: Cores, bytes: usize, title: &str) {
     report.section(&format!("Call and return, {title}, us"));
-    let floor = if cores == Cores::One { FLOOR } else { SPINNING_FLOOR };
-    let Some(base) = rows.get(&(cores.name(), bytes, floor)) else { return };
     for way in WAYS {
-        let Some(row) = rows.get(&(cores.name(), bytes, way.name)) else { continue };
+        let floor = floor_of(way.name, cores, bytes);
         let case = format!("{}, {title}", way.title);
-        for (metric, ours, baseline) in [
-            ("min", &row.min, &base.min),
-            ("median", &row.median, &base.median),
-            ("p99", &row.p99, &base.p99),
-        ] {
-            let pair = Pair::of(&ours.scaled(1e-3), &baseline.scaled(1e-3));
-            report.pair(&case, metric, "us", floor, row.calls, &pair);
+        beside(report, rows, cores, bytes, &case, way.name, floor);
+        if cores == Cores::Two && floor != SPINNING_FLOOR {
+            let case = format!("{}, beside the floor in place, {title}", way.title);
+            beside(report, rows, cores, bytes, &case, way.name, SPINNING_FLOOR);
         }
+    }
+}
+
+/// A row: a way beside its floor.
+fn beside(
+    report: &mut Report,
+    rows: &Rows,
+    cores: Cores,
+    bytes: usize,
+    case: &str,
+    way: &'static str,
+    floor: &'static str,
+) {
+    let row = |way| rows.get(&(cores.name(), bytes, way));
+    let (Some(row), Some(base)) = (row(way), row(floor)) else { return };
+    for (metric, ours, baseline) in
+        [("min", &row.min, &base.min), ("median", &row.median, &base.median), ("p99", &row.p99, &base.p99)]
+    {
+        let pair = Pair::of(&ours.scaled(1e-3), &baseline.scaled(1e-3));
+        report.pair(case, metric, "us", floor, row.calls, &pair);
     }
 }
 

@@ -6,7 +6,10 @@
 //!
 //! *In place* the caller builds its argument in the shared memory and the callee reads it there: nothing is copied, nothing
 //! is checked, so nobody who must not trust the other can do it; it is the floor. *Copied* is the least that a callee does
-//! who doesn't trust its caller: one copy into the shared memory, one into the callee's own.
+//! who doesn't trust its caller: one copy into the shared memory, one into the callee's own, both of the whole argument at each call.
+//!
+//! In either the callee reads one word of each page, and in place the caller writes one word of all before each call (`subject.rs`): so a large
+//! argument that is in place costs the lines that are read, and one that is copied all of its lines, from one core to the other.
 
 use super::subject::{Bytes, Caller, Server, digest, digest_at, server};
 use peregrine_base::sync::{AtomicU64, AtomicUsize, Ordering, spin_loop};

@@ -74,8 +74,20 @@ impl Way {
 
 /// The floor of a run on one core.
 pub const FLOOR: &str = "eventfd";
-/// The floor of a run on two.
+/// The floor of a run on two cores, for who reads the argument where its caller built it.
 pub const SPINNING_FLOOR: &str = "spin";
+/// The same for who has a private copy of it.
+pub const SPINNING_COPIED_FLOOR: &str = "spin-copied";
+
+/// The way that does the same work as `way`, on so many bytes, with nothing around it: what it is compared with. On two cores our hot call
+/// whose argument the domain copies has the floor that copies; without an argument there is nothing to copy.
+pub fn floor_of(way: &str, cores: Cores, bytes: usize) -> &'static str {
+    match cores {
+        Cores::One => FLOOR,
+        Cores::Two if way == OURS_HOT && bytes != 0 => SPINNING_COPIED_FLOOR,
+        Cores::Two => SPINNING_FLOOR,
+    }
+}
 
 /// Our call at default attributes.
 pub const OURS: &str = "call";
@@ -127,7 +139,7 @@ pub const WAYS: &[Way] = &[
     way(SPINNING_FLOOR, "spinning shared memory, in place", TWO, |n, cpu| {
         start(n, cpu, Form::InPlace, Wait::Spin)
     }),
-    way("spin-copied", "spinning shared memory, copied", TWO, |n, cpu| {
+    way(SPINNING_COPIED_FLOOR, "spinning shared memory, copied", TWO, |n, cpu| {
         start(n, cpu, Form::Copied, Wait::Spin)
     }),
     way("yield", "sched_yield + shared memory, in place", ONE, |n, cpu| {

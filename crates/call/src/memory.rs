@@ -129,6 +129,7 @@ impl<'a> Lent<'a> {
     }
 
     /// How many bytes are lent.
+    #[inline]
     pub const fn len_bytes(&self) -> usize {
         self.len_bytes
     }
@@ -142,6 +143,7 @@ impl<'a> Lent<'a> {
         self.volatile().read(self.offset_bytes + offset_bytes, into).map_err(|_| Failure::arguments())
     }
 
+    #[inline]
     const fn volatile(&self) -> Volatile<'a> {
         // SAFETY: mapped as long as 'a, and behind no reference (S1).
         unsafe { Volatile::new(self.memory.range()) }
@@ -164,11 +166,13 @@ impl<'a> Lent<'a> {
     ///
     /// # Errors
     /// [`Failure::ARGUMENTS`] beyond the end or not aligned.
+    #[inline]
     pub fn load_u64(&self, offset_bytes: usize) -> Result<u64, Failure> {
         self.check(offset_bytes, 8)?;
         self.volatile().load_u64(self.offset_bytes + offset_bytes).map_err(|_| Failure::arguments())
     }
 
+    #[inline]
     fn check(&self, offset_bytes: usize, len_bytes: usize) -> Result<(), Failure> {
         let end = offset_bytes.checked_add(len_bytes).filter(|&end| end <= self.len_bytes);
         end.map(drop).ok_or_else(Failure::arguments)

@@ -251,6 +251,66 @@ fn a_deadline_ends_the_wait_and_the_line_is_used_again() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// How often the portal `mark` was served, in the domain's process.
+static MARKS: AtomicUsize = AtomicUsize::new(0);
+
+fn a_call_that_its_caller_gave_up_before_its_turn_is_not_executed() -> testkit::Outcome {
+    let served = scene::serve_at(|d, path| {
+        let (held, go) = (path.with_extension("held"), path.with_extension("go"));
+        d.activations(1)
+            .limits(Limits { calls_in_flight: 2, ..Limits::default() })
+            .portal("hold", 1, move |_: &mut Invocation<'_>| {
+                std::fs::write(&held, "").unwrap();
+                scene::wait_for(&go);
+                Ok(())
+            })
+            .portal("mark", 1, |call: &mut Invocation<'_>| {
+                let before = MARKS.fetch_add(1, Ordering::Relaxed);
+                call.output(0)?.push(before as u8);
+                Ok(())
+            })
+    });
+    let (holder, client) = (served.connect(), served.connect());
+    let (hold, mark) = (holder.portal("hold", 1).unwrap(), client.portal("mark", 1).unwrap());
+    // Lines, while there is somebody to open them.
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let two = [&mut a, &mut b].map(|out| client.start(mark, Call::new().output(out, 1)).unwrap());
+    two.into_iter().for_each(|pending| pending.wait().unwrap());
+    let long = holder.start(hold, Call::new()).unwrap();
+    scene::wait_for(&served.path().with_extension("held"));
+    // One whose deadline passes, of which the domain knows by its header alone: its caller neither waits nor gives up. One that is given up.
+    let mut after = Duration::from_millis(50);
+    let (deadline, late) = loop {
+        let deadline = Deadline::after(after);
+        match client.start(mark, Call::new().deadline(deadline)) {
+            Ok(late) => break (deadline, late),
+            // It passed before the call was sent.
+            Err(e) => assert_eq!(e, CallError::Deadline),
+        }
+        after *= 2;
+    };
+    drop(client.start(mark, Call::new()).unwrap());
+    while deadline.left().is_some() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::fs::write(served.path().with_extension("go"), "").unwrap();
+    long.wait().unwrap();
+    let begun = Instant::now();
+    while !late.is_ready() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the domain answers it all the same");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(late.wait(), Err(CallError::Deadline));
+    // As many calls as there are lines: the line of the one that was given up is used again when that was answered.
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let two = [&mut a, &mut b].map(|out| client.start(mark, Call::new().output(out, 1)).unwrap());
+    two.into_iter().for_each(|pending| pending.wait().unwrap());
+    let mut counts = [a[0], b[0]];
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3], "two at first and these two, and none between");
+    testkit::Outcome::Passed
+}
+
 fn all_affinities_give_the_same_answers() -> testkit::Outcome {
     let served = echoing();
     let client = served.connect();
@@ -419,6 +479,7 @@ fn main() -> std::process::ExitCode {
         the_callers_mappings_stay_as_they_are_while_it_is_away,
         a_panic_is_the_callers_error_and_the_domain_lives,
         a_deadline_ends_the_wait_and_the_line_is_used_again,
+        a_call_that_its_caller_gave_up_before_its_turn_is_not_executed,
         all_affinities_give_the_same_answers,
         many_threads_call_through_few_activations,
         a_client_beyond_its_share_of_activations_waits_and_nobody_starves,

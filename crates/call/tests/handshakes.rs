@@ -100,6 +100,7 @@ fn a_call_without_a_deadline_is_told_that_its_domain_is_stopped() -> Outcome {
     let (client, hold, nothing) = portals_of(&served);
     let (other, others_hold, others_nothing) = portals_of(&working);
     let stopped = Err(CallError::Stopped { pid: served.pid as u32, patience });
+    let mut first = Duration::ZERO;
     std::thread::scope(|scope| {
         // In its handler for as long as it likes: who works is waited for.
         let long = scope.spawn(|| other.call(others_hold, Call::new()));
@@ -108,7 +109,8 @@ fn a_call_without_a_deadline_is_told_that_its_domain_is_stopped() -> Outcome {
         let stops = Instant::now();
         served.stop();
         assert_eq!(client.call(nothing, Call::new()), stopped, "on a line that is there");
-        assert!(stops.elapsed() >= patience, "not at the first look");
+        // Those that follow find patience at its end.
+        first = stops.elapsed();
         assert_eq!(held.join().unwrap(), stopped, "in mid-call");
         assert_eq!(client.start(nothing, Call::new()).and_then(peregrine_call::Pending::wait), stopped);
         let large = vec![0; 4 << 20];
@@ -125,6 +127,7 @@ fn a_call_without_a_deadline_is_told_that_its_domain_is_stopped() -> Outcome {
         working.kill();
         assert_eq!(long.join().unwrap(), Err(CallError::DomainDied));
     });
+    assert!(first >= patience, "not at the first look: {first:?}");
     Outcome::Passed
 }
 

@@ -82,6 +82,11 @@ fn portals(d: DomainBuilder) -> DomainBuilder {
             call.output(1)?.push(u8::from(left));
             Ok(())
         })
+        .portal("nice", 1, |call: &mut Invocation<'_>| {
+            call.output(0)?.push(process::nice_of(0).map_err(|_| Failure::new(1, ""))? as u8);
+            Ok(())
+        })
+        .portal("die", 1, |_: &mut Invocation<'_>| process::exit_now(7))
         .portal("last", 1, |call: &mut Invocation<'_>| {
             let last = LAST.lock().unwrap().clone();
             call.output(0)?.extend_from_slice(last.as_bytes());
@@ -228,6 +233,44 @@ fn a_domain_that_dies_while_its_callers_are_hot_is_told_of() -> testkit::Outcome
         assert_eq!(caller.join().unwrap(), CallError::DomainDied);
     });
     assert_eq!(bare(&client, note), Err(CallError::DomainDied));
+    testkit::Outcome::Passed
+}
+
+fn a_domain_that_dies_within_a_hot_call_is_told_of() -> testkit::Outcome {
+    for round in 0..10 {
+        let served = serve(portals);
+        let client = served.connect();
+        let (note, die) = (client.portal("note", 1).unwrap(), client.portal("die", 1).unwrap());
+        for _ in 0..20 * round {
+            bare(&client, note).unwrap();
+        }
+        assert_eq!(bare(&client, die), Err(CallError::DomainDied));
+    }
+    testkit::Outcome::Passed
+}
+
+fn a_priority_is_lent_after_hot_calls_and_given_back_before_the_next() -> testkit::Outcome {
+    let mine = process::nice_of(0).unwrap();
+    if !process::is_root() || mine >= 19 {
+        return testkit::Outcome::Skipped("only root may become more urgent".into());
+    }
+    let theirs = (mine + 5).min(19);
+    let served =
+        scene::serve_with(|d| portals(d).most_urgent_nice(-20), |_| process::set_nice(0, theirs).unwrap());
+    let client = served.connect();
+    let nice = client.portal("nice", 1).unwrap();
+    let mut out = Vec::new();
+    let mut served_with = |priority| {
+        let attributes = Attributes { priority, ..hot() };
+        client.call(nice, Call::new().attributes(attributes).output(&mut out, 1)).unwrap();
+        i32::from(out[0] as i8)
+    };
+    for _ in 0..20 {
+        for _ in 0..30 {
+            assert_eq!(served_with(false), theirs);
+        }
+        assert_eq!(served_with(true), mine);
+    }
     testkit::Outcome::Passed
 }
 
@@ -410,6 +453,8 @@ fn main() -> std::process::ExitCode {
         a_caller_that_is_moved_while_hot_is_answered,
         what_runs_on_an_activation_between_calls_is_not_the_callers,
         a_domain_that_dies_while_its_callers_are_hot_is_told_of,
+        a_domain_that_dies_within_a_hot_call_is_told_of,
+        a_priority_is_lent_after_hot_calls_and_given_back_before_the_next,
         arguments_of_every_kind_and_size_cross_whatever_the_call_before_had,
         what_is_lent_is_what_the_client_has_now,
         what_a_call_asks_for_beyond_its_arguments_it_gets_though_the_ones_before_were_hot,

@@ -61,11 +61,13 @@ impl<'a> Volatile<'a> {
     ///
     /// # Safety
     /// `range` stays mapped for `'a`, and no reference to its bytes exists. It need not be accessible: a touch may trap.
+    #[inline]
     pub const unsafe fn new(range: PageRange) -> Self {
         Self { start: range.start().as_ptr(), len_bytes: range.len_bytes(), memory: PhantomData }
     }
 
     /// How many bytes there are.
+    #[inline]
     pub const fn len_bytes(self) -> usize {
         self.len_bytes
     }
@@ -179,6 +181,7 @@ impl<'a> Volatile<'a> {
         Ok(self.word(offset_bytes)?.fetch_add(value, Ordering::AcqRel))
     }
 
+    #[inline]
     fn word(self, offset_bytes: usize) -> Result<&'a AtomicU64, OutOfBounds> {
         let at = self.at(offset_bytes, 8, 8)?;
         // SAFETY: checked and aligned by `at` (the memory starts on a page); an atomic may be changed by others at any

@@ -52,17 +52,20 @@ pub struct Invocation<'a> {
 }
 
 impl Invocation<'_> {
+    #[inline]
     fn slot(&self, index: usize, kind: Kind) -> Result<&Slot, Failure> {
         let slots = &self.arguments.slots[..self.arguments.count];
         slots.get(index).filter(|slot| slot.kind == Some(kind)).ok_or_else(Failure::arguments)
     }
 
     /// How many arguments there are.
+    #[inline]
     pub const fn len(&self) -> usize {
         self.arguments.count
     }
 
     /// Whether there are none.
+    #[inline]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -71,6 +74,7 @@ impl Invocation<'_> {
     ///
     /// # Errors
     /// [`Failure::ARGUMENTS`]: it is something else.
+    #[inline]
     pub fn input(&self, index: usize) -> Result<&[u8], Failure> {
         let slot = self.slot(index, Kind::In)?;
         self.arguments.scratch.get(slot.range.clone()).ok_or_else(Failure::arguments)
@@ -83,6 +87,7 @@ impl Invocation<'_> {
     ///
     /// # Panics
     /// If the last one returned for the same index still lives.
+    #[inline]
     pub fn output(&self, index: usize) -> Result<RefMut<'_, Vec<u8>>, Failure> {
         Ok(self.slot(index, Kind::Out)?.result.borrow_mut())
     }
@@ -94,6 +99,7 @@ impl Invocation<'_> {
     ///
     /// # Panics
     /// If the last one returned for the same index still lives.
+    #[inline]
     pub fn inout(&self, index: usize) -> Result<RefMut<'_, Vec<u8>>, Failure> {
         Ok(self.slot(index, Kind::InOut)?.result.borrow_mut())
     }
@@ -111,6 +117,7 @@ impl Invocation<'_> {
     ///
     /// # Errors
     /// [`Failure::ARGUMENTS`]: it is something else.
+    #[inline]
     pub fn lent(&self, index: usize) -> Result<Lent<'_>, Failure> {
         let slot = self.slot(index, Kind::Lend)?;
         match slot.lent.as_ref().ok_or_else(Failure::arguments)? {
