@@ -156,3 +156,23 @@ fn raised_rights_interrupt_nobody_and_lowered_ones_who_has_the_page_in_view() {
         assert_eq!(space.store(&mut members[1], addr(2), 9), Ok(4), "found by a fault");
     });
 }
+
+#[test]
+fn who_had_a_page_in_view_before_it_was_unmapped_is_not_asked_about_the_next_one_there() {
+    // One page, which is unmapped with its slot in hand, and several.
+    for count in [1, 3] {
+        with(4, Tables::Views, |space, members, mmu| {
+            map(space, &mut members[0], 0, count);
+            for m in &mut *members {
+                space.store(m, addr(0), 1).expect("a frame");
+            }
+            space.unmap(&mut members[0], range(0, count)).unwrap();
+            let before = mmu.counts().shootdowns;
+            assert_eq!(before, 3, "all others had it");
+            map(space, &mut members[0], 0, count);
+            space.store(&mut members[0], addr(0), 2).expect("a frame");
+            space.unmap(&mut members[0], range(0, count)).unwrap();
+            assert_eq!(mmu.counts().shootdowns, before, "{count} pages: nobody else has it");
+        });
+    }
+}
