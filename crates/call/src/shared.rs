@@ -196,8 +196,17 @@ unsafe fn copy(to: usize, from: usize, len: usize) {
                 a = out(xmm_reg) _, b = out(xmm_reg) _, at = inout(reg) 0usize => _, last = in(reg) len - 32,
                 from = in(reg) from, to = in(reg) to, options(nostack))
             }
-            _ => asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
-                options(nostack, preserves_flags)),
+            // The microcode writes whole lines when it begins at one: the first 64 bytes apart, and then from the first line after
+            // `to` on, so that the two overlap or meet.
+            _ => {
+                let ahead = 64 - to % 64;
+                asm!("movups {a}, [{from}]", "movups {b}, [{from} + 16]", "movups {c}, [{from} + 32]", "movups {d}, [{from} + 48]",
+                "movups [{to}], {a}", "movups [{to} + 16], {b}", "movups [{to} + 32], {c}", "movups [{to} + 48], {d}",
+                a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _, from = in(reg) from, to = in(reg) to,
+                options(nostack, preserves_flags));
+                asm!("rep movsb", inout("rcx") len - ahead => _, inout("rdi") to + ahead => _, inout("rsi") from + ahead => _,
+                options(nostack, preserves_flags))
+            }
         }
     }
 }

@@ -109,7 +109,6 @@ fn nobody_here_waits_for_a_server_that_does_not_answer() -> testkit::Outcome {
     let Some((files, told)) = mount() else { testkit::skip!("needs /dev/fuse, and to be allowed to mount") };
     let path = Path::new(std::ffi::OsStr::from_bytes(files.at.as_bytes())).join("file");
     let file = OwnedFd::from(std::fs::File::open(&path).unwrap());
-    let another = OwnedFd::from(std::fs::File::open(&path).unwrap());
     let (here, begun) = (format!("/proc/self/fd/{}", file.as_raw_fd()), Instant::now());
     close_elsewhere(vec![file], Table::EndsSometime).unwrap();
     told.recv_timeout(LONG).expect("somebody closes it");
@@ -118,7 +117,8 @@ fn nobody_here_waits_for_a_server_that_does_not_answer() -> testkit::Outcome {
     // That it would have been: a thread that closes one does not come back before the server is gone.
     let (done, is_done) = channel();
     std::thread::spawn(move || {
-        drop(another);
+        // Not before: the process that keeps the last copy of the first would close its copy of this one, and the server would tell of that.
+        drop(std::fs::File::open(&path).unwrap());
         let _ = done.send(());
     });
     told.recv_timeout(LONG).expect("the thread closes it");
