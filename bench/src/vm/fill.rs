@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 const PAGES: usize = 1024;
 
+/// One compiled copy for both sides: where the loop lies alone makes a difference of up to a tenth.
+#[inline(never)]
 fn touch_all(memory: &Mapping) {
     let start = memory.range().start().as_ptr::<u8>();
     for page in 0..PAGES {
