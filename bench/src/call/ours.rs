@@ -41,20 +41,26 @@ pub enum Place {
     Apart,
 }
 
-fn work(call: &mut Invocation<'_>) -> Result<(), Failure> {
+/// The portal of who is lent its argument.
+fn digest_lent(call: &mut Invocation<'_>) -> Result<(), Failure> {
     if call.is_empty() {
         return Ok(());
     }
-    let sum = match call.lent(0) {
-        Ok(lent) => {
-            let mut sum = 0u64;
-            for page in (0..lent.len_bytes()).step_by(4096) {
-                sum = sum.wrapping_add(lent.load_u64(page)?);
-            }
-            sum
-        }
-        Err(_) => digest(call.input(0)?),
-    };
+    let lent = call.lent(0)?;
+    let mut sum = 0u64;
+    for page in (0..lent.len_bytes()).step_by(4096) {
+        sum = sum.wrapping_add(lent.load_u64(page)?);
+    }
+    call.output(1)?.extend_from_slice(&sum.to_ne_bytes());
+    Ok(())
+}
+
+/// The portal of who has a copy of its argument.
+fn digest_copied(call: &mut Invocation<'_>) -> Result<(), Failure> {
+    if call.is_empty() {
+        return Ok(());
+    }
+    let sum = digest(call.input(0)?);
     call.output(1)?.extend_from_slice(&sum.to_ne_bytes());
     Ok(())
 }
@@ -96,7 +102,8 @@ pub fn serve(socket: std::os::fd::OwnedFd, form: Form, limits: Limits) {
     let builder = Domain::builder().name("bench").activations(2).limits(limits).most_urgent_nice(URGENT);
     let builder = match form {
         Form::StaticThread => with_static_thread(builder),
-        _ => builder.portal("digest", 1, work),
+        Form::In => builder.portal("digest", 1, digest_copied),
+        Form::Lend => builder.portal("digest", 1, digest_lent),
     };
     let builder = builder.portal("clock", 1, |call: &mut Invocation<'_>| {
         let used_ns = peregrine_sys::timer::thread_cpu_ns();

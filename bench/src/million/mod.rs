@@ -66,6 +66,7 @@ pub fn run(report: &mut Report, options: &Options, threads: usize) {
         ("copy threads", format!("world copy {threads} 0")),
         ("alias threads", format!("world alias {threads} 0")),
         ("copy threads, an image every second", format!("world copy {threads} 1000")),
+        ("alias threads, an image every second", format!("world alias {threads} 1000")),
     ] {
         if !options.wants(case) {
             continue;

@@ -9,7 +9,13 @@
 //! Three receivers: one that *still looks* for work, as a node does with the default settings for 50 us after it had some, if
 //! that lately paid; one that is *asleep*; and one that never sleeps, with which the way is our own work alone. What it takes
 //! longer with the others is the wake-up. That of the sleeper stands beside a bare futex wake between two processes of the same
-//! run that have just written and read as many bytes: a large heap leaves nothing of kernel and runtime in the caches.
+//! run that have just written and read as many bytes.
+//!
+//! **How long the receiver has slept** decides what its wake-up takes, ours and a bare one alike: a virtual processor that has
+//! been halted for some hundred us is still at hand, one that was for 20 ms has to be fetched. To fill 16 MiB takes more than
+//! 10 ms. So after the pages are filled, and before the clock starts, the receiver is woken some times (the thread goes there and
+//! back without touching them) and has then slept equally long whatever the size; and so is the baseline's. What it takes after a
+//! long sleep is measured too, beside a bare wake-up after as long a one.
 //!
 //! A process counts with its best tenth, ours and the baseline's alike: with neighbours on the same processors the middle
 //! tells how long the receiver waits for its turn.
@@ -32,9 +38,12 @@ const SIZES: [(usize, &str, u32); 3] =
 const SAMPLES: usize = 15;
 /// Long enough for an idle node to fall asleep.
 const CALM: Duration = Duration::from_micros(400);
+/// Long enough for its processor to be away.
+const LONG_CALM: Duration = Duration::from_millis(20);
 /// Short enough for one that looks not to.
 const LATELY: Duration = Duration::from_micros(10);
-/// Moves to and fro before one that is measured, after which both nodes know that looking pays.
+/// Moves to and fro before one that is measured, after which both nodes know whether looking pays, and processors and host
+/// whether sleeps are short.
 const HOPS: usize = 4;
 
 pub fn run(report: &mut Report, options: &Options) {
@@ -89,6 +98,19 @@ pub fn run(report: &mut Report, options: &Options) {
         );
         report.single(&case, "first touch of all pages there", "us", SAMPLES, &parts[0]);
         report.single(&case, "second touch", "us", SAMPLES, &parts[1]);
+        let long = versus(
+            rounds,
+            || best(&format!("move {bytes} asleep long")),
+            || best(&format!("wake {bytes} long")),
+        );
+        report.pair(
+            &case,
+            "one way, receiver asleep for 20 ms",
+            "us",
+            "futex wake after as long",
+            SAMPLES,
+            &long,
+        );
         judge(report, "still looking", &looking);
         judge(report, "asleep", &asleep);
         report.note(&format!("    quoted, not measured here: AMPI {ampi} us"));
@@ -122,7 +144,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
             }
             in_world(config, travel, &words.join(" "));
         }
-        "wake" => wake(bytes),
+        "wake" => wake(bytes, words.contains(&"long")),
         "copy" if words.contains(&"pipe") => copy_by_pipe(bytes),
         "copy" => copy_by_memfd(bytes),
         _ => return false,
@@ -155,6 +177,11 @@ fn touch(bytes: &mut [u8]) -> u64 {
 fn travel(argument: &str) {
     let words: Vec<&str> = argument.split_whitespace().collect();
     let (bytes, looking) = (numbers(&words)[0], words.contains(&"looking"));
+    let calm = match (looking, words.contains(&"long")) {
+        (true, _) => LATELY,
+        (_, true) => LONG_CALM,
+        _ => CALM,
+    };
     let go = |node: u32| {
         peregrine_world::migrate_to(node).expect("two nodes");
         // The process that the thread now runs in.
@@ -166,13 +193,14 @@ fn travel(argument: &str) {
     let (mut kept, mut lines) = (Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         let mut block = vec![1u8; bytes];
-        if looking {
-            for _ in 0..HOPS {
-                go(1);
-                go(0);
+        for _ in 0..HOPS {
+            if !looking {
+                busy(CALM);
             }
+            go(1);
+            go(0);
         }
-        busy(if looking { LATELY } else { CALM });
+        busy(calm);
         let begun = Instant::now();
         peregrine_world::migrate_to(1).expect("two nodes");
         let there = Instant::now();
@@ -202,9 +230,9 @@ struct Shared {
 const SHARED: usize = 0x0500_0000_0000;
 
 /// Forks: the child calls `receive` for each round on CPU 1, which notes how long it took since `sent_ns`; the parent
-/// calls `send` on CPU 0 and prints that.
+/// calls `send` on CPU 0, `calm` after `before`, and prints that. Between those two, they do so `hops` times without being measured.
 fn both(
-    bytes: usize,
+    (bytes, hops, calm): (usize, usize, Duration),
     mut before: impl FnMut(),
     mut send: impl FnMut(&Shared),
     mut receive: impl FnMut(&Shared),
@@ -226,15 +254,18 @@ fn both(
         }
         futex::wait(&s.turn, now, None);
     };
+    let is_measured = |round: u32| round as usize % (1 + hops) == hops;
     // SAFETY: one thread; the child ends by `exit_now`.
     match unsafe { fork_with(ForkFlags::default()) }.expect("a process") {
         Forked::Child => {
             peregrine_sys::process::die_with_parent();
             let _ = pin_to_cpu(1);
-            for round in 0..=SAMPLES as u32 {
+            for round in 0..((1 + SAMPLES) * (1 + hops)) as u32 {
                 receive(s);
                 s.took_ns.store(monotonic_ns() - s.sent_ns.load(Ordering::Acquire), Ordering::Release);
-                after();
+                if is_measured(round) {
+                    after();
+                }
                 s.turn.store(2 * round + 2, Ordering::Release);
                 let _ = futex::wake(&s.turn, 1);
             }
@@ -242,14 +273,16 @@ fn both(
         }
         Forked::Parent(_) => {
             let _ = pin_to_cpu(0);
-            for round in 0..=SAMPLES as u32 {
-                before();
-                busy(CALM);
+            for round in 0..((1 + SAMPLES) * (1 + hops)) as u32 {
+                if (round as usize).is_multiple_of(1 + hops) {
+                    before();
+                }
+                busy(if is_measured(round) { calm } else { CALM });
                 s.sent_ns.store(monotonic_ns(), Ordering::Release);
                 send(s);
                 wait_for(2 * round + 2);
-                // The first round touched everything for the first time.
-                if round != 0 {
+                // The first touched everything for the first time.
+                if is_measured(round) && round as usize > hops {
                     println!("{}", s.took_ns.load(Ordering::Acquire) as f64 / 1000.0);
                 }
             }
@@ -273,11 +306,11 @@ fn await_turn(s: &Shared) {
     }
 }
 
-fn wake(bytes: usize) {
+fn wake(bytes: usize, long: bool) {
     let mut seen = vec![0u8; bytes];
     // The sender writes fresh pages, the receiver its own: as the two nodes of a move do.
     both(
-        0,
+        (0, HOPS, if long { LONG_CALM } else { CALM }),
         || drop(std::hint::black_box(vec![1u8; bytes])),
         pass,
         await_turn,
@@ -292,7 +325,7 @@ fn copy_by_pipe(bytes: usize) {
     let source = vec![1u8; bytes];
     let mut target = vec![0u8; bytes];
     both(
-        0,
+        (0, 0, CALM),
         || (),
         |_| to.write_all(&source).expect("a reader"),
         |_| from.read_exact(&mut target).expect("a writer"),
@@ -305,7 +338,7 @@ fn copy_by_memfd(bytes: usize) {
     let mut target = vec![0u8; bytes];
     let at = (SHARED + 4096) as *mut u8;
     both(
-        bytes,
+        (bytes, 0, CALM),
         || (),
         |s| {
             // SAFETY: `bytes` are mapped there; the other side looks only after its turn has come.

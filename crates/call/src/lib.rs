@@ -7,10 +7,14 @@ pub mod attributes;
 mod awaited;
 pub mod chain;
 mod client;
+pub mod costs {
+    #![doc = include_str!("../docs/costs.md")]
+}
 mod credentials;
 mod domain;
 mod error;
 mod gate;
+mod header;
 pub mod interface;
 mod limits;
 mod line;
@@ -18,6 +22,7 @@ mod listener;
 mod look;
 mod memory;
 mod portal;
+mod reply;
 mod shared;
 mod short;
 mod socket;

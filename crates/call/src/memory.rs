@@ -12,6 +12,7 @@
 
 use crate::error::{CallError, Failure};
 use crate::shared::{Shared, map_from_peer};
+use peregrine_base::sync::{AtomicBool, Ordering};
 use peregrine_base::{PageCount, Protection, VirtAddr};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
@@ -112,6 +113,17 @@ pub(crate) struct Lendable {
     /// Whether results may be written into it.
     pub results: bool,
     pub len_bytes: u64,
+    /// Whether its client has taken it back.
+    pub forgotten: AtomicBool,
+}
+
+impl Lendable {
+    /// Whether its client has taken it back: a call that is made after that is told has not got it.
+    #[inline]
+    pub fn is_forgotten(&self) -> bool {
+        // Relaxed: told over the socket, as the call that may not have it is by its line; which comes first is for the client to see to.
+        self.forgotten.load(Ordering::Relaxed)
+    }
 }
 
 /// What a client lends for the length of one call. The client may change it at any time.

@@ -37,9 +37,10 @@ const KIND_MASK: u32 = (1 << KIND_BITS) - 1;
 /// What the rest of a word can say.
 const MOST: usize = (1 << (32 - KIND_BITS)) - 1;
 
-/// The words, as they travel.
+/// The words, as they travel, the first lowest. One number, so that they are put together in registers: a load of two words that were stored
+/// one by one would wait until all that was stored before has left the core, the payload's cache line among it, which the other core has.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Short(pub [u32; WORDS]);
+pub(crate) struct Short(u128);
 
 /// A call's arguments in the short form, and what they come to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -70,13 +71,13 @@ impl Shortened {
                     (Kind::Out, *bound)
                 }
                 Arg::InOut(bytes, bound) => {
-                    *this.short.0.get_mut(used + 1)? = u32::try_from(*bound).ok()?;
+                    this.short.put(used + 1, u32::try_from(*bound).ok()?)?;
                     this.returns = true;
                     (Kind::InOut, this.add_payload(bytes, &put)?)
                 }
                 Arg::Lend(Lend::Part(part)) if is_ours(part.buffer) => {
-                    *this.short.0.get_mut(used + 1)? = u32::try_from(part.offset_bytes).ok()?;
-                    *this.short.0.get_mut(used + 2)? = u32::try_from(part.len_bytes).ok()?;
+                    this.short.put(used + 1, u32::try_from(part.offset_bytes).ok()?)?;
+                    this.short.put(used + 2, u32::try_from(part.len_bytes).ok()?)?;
                     (Kind::Lend, part.buffer.id as usize)
                 }
                 Arg::None | Arg::Lend(_) | Arg::Give(_) | Arg::Given(..) => return None,
@@ -84,7 +85,7 @@ impl Shortened {
             if value > MOST {
                 return None;
             }
-            *this.short.0.get_mut(used)? = kind as u32 | (value as u32) << KIND_BITS;
+            this.short.put(used, kind as u32 | (value as u32) << KIND_BITS)?;
             used += words_of(kind);
         }
         Some(this)
@@ -109,16 +110,21 @@ const fn words_of(kind: Kind) -> usize {
 }
 
 impl Short {
+    /// Sets word `at`, which was not set before; `None` beyond the last.
+    #[inline(always)]
+    fn put(&mut self, at: usize, word: u32) -> Option<()> {
+        (at < WORDS).then(|| self.0 |= u128::from(word) << (32 * at))
+    }
+
     /// The two words of the header that hold it.
     #[inline(always)]
     pub const fn to_wire(self) -> [u64; 2] {
-        let [a, b, c, d] = self.0;
-        [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
+        [self.0 as u64, (self.0 >> 64) as u64]
     }
 
     /// Any bits are some words; what they mean is checked when they are decoded.
     pub const fn from_wire([a, b]: [u64; 2]) -> Self {
-        Self([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32])
+        Self(a as u128 | (b as u128) << 64)
     }
 
     /// What the words of a private copy say, one argument after the other.
@@ -137,13 +143,13 @@ impl Short {
 
 /// The arguments that [`Short`] describes. Ends at the first that is none, or when there are no words left.
 pub(crate) struct Descriptors {
-    words: [u32; WORDS],
+    words: u128,
     at: usize,
 }
 
 impl Descriptors {
     fn word(&mut self) -> Option<u32> {
-        let word = self.words.get(self.at).copied();
+        let word = (self.at < WORDS).then(|| (self.words >> (32 * self.at)) as u32);
         self.at += 1;
         word
     }

@@ -7,7 +7,7 @@
 //! a thread learns what it spent three domains away ([`charges`]).
 
 use crate::chain;
-use crate::line::MAX_CHARGES;
+use crate::reply::MAX_CHARGES;
 use std::cell::RefCell;
 
 /// A domain, as rows of processor time name it: random, made when the domain starts.

@@ -1,6 +1,6 @@
 //! Domains that are stopped, or do not answer, or answer other things: nobody waits for them longer than he said, in any phase of a call.
 
-use peregrine_call::{Call, CallError, Client, Deadline, Invocation, Limits};
+use peregrine_call::{Call, CallError, Client, Deadline, Invocation, Limits, Refusal};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::rustix;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use testkit::Outcome;
 
 mod attack;
-use attack::raw::{FromClient, FromDomain, Memory, Socket};
+use attack::raw::{FromClient, FromDomain, Memory, Socket, Why};
 use attack::scene::{self, serve};
 
 /// For a machine that is busy with other things. What is shown here waited for ever before.
@@ -308,6 +308,30 @@ fn who_accepts_and_is_silent_or_talks_nonsense_is_unreachable() -> Outcome {
     Outcome::Passed
 }
 
+fn who_speaks_another_version_of_the_protocol_is_refused_by_name() -> Outcome {
+    // A domain that speaks a later one, and says so.
+    let dir = tempfile::tempdir().unwrap();
+    let later = dir.path().join("later");
+    let pid = other(&later, 16, |socket| {
+        let _ = socket.receive::<FromClient>(Duration::from_millis(900));
+        socket.send(&FromDomain::Refused(Why::Protocol { theirs: 3 }), None);
+    });
+    let refused = soon("connecting", || Client::connect(&later)).unwrap_err();
+    assert!(matches!(refused, CallError::Refused(Refusal::Protocol(_))), "{refused}");
+    assert!(refused.to_string().contains("version 2, the domain 3"), "{refused}");
+    scene::kill(pid);
+    // Clients that speak an earlier or a later one: each is told which the domain speaks, and nothing else it says is heard.
+    let served = serve(|d| d.portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())));
+    for protocol in [0, 1, 3, u32::MAX] {
+        let socket = Socket::connect(&served.path()).unwrap();
+        let (answer, _) = socket.ask(&FromClient::Hello { protocol }, None).unwrap();
+        assert!(matches!(answer, FromDomain::Refused(Why::Protocol { theirs: 2 })), "{protocol}: {answer:?}");
+        assert!(socket.ask(&FromClient::OpenLine, None).is_none(), "{protocol}");
+    }
+    assert!(Client::connect(served.path()).is_ok());
+    Outcome::Passed
+}
+
 /// Greets, knows every portal, hands out a line, and then does something else.
 fn until_a_line(socket: &Socket) -> Option<Memory> {
     loop {
@@ -414,6 +438,7 @@ fn main() -> std::process::ExitCode {
         gifts_of_calls_that_come_too_late_are_not_kept,
         a_call_that_is_dropped_while_it_is_set_up_leaves_nothing,
         who_accepts_and_is_silent_or_talks_nonsense_is_unreachable,
+        who_speaks_another_version_of_the_protocol_is_refused_by_name,
         results_without_end_are_neither_kept_nor_waited_for,
         a_pipe_that_would_block_does_not_block_its_caller,
     ])

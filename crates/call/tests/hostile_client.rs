@@ -306,6 +306,43 @@ fn the_short_form_of_a_call_is_checked_each_time_its_header_changes() -> testkit
     testkit::Outcome::Passed
 }
 
+fn what_was_taken_back_is_lent_no_more_though_its_activation_never_slept() -> testkit::Outcome {
+    const NO_BUFFER: u32 = 10;
+    /// In the high half of `TARGET`: the caller is on another core, on purpose.
+    const APART: u64 = 1 << 16;
+    let spin = Duration::from_secs(60);
+    let limits = peregrine_call::Limits { spin, ..peregrine_call::Limits::default() };
+    let served = serve(|d| {
+        d.activations(1)
+            .limits(limits)
+            .portal("lent", 1, |call: &mut peregrine_call::Invocation<'_>| call.lent(0).map(drop))
+    });
+    if peregrine_sys::process::CpuSet::current().unwrap().iter().count() < 2 {
+        return testkit::Outcome::Skipped("one core".into());
+    }
+    let socket = Socket::greeted(&served.path()).unwrap();
+    let (line, _) = socket.open_line().unwrap();
+    let memory = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
+    memfd::seal_size(&memory).unwrap();
+    let add = FromClient::AddBuffer { len_bytes: 4096, results: false };
+    let (FromDomain::Buffer { id }, _) = socket.ask(&add, Some(memory.as_fd())).unwrap() else {
+        panic!("a buffer")
+    };
+    // On core 0, by its word; the activation goes to another.
+    line.set64(PLACE, 1);
+    let lend = [4 | id << 3, 0, 96, 0];
+    let call = |number| short_call(&socket, &line, (number, 0, 1 | APART), lend, std::thread::yield_now);
+    for number in 1..=20 {
+        assert!([1, 14].contains(&call(number)));
+    }
+    assert_ne!(line.get(MODE), PARKED, "it looks for the next call");
+    socket.send(&FromClient::Forget { buffer: id }, None);
+    socket.ask(&FromClient::Usage, None).unwrap();
+    assert_ne!(line.get(MODE), PARKED, "and did so all the time");
+    assert_eq!(call(21), NO_BUFFER);
+    testkit::Outcome::Passed
+}
+
 fn the_arguments_of_a_short_call_stand_still_for_their_handler() -> testkit::Outcome {
     const IN: u32 = 1;
     const PANICKED: u32 = 4;
@@ -389,6 +426,7 @@ fn main() -> std::process::ExitCode {
         a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones,
         the_limits_hold_whatever_a_client_thinks_of_them,
         the_short_form_of_a_call_is_checked_each_time_its_header_changes,
+        what_was_taken_back_is_lent_no_more_though_its_activation_never_slept,
         the_arguments_of_a_short_call_stand_still_for_their_handler,
         one_clients_memory_is_not_anothers,
         descriptors_that_are_slow_to_close_delay_nobody_else,

@@ -68,6 +68,12 @@ fn portals(d: DomainBuilder) -> DomainBuilder {
             }
             Ok(())
         })
+        // The sum of what is lent: four words, so that it has the short form.
+        .portal("sum", 1, |call: &mut Invocation<'_>| {
+            let sum = call.lent(0)?.to_vec().iter().map(|&b| u64::from(b)).sum::<u64>();
+            call.output(1)?.extend_from_slice(&sum.to_ne_bytes());
+            Ok(())
+        })
         .portal("core", 1, |call: &mut Invocation<'_>| {
             call.output(0)?.extend_from_slice(&(process::current_cpu() as u32).to_ne_bytes());
             Ok(())
@@ -145,6 +151,13 @@ fn every_call_is_what_it_says_whatever_the_one_before_was() -> testkit::Outcome 
             }
             5 => client.call(note, Call::new().attributes(Attributes { charge: true, ..hot() })).unwrap(),
             6 => client.call(note, Call::new()).unwrap(),
+            8 => {
+                // A result that is a byte longer than its bound, and would have room.
+                let mut out = b"stays".to_vec();
+                let outcome = client.call(result, Call::new().attributes(hot()).output(&mut out, 3));
+                assert!(matches!(outcome, Err(CallError::TooLarge { .. })), "{outcome:?}");
+                assert_eq!(out, b"stays");
+            }
             // A result that nobody declared is no result: the call fails and the line serves on.
             7 => assert!(bare(&client, result).is_err()),
             _ => {}
@@ -237,14 +250,20 @@ fn a_domain_that_dies_while_its_callers_are_hot_is_told_of() -> testkit::Outcome
 }
 
 fn a_domain_that_dies_within_a_hot_call_is_told_of() -> testkit::Outcome {
-    for round in 0..10 {
-        let served = serve(portals);
+    let served: Vec<_> = (0..10).map(|_| serve(portals)).collect();
+    for (round, served) in served.iter().enumerate() {
         let client = served.connect();
         let (note, die) = (client.portal("note", 1).unwrap(), client.portal("die", 1).unwrap());
-        for _ in 0..20 * round {
-            bare(&client, note).unwrap();
-        }
-        assert_eq!(bare(&client, die), Err(CallError::DomainDied));
+        // A caller that is never told looks for ever: this thread is told of that.
+        let (told, tells) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in 0..20 * round {
+                bare(&client, note).unwrap();
+            }
+            told.send(bare(&client, die)).unwrap();
+        });
+        let outcome = tells.recv_timeout(Duration::from_secs(20)).expect("the caller is told");
+        assert_eq!(outcome, Err(CallError::DomainDied));
     }
     testkit::Outcome::Passed
 }
@@ -342,14 +361,19 @@ fn arguments_of_every_kind_and_size_cross_whatever_the_call_before_had() -> test
 fn what_is_lent_is_what_the_client_has_now() -> testkit::Outcome {
     let served = serve(portals);
     let client = served.connect();
-    let mix = client.portal("mix", 1).unwrap();
+    let (mix, sums) = (client.portal("mix", 1).unwrap(), client.portal("sum", 1).unwrap());
     let mut out = Vec::new();
     let two = word(2);
     let mut sum = |buffer: &peregrine_call::Buffer, from: usize, len: usize| {
         let part = buffer.part(from, len).unwrap();
+        // In the general form and in the short one.
         let call = Call::new().attributes(hot()).input(&two).lend(part).output(&mut out, 8);
         client.call(mix, call).unwrap();
-        u64::from_ne_bytes(out[..].try_into().unwrap())
+        let general = u64::from_ne_bytes(out[..].try_into().unwrap());
+        client.call(sums, Call::new().attributes(hot()).lend(part).output(&mut out, 8)).unwrap();
+        client.call(sums, Call::new().attributes(hot()).lend(part).output(&mut out, 8)).unwrap();
+        assert_eq!(u64::from_ne_bytes(out[..].try_into().unwrap()), general);
+        general
     };
     let resident = served.holdings();
     for round in 0..60u64 {
@@ -369,6 +393,28 @@ fn what_is_lent_is_what_the_client_has_now() -> testkit::Outcome {
         assert!(begun.elapsed() < Duration::from_secs(20), "{resident:?} {:?}", served.holdings());
         bare(&client, client.portal("note", 1).unwrap()).unwrap();
         client.usage().unwrap();
+    }
+    testkit::Outcome::Passed
+}
+
+fn an_activation_that_sleeps_holds_nothing_that_was_lent_to_it() -> testkit::Outcome {
+    let served = serve(portals);
+    let client = served.connect();
+    let sums = client.portal("sum", 1).unwrap();
+    let mut out = Vec::new();
+    for round in 0..20 {
+        let buffer = client.buffer(8192).unwrap();
+        for _ in 0..20 {
+            client.call(sums, Call::new().attributes(hot()).lend(&buffer).output(&mut out, 8)).unwrap();
+        }
+        drop(buffer);
+        // No call follows that would have it look again.
+        let begun = Instant::now();
+        // One line is all that it has mapped.
+        while served.holdings().1 > 1 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "round {round}: {:?}", served.holdings());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
     testkit::Outcome::Passed
 }
@@ -457,6 +503,7 @@ fn main() -> std::process::ExitCode {
         a_priority_is_lent_after_hot_calls_and_given_back_before_the_next,
         arguments_of_every_kind_and_size_cross_whatever_the_call_before_had,
         what_is_lent_is_what_the_client_has_now,
+        an_activation_that_sleeps_holds_nothing_that_was_lent_to_it,
         what_a_call_asks_for_beyond_its_arguments_it_gets_though_the_ones_before_were_hot,
         a_hot_caller_of_a_domain_that_is_stopped_is_told,
     ])

@@ -103,8 +103,10 @@ pub fn init(_: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// Settings, all optional, become the `PEREGRINE_` variable of the same meaning unless that is set already:
 /// `nodes`, `move_every_ms`, `kill_every_ms`, `image_interval_ms`, `slice_us`, `memory_mib`, `stack_kib`, `track`, `seed`.
-/// `timeout_s` (default 120) bounds the test; `least_moves`, `least_kills` and `least_preemptions` are what must have happened
-/// for it to count: the function is called again until it has, so that a test holds on any machine, however fast. `program` makes no test of it: another test runs it by name with `peregrine::testing::run`.
+/// `timeout_s` (default 120) bounds the test; `least_moves`, `least_kills`, `least_preemptions` and `least_preempted_moves` (of a
+/// thread that was running, and did not ask) are what must have happened for it to count: the function is called again until it
+/// has, so that a test holds on any machine, however fast. `program` makes no test of it: another test runs it by name with
+/// `peregrine::testing::run`.
 ///
 /// # Examples
 /// ```ignore
@@ -168,7 +170,7 @@ struct Settings {
 
 /// Reads `name = literal, …`.
 fn settings(attribute: TokenStream) -> Result<Settings, TokenStream> {
-    const KNOWN: [(&str, &str); 18] = [
+    const KNOWN: [(&str, &str); 19] = [
         ("nodes", "PEREGRINE_NODES"),
         ("move_every_ms", "PEREGRINE_MOVE_EVERY"),
         ("kill_every_ms", "PEREGRINE_KILL_EVERY"),
@@ -187,6 +189,7 @@ fn settings(attribute: TokenStream) -> Result<Settings, TokenStream> {
         ("least_moves", "PEREGRINE_TEST_LEAST_MOVES"),
         ("least_kills", "PEREGRINE_TEST_LEAST_KILLS"),
         ("least_preemptions", "PEREGRINE_TEST_LEAST_PREEMPTIONS"),
+        ("least_preempted_moves", "PEREGRINE_TEST_LEAST_PREEMPTED_MOVES"),
     ];
     let known = || KNOWN.map(|k| k.0).join(", ");
     let mut settings = Settings { program: false, list: String::new() };

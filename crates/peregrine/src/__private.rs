@@ -77,8 +77,9 @@ pub fn enter_test<T: Termination>(name: &str, entry: fn() -> T) {
     let s = &ended.stats;
     let medians = format!("rollback {:.1} ms", peregrine_world::median_ms(&s.recovery_ns));
     eprintln!(
-        "peregrine: {} moves, {} preemptions, {} kills ({} on a running thread), {} deaths, {} images ({} given up), {} rollbacks ({medians}), {:.1} s",
+        "peregrine: {} moves ({} of a running thread), {} preemptions, {} kills ({} on a running thread), {} deaths, {} images ({} given up), {} rollbacks ({medians}), {:.1} s",
         s.moves,
+        s.preempted_moves,
         s.preemptions,
         s.kills,
         s.kills_hit,
@@ -89,7 +90,7 @@ pub fn enter_test<T: Termination>(name: &str, entry: fn() -> T) {
         s.ran_ns as f64 / 1e9
     );
     if ended.code == 0 {
-        let happened = [s.moves, s.kills, s.preemptions];
+        let happened = [s.moves, s.kills, s.preemptions, s.preempted_moves];
         if let Some((what, least, happened)) = lacking(happened) {
             end(75, &format!("the test counts only with {least} {what}, and there were {happened}"));
         }
@@ -105,15 +106,20 @@ fn repeated<T: Termination>(function: usize, _: Vec<u8>, _: Vec<u32>) -> Result<
     loop {
         let code = code_of(entry().report());
         let t = peregrine_world::tally();
-        if code != 0 || lacking([t.moves, t.kills, t.preemptions]).is_none() {
+        if code != 0 || lacking([t.moves, t.kills, t.preemptions, t.preempted_moves]).is_none() {
             return Ok((vec![code], Vec::new()));
         }
     }
 }
 
 /// Of what the test needs, something that has not happened often enough: what, how often it must, how often it has.
-fn lacking(happened: [u64; 3]) -> Option<(&'static str, u64, u64)> {
-    let needs = [("MOVES", "moves"), ("KILLS", "kills"), ("PREEMPTIONS", "preemptions")];
+fn lacking(happened: [u64; 4]) -> Option<(&'static str, u64, u64)> {
+    let needs = [
+        ("MOVES", "moves"),
+        ("KILLS", "kills"),
+        ("PREEMPTIONS", "preemptions"),
+        ("PREEMPTED_MOVES", "moves of a running thread"),
+    ];
     needs.into_iter().zip(happened).find_map(|((variable, what), happened)| {
         let least = std::env::var(format!("PEREGRINE_TEST_LEAST_{variable}")).ok()?.parse().ok()?;
         (happened < least).then_some((what, least, happened))

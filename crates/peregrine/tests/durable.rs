@@ -468,3 +468,40 @@ fn a_child_that_has_not_become_its_program_goes_with_the_node_that_is_killed() {
     assert!(status.is_some_and(|s| s.success()), "{status:?}: {}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(String::from_utf8_lossy(&done.stdout), "status 0\n");
 }
+
+#[test]
+fn a_child_that_has_not_become_its_program_goes_with_the_supervisor() {
+    let Some(program) = fixed("between") else { return };
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let fifo = dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo is there").success());
+    use peregrine_sys::signal::number::{KILL, STOP, TERM};
+    // Stopped, a zygote still does what it has to.
+    for (signal, stops_zygote) in [(TERM, false), (KILL, false), (KILL, true)] {
+        let mut world = Command::new(&program)
+            .arg(&fifo)
+            .env("PEREGRINE_NODES", "2")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let (child, _) = waiting_child(world.id());
+        let all: Vec<u32> = [children(world.id()), vec![child]].concat();
+        // It was forked first.
+        let zygote = *all.iter().min().expect("a zygote and nodes");
+        if stops_zygote {
+            peregrine_sys::signal::kill(zygote as i32, STOP).expect("a zygote");
+        }
+        peregrine_sys::signal::kill(world.id() as i32, signal).expect("our own child");
+        world.wait().expect("our own child");
+        let begun = Instant::now();
+        for pid in all {
+            while stat(pid).is_some_and(|(state, _)| state != 'Z') {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{pid} lives on (the child is {child})");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        println!("all gone {:?} after signal {signal}", begun.elapsed());
+    }
+}

@@ -88,6 +88,66 @@ fn a_region_is_found_by_name_and_starts_with_zeros() {
     halves.write(5000, &[]).unwrap();
 }
 
+/// What the word at `i` of the region numbered `which` holds.
+const fn word(which: u64, i: usize) -> u64 {
+    (which << 32) + i as u64 + 1
+}
+
+#[peregrine::test(nodes = 2)]
+fn each_name_is_memory_of_its_own() {
+    // As long as a name can be, and alike but for the last byte; lengths around the end of a page.
+    let name = |which: usize| format!("{}{which}", "n".repeat(47));
+    let words = |which: usize| 511 + which;
+    let regions: Vec<_> = (0..4).map(|n| region::create(&name(n), words(n) * 8).unwrap()).collect();
+    for (which, region) in regions.iter().enumerate() {
+        let cells = region.cells::<u64>();
+        (0..cells.len()).for_each(|i| cells.set(i, word(which as u64, i)).unwrap());
+    }
+    let reads = |_: ()| {
+        let regions = (0..4).map(|n| region::open(&format!("{}{n}", "n".repeat(47))).unwrap());
+        regions.map(|r| (0..r.cells::<u64>().len()).map(|i| r.cells().get(i).unwrap()).collect()).collect()
+    };
+    let there: Vec<Vec<u64>> = Builder::new().node(1).spawn(reads, ()).unwrap().join().unwrap();
+    for (which, seen) in there.iter().enumerate() {
+        let written: Vec<u64> = (0..words(which)).map(|i| word(which as u64, i)).collect();
+        assert!(*seen == written, "what region {which} holds is another's");
+    }
+    drop(regions);
+    (0..4).for_each(|n| region::remove(&name(n)).unwrap());
+}
+
+/// Makes a region, has it written and read on other nodes, and removes it, again and again.
+fn comes_and_goes((me, rounds): (u64, u64)) -> u64 {
+    let name = format!("of {me}");
+    for round in 0..rounds {
+        let pages = 1 + (me + round) as usize % 5;
+        let made = region::create(&name, pages * 4096).unwrap();
+        let cells = made.cells::<u64>();
+        for i in (0..cells.len()).step_by(64) {
+            assert_eq!(cells.get(i), Ok(0), "thread {me}, round {round}, word {i}");
+            cells.set(i, word(me, i)).unwrap();
+        }
+        peregrine::migrate_to((me + round) as u32 % node_count()).unwrap();
+        let found = region::open(&name).unwrap();
+        for i in (0..cells.len()).step_by(64) {
+            assert_eq!(found.cells().get(i), Ok(word(me, i)), "thread {me}, round {round}, word {i}");
+        }
+        drop((made, found));
+        region::remove(&name).unwrap();
+    }
+    rounds
+}
+
+/// A death takes names, contents and the records of their pages back together: what was made since is free again.
+#[peregrine::test(nodes = 3, kill_every_ms = 15, least_kills = 5, timeout_s = 300)]
+fn names_come_and_go_while_nodes_are_killed() {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1500) {
+        let threads: Vec<_> = (0..4u64).map(|me| spawn(comes_and_goes, (me, 50))).collect();
+        threads.into_iter().for_each(|t| assert_eq!(t.join().unwrap(), 50));
+    }
+}
+
 #[peregrine::test(nodes = 2)]
 fn errors_say_what_is_wrong_with_numbers() {
     let first = region::create("one", 100).unwrap();

@@ -4,6 +4,9 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod costs {
+    #![doc = include_str!("../docs/costs.md")]
+}
 mod desk;
 mod holder;
 mod intent;

@@ -6,6 +6,7 @@
 //! all pages of it alike; no frame is lost or shared; nodes, regions and spaces are as many as the records need; the survivors
 //! can go on everywhere; and no stale translation reaches a frame that was used anew.
 
+use peregrine_base::sync::{AtomicBool, Ordering};
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use peregrine_space::{
     AddressSpace, Backing, Change, Contents, Frames, Mapping, Member, MemberId, MemberSet, Mmu, PAGE_SIZE,
@@ -388,9 +389,21 @@ fn who_comes_to_mend_a_member_that_was_mended_already_leaves_its_successor_alone
     space.unmap(&mut late, range(0, PAGES)).unwrap();
 }
 
-/// Notes in which order views were filled and pages vacated.
+/// Notes in which order views were filled and pages vacated. A member may die before and after each.
 #[derive(Default)]
 struct Diary(RefCell<Vec<&'static str>>);
+
+impl Diary {
+    fn note(&self, what: &'static str, step: Step) {
+        count_down(step);
+        self.0.borrow_mut().push(what);
+        count_down(step);
+    }
+
+    fn tells(&self, what: &str) -> bool {
+        self.0.borrow().contains(&what)
+    }
+}
 
 impl Mmu for &Diary {
     type Error = std::convert::Infallible;
@@ -402,18 +415,18 @@ impl Mmu for &Diary {
         _: Contents,
         _: Protection,
     ) -> Result<(), Self::Error> {
-        self.0.borrow_mut().push("filled");
+        self.note("filled", Step::Filled);
         Ok(())
     }
     fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {
-        self.0.borrow_mut().push("shot down");
+        self.note("shot down", Step::ShotDown);
     }
     fn wait(&self, _: MemberId, _: MemberId) {}
 }
 
 impl Frames for &Diary {
     fn vacated(&self, _: SpaceId, _: MemberId, _: PageRange) {
-        self.0.borrow_mut().push("vacated");
+        self.note("vacated", Step::Committed);
     }
 }
 
@@ -457,4 +470,139 @@ fn drop_while_admitting(step: usize) -> bool {
 fn a_mapping_whose_view_is_filled_when_its_member_drops_it_is_not_vacated_by_the_recovery() {
     let steps = (0..).take_while(|step| drop_while_admitting(*step)).count();
     assert!(steps > 20, "{steps} steps");
+}
+
+/// Single pages, mapped and unmapped where the member's last walk ended, which is a path of its own (`space/page.rs`). The member is dropped
+/// at its n-th step, `killed` or not.
+fn drop_at_a_page(step: usize, unmap: bool, killed: bool) -> bool {
+    let arena = HeapArena::new(&SIZES);
+    let diary = Diary::default();
+    let spaces = arena.spaces();
+    let (mut who, mut other) = (spaces.join().unwrap(), spaces.join().unwrap());
+    let space = AddressSpace::create(&mut other, &diary, &diary).unwrap();
+    let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
+    let place = |page| Place::FixedNoReplace(addr(page));
+    for page in [100, 101] {
+        space.map_and_admit(&mut who, place(page), PageCount::new(1), &home).unwrap();
+    }
+    diary.0.borrow_mut().clear();
+    LEFT.set(Some(step));
+    who.on_step(Some(count_down));
+    let dropped = catch_unwind(AssertUnwindSafe(|| match unmap {
+        true => space.unmap(&mut who, range(101, 1)).unwrap(),
+        false => {
+            space.map_and_admit(&mut who, place(102), PageCount::new(1), &home).unwrap();
+        }
+    }))
+    .is_err();
+    LEFT.set(None);
+    let only = MemberSet::only(who.id());
+    let stopped = match killed {
+        true => Stopped { killed: only, views_are_gone: true, ..Stopped::default() },
+        false => Stopped { reset: only, ..Stopped::default() },
+    };
+    space.recover_all(&mut other, stopped);
+    let what = format!("step {step}, unmap: {unmap}, killed: {killed}, {:?}", diary.0.borrow());
+    if unmap {
+        let is_mapped = space.query(&mut other, addr(101)).is_some();
+        assert_eq!(
+            diary.tells("vacated"),
+            !is_mapped,
+            "zeroed before its next owner, and not before: {what}"
+        );
+        assert!(is_mapped || diary.tells("shot down"), "{what}");
+    } else {
+        assert!(!diary.tells("vacated"), "nothing was there: {what}");
+        let is_mapped = space.query(&mut other, addr(102)).is_some();
+        assert!(is_mapped || !diary.tells("filled") && dropped, "{what}");
+        if diary.tells("filled") && !killed {
+            assert_eq!(space.viewers(&mut other, addr(102)), only, "{what}");
+        }
+    }
+    // Whoever comes next has it alone.
+    space.unmap(&mut other, range(100, 3)).unwrap();
+    for page in 100..103 {
+        space.map(&mut other, place(page), PageCount::new(1), &home).unwrap();
+        assert_eq!(space.viewers(&mut other, addr(page)), MemberSet::EMPTY, "{what}");
+    }
+    space.unmap(&mut other, range(0, PAGES)).unwrap();
+    for _ in 0..40 {
+        other.tick(&&diary);
+    }
+    assert_eq!(spaces.nodes_in_use(), 1, "{what}");
+    dropped
+}
+
+#[test]
+fn a_death_at_any_step_of_mapping_or_unmapping_a_single_page_leaves_it_before_or_after() {
+    for unmap in [false, true] {
+        for killed in [false, true] {
+            let steps = (0..).take_while(|step| drop_at_a_page(*step, unmap, killed)).count();
+            assert!(steps > 6, "{steps} steps");
+        }
+    }
+}
+
+/// Where a member stands still in the middle of an operation, until somebody waits for it.
+#[derive(Default)]
+struct Gate {
+    stands: AtomicBool,
+    waited_for: AtomicBool,
+}
+
+static GATE: Gate = Gate { stands: AtomicBool::new(false), waited_for: AtomicBool::new(false) };
+
+fn stand_at_the_gate(step: Step) {
+    if step == Step::Committed {
+        GATE.stands.store(true, Ordering::SeqCst);
+        while !GATE.waited_for.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Mmu for &Gate {
+    type Error = std::convert::Infallible;
+    fn fill(
+        &self,
+        _: SpaceId,
+        _: MemberId,
+        _: PageRange,
+        _: Contents,
+        _: Protection,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+    fn shootdown(&self, _: SpaceId, _: MemberId, _: PageRange, _: &MemberSet, _: Change) {}
+    fn wait(&self, _: MemberId, _: MemberId) {
+        self.waited_for.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Frames for &Gate {}
+
+#[test]
+fn a_recovery_waits_for_whoever_lives_and_is_in_the_middle_of_an_operation() {
+    let arena = HeapArena::new(&SIZES);
+    let spaces = arena.spaces();
+    let (dead, mut worker) = (spaces.join().unwrap(), spaces.join().unwrap());
+    let mut survivor = spaces.join().unwrap();
+    let space = AddressSpace::create(&mut survivor, &GATE, &GATE).unwrap();
+    let waited = std::thread::scope(|scope| {
+        let space = &space;
+        scope.spawn(move || {
+            worker.on_step(Some(stand_at_the_gate));
+            let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
+            space.map(&mut worker, Place::Fixed(addr(5)), PageCount::new(1), &home).unwrap();
+        });
+        while !GATE.stands.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        space.recover(&mut survivor, dead.id());
+        // Lets it go, if nobody has waited.
+        GATE.waited_for.swap(true, Ordering::SeqCst)
+    });
+    assert!(waited, "what it has changed was not complete when all was counted");
+    assert!(space.query(&mut survivor, addr(5)).is_some());
+    space.unmap(&mut survivor, range(5, 1)).unwrap();
 }

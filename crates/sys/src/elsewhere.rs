@@ -18,12 +18,16 @@
 //! taken, long after the last who used them. Where one process is known to outlive all others of the table ([`Table::EndsWithParent`]), the
 //! sweeper closes all but `fds` when that one ends. What the closer still keeps is its copy of this process's memory.
 
-use crate::process::{exit_now, parent_pid};
+use crate::descriptors::out_of_the_way;
+use crate::process::{exit_now, parent_pid, set_name};
 use crate::raw::{Errno, check, syscall6};
 use crate::rustix::event::{PollFd, PollFlags, poll};
 use crate::rustix::pipe::{PipeFlags, pipe_with};
 use linux_raw_sys::general as k;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+/// What the processes made here are called, in `/proc/PID/comm`: who looks for a program's processes can tell them from others.
+pub const NAME: &core::ffi::CStr = c"closes-files";
 
 /// Until when the table of the calling process is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,7 +48,8 @@ pub fn close_elsewhere(fds: Vec<OwnedFd>, table: Table) -> Result<(), (Errno, Ve
         return Ok(());
     }
     let (go_on, hold) = match pipe_with(PipeFlags::CLOEXEC) {
-        Ok(ends) => ends,
+        // Whoever looks at the table meanwhile is not to take them for the program's.
+        Ok((go_on, hold)) => (out_of_the_way(go_on), out_of_the_way(hold)),
         Err(e) => return Err((Errno(e.raw_os_error()), fds)),
     };
     // The processes made here allocate nothing: other threads of this one may hold the allocator.
@@ -96,11 +101,12 @@ fn sweep_after(parent: i32, kept: &[RawFd], closer: impl FnOnce()) {
         Ok(0) | Err(_) => return closer(),
         Ok(_) => {}
     }
+    let of_closer = raised(of_closer);
     // SAFETY: takes numbers.
     let of_parent = check(unsafe { syscall6(k::__NR_pidfd_open, parent as usize, 0, 0, 0, 0, 0) });
     let is_closed = match of_parent {
         Ok(of_parent) => {
-            let of_parent = of_parent as RawFd;
+            let of_parent = raised(of_parent as RawFd);
             let is_closed = is_first_to_end(of_closer, of_parent);
             close(of_parent);
             is_closed
@@ -131,6 +137,12 @@ fn is_first_to_end(first: RawFd, second: RawFd) -> bool {
     }
 }
 
+/// As [`out_of_the_way`].
+fn raised(fd: RawFd) -> RawFd {
+    // SAFETY: the caller's own.
+    out_of_the_way(unsafe { OwnedFd::from_raw_fd(fd) }).into_raw_fd()
+}
+
 fn close(fd: RawFd) {
     // SAFETY: called for what nobody has any more, or the caller's own.
     unsafe { syscall6(k::__NR_close, fd as usize, 0, 0, 0, 0, 0) };
@@ -142,6 +154,7 @@ fn start(flags: usize, does: impl FnOnce()) -> Result<(), Errno> {
     // SAFETY: the child makes system calls and nothing else.
     match unsafe { fork_unseen(k::CLONE_FILES as usize, 0) }? {
         0 => {
+            set_name(NAME);
             // SAFETY: as above.
             match unsafe { fork_unseen(flags, 0) } {
                 Ok(0) => {

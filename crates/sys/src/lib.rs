@@ -9,6 +9,7 @@
 
 pub mod capabilities;
 pub mod cpu;
+pub mod descriptors;
 pub mod elsewhere;
 mod errno;
 pub mod fault;

@@ -139,12 +139,6 @@ impl From<Pidfd> for OwnedFd {
     }
 }
 
-/// Gives `fd` a number from 500 on (`F_DUPFD_CLOEXEC`), if there is one: out of the way of a program that shares the table of descriptors,
-/// counts on low numbers, or closes one that it had in another life.
-pub fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
-    rustix::io::fcntl_dupfd_cloexec(&fd, 500).unwrap_or(fd)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Making processes, without libc's caches in between.
 
 use crate::raw::{Errno, check, syscall6};
+use crate::signal::{Signo, number};
 use linux_raw_sys::general as k;
 
 /// Which side of a [`fork_with`] this is.
@@ -73,9 +74,21 @@ pub fn parent_pid() -> i32 {
 
 /// Have this process killed when its parent dies (`PR_SET_PDEATHSIG`).
 pub fn die_with_parent() {
+    signal_with_parent(number::KILL);
+}
+
+/// Have `signo` sent to this process when its parent dies (`PR_SET_PDEATHSIG`), instead of what was asked for before.
+pub fn signal_with_parent(signo: Signo) {
     const PR_SET_PDEATHSIG: usize = 1;
     // SAFETY: takes numbers only.
-    unsafe { syscall6(k::__NR_prctl, PR_SET_PDEATHSIG, 9, 0, 0, 0, 0) };
+    unsafe { syscall6(k::__NR_prctl, PR_SET_PDEATHSIG, signo as usize, 0, 0, 0, 0) };
+}
+
+/// Name of this OS thread, as `/proc/PID/comm` has it (`PR_SET_NAME`); 15 bytes count.
+pub fn set_name(name: &core::ffi::CStr) {
+    const PR_SET_NAME: usize = 15;
+    // SAFETY: the kernel reads up to the zero.
+    unsafe { syscall6(k::__NR_prctl, PR_SET_NAME, name.as_ptr() as usize, 0, 0, 0, 0) };
 }
 
 /// Writes all of `bytes` to `fd` as far as the kernel takes them; for last words, so errors are dropped.

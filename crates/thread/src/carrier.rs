@@ -70,6 +70,8 @@ pub struct Carrier {
     pub scheduler_sp: usize,
     /// The process's own thread pointer.
     pub process_fs: usize,
+    /// Times that an owner's statics were looked at and saved, for another came, or a pause.
+    pub window_saves: u64,
     /// Which pages of the window need no look.
     pub seals: crate::seal::Seals,
 }

@@ -292,7 +292,7 @@ impl Seals {
             region.watch(range).ok()?;
         }
         // Kept open for the life of the process: the zygote closes it when the node is gone.
-        self.fd = peregrine_sys::other::out_of_the_way(OwnedFd::from(region)).into_raw_fd();
+        self.fd = peregrine_sys::descriptors::out_of_the_way(OwnedFd::from(region)).into_raw_fd();
         Some(self.fd)
     }
 }

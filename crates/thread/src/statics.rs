@@ -57,6 +57,7 @@ pub unsafe fn save(c: &mut Carrier, t: &TemplateHeader) {
     if owner == NONE {
         return;
     }
+    c.window_saves += 1;
     // SAFETY: the owner is a live thread of this node (S5), and its slot has room for the window's bytes.
     unsafe {
         let slot = SlotHeader::of(owner);

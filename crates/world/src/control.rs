@@ -265,14 +265,16 @@ pub struct NodeShared {
     pub switches: AtomicU64,
     /// Slots unmapped so far that this node had in view; by whoever unmaps.
     pub unmapped: AtomicU64,
-    /// Conflicts so far: a thread came to a window that another was in; alias, then copy.
-    pub conflicts: [AtomicU64; 2],
+    /// Times that a window was mapped over or filled, for its thread was new or had had to leave; alias, then copy.
+    pub window_entries: [AtomicU64; 2],
     /// Moves that ended here.
     pub arrivals: AtomicU64,
     /// Time that those took together, from leaving a node to being taken up here, in ns.
     pub arrival_ns: AtomicU64,
     /// Preemptions so far.
     pub preemptions: AtomicU64,
+    /// Moves that began here by taking a thread from its computation: it did not ask, nor did it wait.
+    pub preempted_moves: AtomicU64,
     /// Monotonic time at which the running thread was given the node.
     pub since_ns: AtomicU64,
     /// Depth of a trace asked for by SIG_TRACE, and its program counters.
@@ -425,6 +427,7 @@ pub unsafe fn initialise(node_count: u32, seed: u64) {
             pristine: AtomicUsize::new(0),
             models: Lock::new(crate::models::Models::NONE),
             regions: Lock::new(crate::region::Table::EMPTY),
+            open_numbers: Default::default(),
             dispositions: crate::dispositions::Dispositions::none(),
         });
     }

@@ -9,7 +9,7 @@ use crate::control::{DIRTY_CAPACITY, PauseKind, dirty_list, node, record, state,
 use crate::killpoint::{Point, at};
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
-use peregrine_sys::other::out_of_the_way;
+use peregrine_sys::descriptors::out_of_the_way;
 use peregrine_sys::signal;
 use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOT_COUNT, SLOTS};
 use peregrine_thread::preempt::SIG_RESET;

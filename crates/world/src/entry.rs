@@ -56,6 +56,8 @@ pub struct Tally {
     pub kills_hit: u64,
     /// Threads that moved from one node to another.
     pub moves: u64,
+    /// Of those, how many took a running thread from its computation.
+    pub preempted_moves: u64,
     /// Times that the timer took a node from its thread.
     pub preemptions: u64,
     /// Times that all threads went back to the last image.
@@ -74,6 +76,20 @@ pub fn packing() -> (u64, u64) {
     (packed, unpacked)
 }
 
+/// What windows have cost so far: how often a thread was put into a window of alias threads, and into one of copy threads, in the
+/// calling thread's World; and how often the statics window's owner was saved, in its present node (pauses save it too). A thread
+/// that finds its window as it left it adds nothing.
+///
+/// # Panics
+/// Outside a Peregrine thread.
+pub fn window_costs() -> [u64; 3] {
+    assert!(crate::current().is_some(), "window_costs() was called outside a Peregrine thread");
+    let of = |kind: usize| world().nodes.iter().map(|n| n.window_entries[kind].load(Ordering::Relaxed)).sum();
+    // SAFETY: a thread runs on a node, whose carrier is mapped; one word of it, that changes between two threads only, is read.
+    let statics = unsafe { (&raw const peregrine_thread::carrier::carrier().window_saves).read_volatile() };
+    [of(0), of(1), statics]
+}
+
 /// The [`Tally`] of the calling thread's World.
 ///
 /// # Panics
@@ -85,6 +101,7 @@ pub fn tally() -> Tally {
         kills: w.kills[0].load(Ordering::Relaxed),
         kills_hit: w.kills[1].load(Ordering::Relaxed),
         moves: w.nodes.iter().map(|n| n.arrivals.load(Ordering::Relaxed)).sum(),
+        preempted_moves: w.nodes.iter().map(|n| n.preempted_moves.load(Ordering::Relaxed)).sum(),
         preemptions: w.nodes.iter().map(|n| n.preemptions.load(Ordering::Relaxed)).sum(),
         rollbacks: w.rollbacks.load(Ordering::Relaxed),
         resumed: w.resumed.load(Ordering::Relaxed),

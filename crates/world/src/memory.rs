@@ -4,6 +4,7 @@ use crate::control::{CONTROL_BYTES, control_parts, world};
 use crate::local::LOCAL_BYTES;
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
+use peregrine_sys::descriptors::out_of_the_way;
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
@@ -120,15 +121,16 @@ impl WorldMemory {
         }
         let (arena_bytes, archive_bytes) = (within_limit(ARENA_BYTES), within_limit(ARCHIVE_BYTES));
         let archive = map_memfd("the archive", c"peregrine-archive", ARCHIVE, archive_bytes)?;
+        let archive = out_of_the_way(archive);
         let w = world();
         w.archive_fd.store(archive.as_raw_fd() as u32, Ordering::Relaxed);
         let fds = vec![
             control,
-            archive,
             map_memfd("the message arena", c"peregrine-arena", ARENA, arena_bytes)?,
             map_memfd("the templates", c"peregrine-template", TEMPLATE, TEMPLATE_BYTES)?,
             map_memfd("the slots", c"peregrine-slots", SLOTS, slots * SLOT_BYTES)?,
         ];
+        let fds = fds.into_iter().map(out_of_the_way).chain([archive]).collect();
         w.slot_count.store(slots as u32, Ordering::Relaxed);
         w.arena_bytes.store(arena_bytes, Ordering::Relaxed);
         w.archive_bytes.store(archive_bytes, Ordering::Relaxed);

@@ -39,6 +39,7 @@ pub unsafe fn become_node(index: u32) -> ! {
             fast_fs,
             wide_compare: cpu_flag(1),
             window_written: u64::MAX,
+            window_saves: 0,
             blocked: 0,
             header: core::ptr::null_mut(),
             scheduler_sp: 0,

@@ -14,6 +14,7 @@ use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use crate::records::{Channel, End, ThreadRecord};
 use peregrine_base::sync::{AtomicU32, AtomicU64, AtomicUsize};
+use peregrine_sys::descriptors::PROGRAMS_BELOW;
 use peregrine_thread::stack_kind::StackKind;
 use talc::{DefaultBinning, base::Talc, source::Manual};
 
@@ -50,6 +51,8 @@ pub struct Imaged {
     pub main_exit: AtomicU32,
     /// Shared regions by name.
     pub regions: Lock<crate::region::Table>,
+    /// Numbers of descriptors that programs have opened, a bit each.
+    pub open_numbers: [AtomicU64; PROGRAMS_BELOW as usize / 64 + 1],
     /// What the program does about signals.
     pub dispositions: crate::dispositions::Dispositions,
     /// The thread-locals that packed threads are told apart from, in the arena: see `packed`.

@@ -137,9 +137,9 @@ pub unsafe fn bring(c: &mut Carrier, l: &mut Local, number: u32) {
     let before = l.windows.owner[row(number)][w.window_of(number) as usize];
     // Before anything of it is written.
     node(c.node).note_ran(number);
+    let count = &node(c.node).window_entries[row(number)];
+    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     if before != 0 {
-        let count = &node(c.node).conflicts[row(number)];
-        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // SAFETY: it is in its window and does not run; the other is this node's, suspended, and bound to the same window.
         unsafe {
             if blocks::can_exchange(c, before, number) {

@@ -234,7 +234,8 @@ fn pipeline(board: &Board, play: Play, index: usize, worker: &mut dyn Worker) ->
         let mine = &board.lanes[index].windows[out];
         if mine.load(Ordering::Acquire) == 0 {
             let first = first_of(index, out);
-            if handed[out] {
+            // One member has handed it to itself, and has closed its view when it unmapped.
+            if handed[out] && play.members > 1 {
                 worker.gone(first, play.unit);
             }
             worker.map(first, play.unit);

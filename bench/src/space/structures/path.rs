@@ -6,6 +6,10 @@ use super::plain::scene::{CYCLE, arena, open};
 use super::plain::space::model::{Delivery, ModelMmu, Tables};
 use crate::report::Report;
 use peregrine_base::sync::AtomicI64;
+use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
+use peregrine_space::process::{Config, Filling, Space};
+use peregrine_sys::mem::{self, Advice};
+use peregrine_vm::Mapping;
 use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::sync::RwLock;
@@ -13,8 +17,16 @@ use std::sync::RwLock;
 const PAGE: usize = 64 * 1000 + 5;
 
 /// Each subject: what it does in a round.
-const SUBJECTS: &[&str] =
-    &["map and unmap", "map, fault and unmap", "lookup", "Refcache", "shared atomic", "RwLock<BTreeMap>"];
+const SUBJECTS: &[&str] = &[
+    "map and unmap",
+    "map, fault and unmap",
+    "lookup",
+    "Refcache",
+    "shared atomic",
+    "RwLock<BTreeMap>",
+    "process",
+    "bare",
+];
 
 /// `space-path SUBJECT ROUNDS`.
 pub fn run_one(arguments: &[String]) -> ExitCode {
@@ -60,9 +72,44 @@ pub fn run_one(arguments: &[String]) -> ExitCode {
                 tree.write().expect("nobody panics").remove(&PAGE);
             });
         }
+        // A member of a space over processes, and the calls that it makes (the kernel's part is not counted).
+        Some("process") => in_a_process(rounds),
+        Some("bare") => bare_calls(rounds),
         _ => return ExitCode::from(2),
     }
     ExitCode::SUCCESS
+}
+
+const PROCESS_PAGES: PageCount = PageCount::new(2048);
+
+/// Maps, touches and unmaps a page, as `local` does; nothing is enforced, for valgrind knows neither guards nor userfaultfd.
+fn in_a_process(rounds: usize) {
+    let config = Config { pages: PROCESS_PAGES, filling: Filling::KernelTrusting, at: None };
+    let space = Space::create(config).expect("a space");
+    let mut member = space.join().expect("a member");
+    let start = VirtAddr::new(space.region().start().as_usize() + 100 * PAGE_SIZE);
+    let page = PageRange::new(start, PageCount::new(1));
+    for _ in 0..rounds {
+        member.map_at(page, Protection::ReadWrite).expect("map");
+        member.bytes(page).store_u64(0, 1).expect("in bounds");
+        member.unmap(page).expect("unmap");
+        member.poll();
+    }
+}
+
+/// The same by hand: the frame is zeroed, touched and dropped from the page table.
+fn bare_calls(rounds: usize) {
+    let memory = Mapping::memfd(PROCESS_PAGES).expect("memory");
+    let alias = memory.alias(Protection::ReadWrite).expect("an alias");
+    let (page, zeroed) = (memory.pages(100, 1).expect("a page"), alias.pages(100, 1).expect("a page"));
+    for _ in 0..rounds {
+        // SAFETY: pages of mappings that nobody else refers to.
+        unsafe {
+            zeroed.start().as_ptr::<u8>().write_bytes(0, PAGE_SIZE);
+            page.start().as_ptr::<u64>().write_volatile(1);
+            mem::advise(page, Advice::DontNeed).expect("DONTNEED");
+        }
+    }
 }
 
 pub fn run(report: &mut Report) {
@@ -96,6 +143,11 @@ pub fn run(report: &mut Report) {
         Some(("RwLock<BTreeMap> insert, remove", found["RwLock<BTreeMap>"])),
     );
     row("map, fault (model MMU and ticks included) and unmap", found["map, fault and unmap"], None);
+    row(
+        "map, touch and unmap a page in a process, zeroing included",
+        found["process"],
+        Some(("bare calls", found["bare"])),
+    );
     row("lookup", found["lookup"], None);
     row("Refcache: take and drop", found["Refcache"], Some(("shared atomic", found["shared atomic"])));
 }

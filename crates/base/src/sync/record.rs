@@ -6,6 +6,10 @@
 //!
 //! A compare-and-swap counts as a write even when it fails: the processor takes the line for itself all the same.
 //!
+//! **Interruptions.** [`before_each`] has something done before every access: what others may do while a member stands still there, between
+//! any two of its steps. With one thread that is every interleaving in which one member is interrupted once (or, if
+//! what is done is interrupted in turn, nested ones); a model checker sees reorderings, too, but no histories of that length.
+//!
 //! What is not atomic is not seen. Structures that are to be counted keep their shared words in atomics only, and a memory
 //! trace of the real code is compared with a recording of the same run (`bench space`), so that a plain store can't escape.
 
@@ -14,6 +18,7 @@ extern crate std;
 use core::sync::atomic as real;
 use real::Ordering;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::vec::Vec;
 
 /// Bytes in a cache line.
@@ -40,6 +45,25 @@ impl Access {
 std::thread_local! {
     static CORE: Cell<Option<u32>> = const { Cell::new(None) };
     static LOG: RefCell<Vec<Access>> = const { RefCell::new(Vec::new()) };
+    static BEFORE: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, and `hook` before each access that this thread makes to one of these atomics meanwhile, those of the hook itself included:
+/// it says for itself when it has had enough.
+pub fn before_each<R>(hook: impl Fn() + 'static, f: impl FnOnce() -> R) -> R {
+    let before = BEFORE.replace(Some(Rc::new(hook)));
+    let result = f();
+    BEFORE.replace(before);
+    result
+}
+
+/// An access to one of these atomics.
+fn touch<T: ?Sized>(place: *const T, write: bool) {
+    let hook = BEFORE.with_borrow(Clone::clone);
+    if let Some(hook) = hook {
+        hook();
+    }
+    note(place, write);
 }
 
 /// Runs `f` with this thread's accesses noted as those of `core`.
@@ -119,15 +143,15 @@ macro_rules! recorded {
                 Self(real::$name::new(value))
             }
             pub fn load(&self, order: Ordering) -> $value {
-                note(self, false);
+                touch(self, false);
                 self.0.load(order)
             }
             pub fn store(&self, value: $value, order: Ordering) {
-                note(self, true);
+                touch(self, true);
                 self.0.store(value, order);
             }
             pub fn swap(&self, value: $value, order: Ordering) -> $value {
-                note(self, true);
+                touch(self, true);
                 self.0.swap(value, order)
             }
             /// # Errors
@@ -139,7 +163,7 @@ macro_rules! recorded {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$value, $value> {
-                note(self, true);
+                touch(self, true);
                 self.0.compare_exchange(current, new, success, failure)
             }
             /// # Errors
@@ -151,11 +175,11 @@ macro_rules! recorded {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$value, $value> {
-                note(self, true);
+                touch(self, true);
                 self.0.compare_exchange_weak(current, new, success, failure)
             }
             $(pub fn $op(&self, value: $value, order: Ordering) -> $value {
-                note(self, true);
+                touch(self, true);
                 self.0.$op(value, order)
             })*
         }
@@ -182,15 +206,15 @@ impl<T> AtomicPtr<T> {
         Self(real::AtomicPtr::new(value))
     }
     pub fn load(&self, order: Ordering) -> *mut T {
-        note(self, false);
+        touch(self, false);
         self.0.load(order)
     }
     pub fn store(&self, value: *mut T, order: Ordering) {
-        note(self, true);
+        touch(self, true);
         self.0.store(value, order);
     }
     pub fn swap(&self, value: *mut T, order: Ordering) -> *mut T {
-        note(self, true);
+        touch(self, true);
         self.0.swap(value, order)
     }
     /// # Errors
@@ -202,7 +226,7 @@ impl<T> AtomicPtr<T> {
         success: Ordering,
         failure: Ordering,
     ) -> Result<*mut T, *mut T> {
-        note(self, true);
+        touch(self, true);
         self.0.compare_exchange(current, new, success, failure)
     }
 }

@@ -7,12 +7,10 @@ use super::connection::Connection;
 use super::line::Line;
 use super::transfer::Sent;
 use crate::args::{Arg, Call};
-use crate::domain::execute::about;
+use crate::domain::outcome::about;
 use crate::error::{CallError, Failure, Refusal};
-use crate::line::{
-    self, HERE_BYTES, Here, MAX_ARGS, MAX_CHARGES, PAYLOAD_AT, ReplyHead, Status, Words, align_argument,
-    read_charge,
-};
+use crate::line::{MAX_ARGS, PAYLOAD_AT, Words, align_argument};
+use crate::reply::{self, HERE, HERE_BYTES, Here, MAX_CHARGES, ReplyHead, Status, read_charge};
 use crate::shared::{Shared, map_from_peer};
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
@@ -115,18 +113,14 @@ pub(super) fn copy_here(words: Words<'_>, here: Here, call: &mut Call<'_>) -> Re
     if end > HERE_BYTES {
         return Err(CallError::BadReply("results outside their memory"));
     }
-    let bytes = Here::read(words);
-    let mut at = 0;
+    let mut at = HERE;
     for (index, arg) in args.iter_mut().enumerate() {
         at = align_argument(at);
         let len = here.len(index);
         if let Arg::Out(into, _) | Arg::InOut(into, _) = arg {
             into.clear();
-            // Of a length that the compiler knows, which spares a call.
-            if let Some(some) = bytes[at..].first_chunk::<HERE_BYTES>() {
-                into.extend_from_slice(some);
-            }
-            into.truncate(len);
+            // Checked above.
+            let _ = words.0.append_to(at, len, into);
         }
         at += len;
     }
@@ -171,7 +165,7 @@ fn copy_out(
 }
 
 fn take_charges(words: Words<'_>, domain: u64, head: &ReplyHead, mut charge: impl FnMut(u64, u64)) {
-    charge(domain, line::cpu_ns(words).load(Ordering::Relaxed));
+    charge(domain, reply::cpu_ns(words).load(Ordering::Relaxed));
     for row in 0..(head.charge_rows as usize).min(MAX_CHARGES) {
         let (domain, ns) = read_charge(words, row);
         charge(domain, ns);

@@ -15,7 +15,8 @@
 //! that core away (`look.rs`); after any other it sleeps at once.
 
 use super::Inner;
-use super::execute::{Executor, Waits, answer, tell};
+use super::execute::{Executor, Waits};
+use super::outcome::tell;
 use super::peer::Line;
 use super::pool::Activation;
 use crate::attributes::Affinity;
@@ -83,6 +84,7 @@ fn attend(
         if came {
             continue;
         }
+        executor.rest();
         if !sleep(domain, me, line, executor.is_heavy()) {
             return;
         }
@@ -98,7 +100,7 @@ fn serve(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &Ar
     me.rest.get_up();
     drop(counted);
     reach("domain: executed, before the reply");
-    answer(line, call, &reply);
+    executor.answer(line, call, reply);
     // Who calls again has seen the reply, so a caller that spins need not be asked whether it sleeps.
     if !(executor.waits() == Waits::Spinning && look(line)) {
         tell(line);

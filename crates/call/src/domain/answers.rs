@@ -12,7 +12,7 @@ use crate::shared::{Shared, map_from_peer, sealed_memfd};
 use crate::socket::{self, FromClient, FromDomain, PROTOCOL, Why};
 use crate::step::reach;
 use peregrine_base::Protection;
-use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use std::os::fd::{AsFd, OwnedFd};
@@ -95,6 +95,7 @@ impl Inner {
             FromClient::Forget { buffer } => {
                 let mut buffers = peer.lock_buffers();
                 if let Some(lent) = buffers.lent.remove(&buffer) {
+                    lent.forgotten.store(true, Ordering::Relaxed);
                     buffers.total_bytes -= lent.len_bytes;
                 } else if let Some((_, len)) = buffers.gifts.remove(&buffer) {
                     buffers.total_bytes -= len as u64;
@@ -156,7 +157,9 @@ impl Inner {
         let access = if results { Protection::ReadWrite } else { Protection::Read };
         let shared = map_from_peer(fd.as_fd(), len_bytes as usize, access).map_err(|_| Why::BadMemory)?;
         let id = buffers.number();
-        buffers.lent.insert(id, Arc::new(Lendable { shared, results, len_bytes }));
+        buffers
+            .lent
+            .insert(id, Arc::new(Lendable { shared, results, len_bytes, forgotten: AtomicBool::new(false) }));
         buffers.total_bytes += len_bytes;
         Ok(id)
     }

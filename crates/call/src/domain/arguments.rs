@@ -1,14 +1,13 @@
 //! Taking a call's arguments: each is copied once to private memory, or held, and checked.
 
-use super::execute::{Wrong, about, malformed};
 use super::invocation::{Arguments, Held};
 use super::known::Known;
+use super::outcome::{Wrong, about, malformed};
 use super::peer::Line;
-use crate::line::{
-    Descriptor, Header, Kind, MAX_ARGS, PAYLOAD_AT, ReplyHead, SHORT_PAYLOAD_AT, Status, align_argument,
-    results_at,
-};
+use crate::header::Header;
+use crate::line::{Descriptor, Kind, MAX_ARGS, PAYLOAD_AT, SHORT_PAYLOAD_AT, align_argument, results_at};
 use crate::memory::{Given, Lendable};
+use crate::reply::{ReplyHead, Status};
 use crate::shared::Shared;
 use crate::short::{Short, WORDS};
 use std::sync::{Arc, Weak};
@@ -61,8 +60,10 @@ struct Planned {
     begin: usize,
     len: usize,
     bound: u64,
-    /// What is lent; not held, for its client may take it back between two calls.
+    /// What is lent.
     lent: Weak<Lendable>,
+    /// The same as long as the activation is awake, so that the next call finds it without counting; its client may take it back meanwhile.
+    held: Option<Arc<Lendable>>,
 }
 
 impl Plan {
@@ -91,6 +92,7 @@ impl Plan {
                         return Err(malformed(about::KIND));
                     };
                     planned.lent = Arc::downgrade(&buffer);
+                    planned.held = Some(buffer);
                     this.lends = true;
                     planned.begin = begin;
                 }
@@ -104,24 +106,40 @@ impl Plan {
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
+
+    /// Holds nothing of the client's any more; the next call looks for it.
+    pub(super) fn let_go(&mut self) {
+        for planned in &mut self.args {
+            planned.held = None;
+        }
+    }
+}
+
+impl Planned {
+    /// What is lent, unless its client has taken it back.
+    #[inline(always)]
+    fn take_lent(&mut self) -> Option<Arc<Lendable>> {
+        let lent = self.held.take().or_else(|| self.lent.upgrade())?;
+        (!lent.is_forgotten()).then_some(lent)
+    }
 }
 
 impl Arguments {
     /// Takes the arguments, as `copy` or as was planned.
     #[inline]
-    pub(super) fn take(&mut self, line: &Line, known: &Known<'_>) -> Result<Home, Wrong> {
-        let Some(plan) = &known.plan else { return self.copy(line, &known.header) };
+    pub(super) fn take(&mut self, line: &Line, known: &mut Known<'_>) -> Result<Home, Wrong> {
+        let Some(plan) = &mut known.plan else { return self.copy(line, &known.header) };
         self.fill(line, plan).ok_or_else(|| malformed(about::PAYLOAD))?;
         Ok(Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at: plan.results_at, is_short: true })
     }
 
     /// Copies the arguments to private memory, as was planned. `None` if what was lent has been taken back.
     #[inline(always)]
-    pub(super) fn fill(&mut self, line: &Line, plan: &Plan) -> Option<()> {
+    pub(super) fn fill(&mut self, line: &Line, plan: &mut Plan) -> Option<()> {
         self.count = plan.count;
         self.scratch.clear();
-        for (slot, planned) in self.slots.iter_mut().zip(&plan.args[..plan.count]) {
-            let Planned { kind, begin, len, bound, .. } = *planned;
+        for (slot, planned) in self.slots.iter_mut().zip(&mut plan.args[..plan.count]) {
+            let &mut Planned { kind, begin, len, bound, .. } = planned;
             slot.kind = kind;
             slot.bound = bound;
             let result = slot.result.get_mut();
@@ -133,11 +151,22 @@ impl Arguments {
                     slot.range = start..start + len;
                 }
                 Kind::InOut => line.shared.append_to(begin, len, result)?,
-                Kind::Lend => slot.lent = Some(Held::Buffer(planned.lent.upgrade()?, begin, len)),
+                Kind::Lend => slot.lent = Some(Held::Buffer(planned.take_lent()?, begin, len)),
                 Kind::Out | Kind::Give => {}
             }
         }
         Some(())
+    }
+
+    /// Gives what the last call, which was planned so, lent back to its plan.
+    #[inline]
+    pub(super) fn give_back(&mut self, plan: &mut Plan) {
+        for (slot, planned) in self.slots.iter_mut().zip(&mut plan.args[..plan.count]) {
+            if let Some(Held::Buffer(buffer, ..)) = slot.lent.take() {
+                planned.held = Some(buffer);
+            }
+        }
+        self.count = 0;
     }
 
     /// Lets go of what the last call lent and gave. What a call brought that was found malformed goes too: its client may be gone before this

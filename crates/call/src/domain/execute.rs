@@ -10,14 +10,13 @@ use super::adopted::Adopted;
 use super::arguments::{Home, drop_gifts};
 use super::invocation::{Arguments, Invocation};
 use super::known::Known;
-use super::peer::{Line, notify};
+use super::outcome::{Fault, Reply, Wrong, about, give_back, malformed, message_of, put_fault, too_large};
+use super::peer::Line;
 use crate::attributes::Affinity;
-use crate::error::Failure;
-use crate::gate::{NOTIFY, Tell};
-use crate::line::{
-    self, Few, Header, Kind, PAYLOAD_AT, RawHeader, ReplyHead, SHORT_PAYLOAD_AT, Status, Words,
-    align_argument, write_charge,
-};
+use crate::gate::NOTIFY;
+use crate::header::{Header, RawHeader};
+use crate::line::{Kind, SHORT_PAYLOAD_AT, Words, align_argument};
+use crate::reply::{self, HERE, HERE_ARGS, Here, ReplyHead, Status, write_charge};
 use crate::shared::{Shared, sealed_memfd};
 use crate::socket::{self, FromDomain};
 use crate::step::reach;
@@ -25,7 +24,6 @@ use crate::usage::Account;
 use crate::wire::{Wire, WiredCall};
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::futex;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,6 +39,8 @@ pub(crate) struct Executor<'a> {
     waits: Waits,
     heavy: bool,
     known: Option<Known<'a>>,
+    /// What [`Reply::Head`] says.
+    head: ReplyHead,
 }
 
 /// How an activation waits for the next call of who made the last.
@@ -54,71 +54,6 @@ pub(crate) enum Waits {
     Spinning,
 }
 
-/// What is said of a call with the word that ends it: by [`answer`], for a caller that spins looks at the same cache line, and takes it
-/// away between two stores that are not close together.
-pub(crate) enum Reply {
-    /// Done, and there are no results.
-    Done,
-    /// Done, and the results are few enough to go with the word.
-    Here(Few),
-    /// Anything else, and how many of the head's lengths mean something.
-    Head(ReplyHead, usize),
-}
-
-/// What went wrong in the handler.
-enum Fault {
-    Failed(Failure),
-    Panicked(String),
-}
-
-/// How a call goes wrong before its handler: what the caller is told.
-pub(crate) struct Wrong(pub ReplyHead);
-
-impl From<Status> for Wrong {
-    fn from(status: Status) -> Self {
-        Self(ReplyHead::new(status, 0))
-    }
-}
-
-impl From<Wrong> for Reply {
-    fn from(Wrong(head): Wrong) -> Self {
-        Self::Head(head, 2)
-    }
-}
-
-/// `code` of [`Status::Malformed`], and [`Status::TooLarge`]: what it is about.
-pub(crate) mod about {
-    pub const COUNT: u32 = 1;
-    pub const KIND: u32 = 2;
-    pub const PAYLOAD: u32 = 3;
-    pub const PART: u32 = 4;
-    pub const RESULT: u32 = 5;
-    pub const ARGUMENTS: u32 = 6;
-
-    pub const fn name(code: u32) -> &'static str {
-        match code {
-            COUNT => "number of arguments",
-            KIND => "kind of an argument",
-            PAYLOAD => "payload",
-            PART => "part of a buffer",
-            RESULT => "result",
-            ARGUMENTS => "arguments",
-            _ => "call",
-        }
-    }
-}
-
-pub(crate) fn malformed(code: u32) -> Wrong {
-    Wrong(ReplyHead::new(Status::Malformed, code))
-}
-
-pub(crate) fn too_large(code: u32, asked: u64, limit: u64) -> Wrong {
-    let mut head = ReplyHead::new(Status::TooLarge, code);
-    head.lengths[0] = u32::try_from(asked).unwrap_or(u32::MAX);
-    head.lengths[1] = u32::try_from(limit).unwrap_or(u32::MAX);
-    Wrong(head)
-}
-
 impl<'a> Executor<'a> {
     pub fn new(domain: &'a Inner) -> Self {
         Self {
@@ -128,6 +63,7 @@ impl<'a> Executor<'a> {
             waits: Waits::Asleep,
             heavy: false,
             known: None,
+            head: ReplyHead::new(Status::Done, 0),
         }
     }
 
@@ -151,6 +87,13 @@ impl<'a> Executor<'a> {
         self.known = None;
     }
 
+    /// Before the activation sleeps: lets go of what a client may want back meanwhile.
+    pub fn rest(&mut self) {
+        if let Some(plan) = self.known.as_mut().and_then(|known| known.plan.as_mut()) {
+            plan.let_go();
+        }
+    }
+
     /// Leaves a line: lets go of what large arguments needed.
     pub fn leave(&mut self) {
         self.forget();
@@ -163,62 +106,94 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Executes `call` and writes the domain's half of the line, all but what [`answer`] does.
+    /// Executes `call` and writes the domain's half of the line, all but what [`answer`](Self::answer) does.
     #[inline]
     pub fn execute(&mut self, line: &Arc<Line>, call: u32) -> Reply {
         let words = line.words();
         let raw = RawHeader::read(words);
         let is_cancelled = words.cancel().load(Ordering::Relaxed) == call;
-        match &self.known {
-            Some(known) if known.is(&raw) && !is_cancelled => {
-                self.waits = waits(&known.header, &self.place, words);
-                match &known.plan {
-                    Some(plan) if plan.is_empty() && known.is_quick => {
-                        self.arguments.count = 0;
-                        reach("domain: arguments copied");
-                        let outcome = run(self.domain, &self.arguments, line, known);
-                        count(line);
-                        return match outcome {
-                            None => Reply::Done,
-                            Some(fault) => put_fault(line, *fault, 0).unwrap_or_else(Reply::from),
-                        };
+        if let Some(known) = &mut self.known
+            && known.is(&raw)
+            && !is_cancelled
+        {
+            self.waits = waits(&known.header, &self.place, words);
+            if known.is_quick
+                && let Some(plan) = &mut known.plan
+            {
+                let is_empty = plan.is_empty();
+                if self.arguments.fill(line, plan).is_some() {
+                    reach("domain: arguments copied");
+                    let outcome = run(self.domain, &self.arguments, line, known);
+                    count(line);
+                    if is_empty && outcome.is_none() {
+                        return Reply::Done;
                     }
-                    Some(plan) if known.is_quick && self.arguments.fill(line, plan).is_some() => {
-                        reach("domain: arguments copied");
-                        let outcome = run(self.domain, &self.arguments, line, known);
-                        count(line);
-                        return self.reply_quickly(line, call, outcome);
-                    }
-                    // What was lent is gone, and there may be another of its number.
-                    Some(_) => {
-                        self.arguments.let_go();
-                        self.forget();
-                    }
-                    None => {}
+                    return self.reply_quickly(line, call, outcome);
                 }
+                // What was lent is gone, and there may be another of its number.
+                self.arguments.let_go();
+                self.forget();
             }
-            _ => {}
         }
-        self.execute_any(line, call, raw, is_cancelled).unwrap_or_else(Reply::from)
+        match self.execute_any(line, call, raw, is_cancelled) {
+            Ok(reply) => reply,
+            Err(Wrong(head)) => self.says(head),
+        }
+    }
+
+    /// The reply that `head` says all of. Two lengths are enough for whatever went wrong.
+    const fn says(&mut self, head: ReplyHead) -> Reply {
+        self.head = head;
+        Reply::Head(2)
+    }
+
+    /// Writes what is left to write of the domain's half, and gives the line back to its caller.
+    #[inline(always)]
+    pub fn answer(&mut self, line: &Line, call: u32, reply: Reply) {
+        let words = line.words();
+        match reply {
+            Reply::Done => ReplyHead::write_done(words),
+            Reply::Here(lengths) => {
+                let (lengths, mut at) = (Here(lengths), HERE);
+                for (index, slot) in self.arguments.slots[..HERE_ARGS].iter_mut().enumerate() {
+                    // There is room for them all: `few_results`.
+                    if let Some(result @ [_, ..]) = slot.result.get_mut().get(..lengths.len(index)) {
+                        let _ = line.shared.write(at, result);
+                        at = align_argument(at + result.len());
+                    }
+                }
+                lengths.write(words);
+            }
+            Reply::Head(lengths) => self.head.write(words, lengths as usize),
+        }
+        give_back(line, call);
+    }
+
+    /// Has the plan hold again what it lent to the call, so that the next one finds it there.
+    #[inline]
+    fn take_back(&mut self) {
+        if let Some(plan) = self.known.as_mut().and_then(|known| known.plan.as_mut()) {
+            self.arguments.give_back(plan);
+        }
     }
 
     /// Writes what came of a call of the short form.
     #[inline]
     fn reply_quickly(&mut self, line: &Line, call: u32, outcome: Option<Box<Fault>>) -> Reply {
         let Some(plan) = self.known.as_ref().and_then(|known| known.plan.as_ref()) else {
-            return Reply::from(malformed(about::KIND));
+            return self.says(ReplyHead::new(Status::Malformed, about::KIND));
         };
         let (results_at, lends) = (plan.results_at, plan.lends);
         let few = if outcome.is_none() { self.few_results() } else { None };
         let reply = few.map_or_else(
             || {
                 let home = Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at, is_short: false };
-                self.put_results(line, call, &home, outcome, 0).unwrap_or_else(Reply::from)
+                self.put_results(line, call, &home, outcome, 0).unwrap_or_else(|Wrong(head)| self.says(head))
             },
-            Reply::Here,
+            |Here(lengths)| Reply::Here(lengths),
         );
         if lends {
-            self.arguments.let_go();
+            self.take_back();
         }
         reply
     }
@@ -249,7 +224,7 @@ impl<'a> Executor<'a> {
                 }
             }
         }
-        let known = self.known.as_ref().expect("met above");
+        let known = self.known.as_mut().expect("met above");
         let header = known.header;
         let late = is_cancelled || header.deadline.is_some_and(|d| d.left().is_none());
         let copied = if late { Err(Status::Late.into()) } else { self.arguments.take(line, known) };
@@ -285,13 +260,13 @@ impl<'a> Executor<'a> {
         charge_rows: u32,
     ) -> Result<Reply, Wrong> {
         if let Some(fault) = outcome {
-            return put_fault(line, *fault, charge_rows);
+            return Ok(self.says(put_fault(line, *fault, charge_rows)?));
         }
         if home.is_short
             && charge_rows == 0
-            && let Some(few) = self.few_results()
+            && let Some(Here(lengths)) = self.few_results()
         {
-            return Ok(Reply::Here(few));
+            return Ok(Reply::Here(lengths));
         }
         let mut head = ReplyHead::new(Status::Done, 0);
         head.charge_rows = charge_rows;
@@ -320,21 +295,22 @@ impl<'a> Executor<'a> {
                 head.status = Some(Status::DoneElsewhere);
             }
         }
-        Ok(Reply::Head(head, count))
+        self.head = head;
+        Ok(Reply::Head(count as u32))
     }
 
-    /// All results, if they are in order and few.
+    /// The lengths of all results, if they are in order and few.
     #[inline]
-    fn few_results(&mut self) -> Option<Few> {
-        let mut few = Few::default();
+    fn few_results(&mut self) -> Option<Here> {
+        let (mut here, mut end) = (Here::default(), 0);
         for (index, slot) in self.arguments.slots[..self.arguments.count].iter_mut().enumerate() {
             let result = slot.result.get_mut();
             if result.len() as u64 > slot.bound {
                 return None;
             }
-            few.push(index, result)?;
+            here.push(index, result.len(), &mut end)?;
         }
-        Some(few)
+        Some(here)
     }
 
     fn copy_results(&mut self, memory: &Shared, results_at: usize) -> Option<()> {
@@ -425,67 +401,13 @@ fn count(line: &Line) {
     line.calls.store(line.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-/// Writes what went wrong in the handler.
-#[cold]
-fn put_fault(line: &Line, fault: Fault, charge_rows: u32) -> Result<Reply, Wrong> {
-    let (mut head, mut detail) = match fault {
-        Fault::Failed(failure) => (ReplyHead::new(Status::Failed, failure.code), failure.detail),
-        Fault::Panicked(message) => (ReplyHead::new(Status::Panicked, 0), message.into_bytes()),
-    };
-    head.charge_rows = charge_rows;
-    // Always into the line itself, whose argument stack has room for it by construction.
-    detail.truncate(Failure::MAX_DETAIL.min(line.shared.len_bytes() - PAYLOAD_AT));
-    head.lengths[0] = detail.len() as u32;
-    line.shared.write(PAYLOAD_AT, &detail).ok_or_else(|| malformed(about::RESULT))?;
-    Ok(Reply::Head(head, 1))
-}
-
 fn charge(words: Words<'_>, domain: u64, account: Account) -> u32 {
     let (own_ns, rows) = account.close();
-    line::cpu_ns(words).store(own_ns, Ordering::Relaxed);
+    reply::cpu_ns(words).store(own_ns, Ordering::Relaxed);
     // A recursion into this domain is the thread's, but not this activation's own: it has its row as any other.
     let _ = domain;
     for (i, &(id, ns)) in rows.iter().enumerate() {
         write_charge(words, i, id, ns);
     }
     rows.len() as u32
-}
-
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
-}
-
-/// Gives the line back to its caller. [`tell`] follows, unless the caller is known to be awake.
-#[inline(always)]
-pub(crate) fn answer(line: &Line, call: u32, reply: &Reply) {
-    // Relaxed: read by whoever has the line, under the binding's handing over.
-    line.served.store(call, Ordering::Relaxed);
-    match reply {
-        Reply::Done => ReplyHead::write_done(line.words()),
-        Reply::Here(few) => few.write(line.words()),
-        Reply::Head(head, lengths) => head.write(line.words(), *lengths),
-    }
-    line.words().gate().answer(call);
-    reach("domain: replied, before the wake-up");
-}
-
-/// Tells the caller, if it sleeps, that the reply is there.
-#[inline]
-pub(crate) fn tell(line: &Line) {
-    let gate = line.words().gate();
-    match gate.whom_to_tell() {
-        Tell::Nothing => {}
-        Tell::Wake => {
-            let _ = futex::wake(gate.reply, 1);
-        }
-        Tell::Pipe => notify(line),
-    }
-    reach("domain: woke the caller");
-}
-
-/// Answers a call that will not be executed.
-pub(crate) fn terminate(line: &Line, call: u32) {
-    answer(line, call, &Reply::Head(ReplyHead::new(Status::Terminated, 0), 0));
-    tell(line);
 }

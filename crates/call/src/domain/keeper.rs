@@ -9,7 +9,7 @@
 use super::Inner;
 use super::answers::Manners;
 use super::ended::Ended;
-use super::execute::terminate;
+use super::outcome::terminate;
 use super::peer::Peer;
 use crate::credentials::Credentials;
 use crate::socket::{self, FromClient, FromDomain, RecvError, Why};

@@ -7,15 +7,18 @@
 //! It is the private copy that is compared, never the line; and what does change from call to call is asked each time: the deadline,
 //! whether the caller gave up, the arguments' bytes. A call of the short form has its descriptors in the header
 //! (`short.rs`), so what they mean is found once too: a plan by which the next such call has its arguments copied at once. Of that, one thing can
-//! change: what is lent may have been taken back. It is held weakly, and looked for again when it is gone.
+//! change: what is lent may have been taken back. It is held as long as the activation is awake, weakly while it sleeps, and looked for again when it was
+//! taken back.
 
 use super::Inner;
 use super::arguments::Plan;
-use super::execute::{Wrong, about, malformed, too_large};
+use super::outcome::{Wrong, about, malformed, too_large};
 use super::peer::Line;
 use crate::chain::{ChainLink, Entered};
-use crate::line::{Header, MAX_ARGS, RawHeader, ReplyHead, Status};
+use crate::header::{Header, RawHeader};
+use crate::line::MAX_ARGS;
 use crate::portal::Handler;
+use crate::reply::{ReplyHead, Status};
 
 /// A header that was found to be in order, on the line that the activation has.
 pub(crate) struct Known<'a> {

@@ -9,6 +9,12 @@ pub struct Futex {
     sleepers: Condvar,
 }
 
+impl Default for Futex {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Futex {
     pub fn new() -> Self {
         Self { bucket: Mutex::new(()), sleepers: Condvar::new() }

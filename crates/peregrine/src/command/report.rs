@@ -51,6 +51,7 @@ struct Report<'a> {
     kills_of_a_running_thread: u64,
     nodes_died: u64,
     moves: u64,
+    moves_of_a_running_thread: u64,
     images: u64,
     images_given_up: u64,
     rollbacks: u64,
@@ -107,6 +108,7 @@ pub(super) fn report(ended: &Ended, json: bool, quiet: bool) -> ExitCode {
         kills: s.kills,
         kills_hit: s.kills_hit,
         moves: s.moves,
+        preempted_moves: s.preempted_moves,
         preemptions: s.preemptions,
         rollbacks: s.rollbacks,
         resumed: ended.resumed.is_some(),
@@ -171,6 +173,7 @@ fn as_report<'a>(
         kills_of_a_running_thread: s.kills_hit,
         nodes_died: s.deaths,
         moves: s.moves,
+        moves_of_a_running_thread: s.preempted_moves,
         images: s.images,
         images_given_up: s.images_given_up,
         rollbacks: s.rollbacks,
@@ -239,8 +242,9 @@ pub(super) fn print(out: &mut impl Write, s: &Stats, runs: Option<usize>) -> std
     }
     writeln!(
         out,
-        " moves      {:6}   {:.2} ms each from leaving one node to being taken up by the other (mean)",
+        " moves      {:6}   {} of them of a running thread; {:.2} ms each from leaving one node to being taken up by the other (mean)",
         s.moves,
+        s.preempted_moves,
         move_mean_ms(s)
     )?;
     writeln!(out, " switches   {:6}   {} of them preemptions", s.switches, s.preemptions)
@@ -253,7 +257,7 @@ mod tests {
     const DEMAND: Demand = Demand { kills: 20, hits: 10, moves: 50 };
 
     fn happened(kills: u64, kills_hit: u64, moves: u64) -> Tally {
-        Tally { kills, kills_hit, moves, preemptions: 0, rollbacks: 0, resumed: false }
+        Tally { kills, kills_hit, moves, preemptions: 0, preempted_moves: 0, rollbacks: 0, resumed: false }
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! The oracle is the arithmetic: what a thread computed from its stack, its heap, its statics and its thread-locals.
 
 mod deaths;
+mod given_back;
 mod limits;
 mod own;
+mod windows;
 
 use own::Own;
 use peregrine::testing::{Outcome, Program};

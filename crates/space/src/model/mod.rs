@@ -87,6 +87,7 @@ pub struct ModelMmu {
     tables: Translations,
     delivery: Delivery,
     planted: Option<Planted>,
+    gives_up_after: Option<u32>,
     lives: Lives,
 }
 
@@ -127,6 +128,7 @@ impl ModelMmu {
             tables: Translations::new(cores, tables),
             delivery,
             planted: None,
+            gives_up_after: None,
             lives: frames.lives(),
         }
     }
@@ -135,6 +137,13 @@ impl ModelMmu {
     #[must_use]
     pub const fn with_fault(mut self, planted: Planted) -> Self {
         self.planted = Some(planted);
+        self
+    }
+
+    /// The same, whose operations [give up](Mmu::gives_up) waiting for a lock after so many turns.
+    #[must_use]
+    pub const fn with_patience(mut self, turns: u32) -> Self {
+        self.gives_up_after = Some(turns);
         self
     }
 
@@ -318,6 +327,10 @@ impl Mmu for ModelMmu {
         self.serve(member);
         std::thread::yield_now();
         spin_loop();
+    }
+
+    fn gives_up(&self, _member: MemberId, _owner: MemberId, turns: u32) -> bool {
+        self.gives_up_after.is_some_and(|most| turns >= most)
     }
 
     fn is_dead(&self, member: MemberId) -> bool {

@@ -11,7 +11,13 @@
 //! `E + 1` when every In or Expelling member has epoch `E`; so it is at most one ahead of any In member.
 //!
 //! `turn` changes whenever others may have gone on without the member. *Stray* is Out for a member that was stopped with a
-//! delta in its hands (`Block::moving`): objects that a stray holds can't die.
+//! delta in its hands (`Block::moving`).
+//!
+//! **Deltas in somebody's hands** are in no memory that a flush would find. A member's own are covered by its place in the epoch as long
+//! as it is In: it says that it has flushed after they have arrived. Two kinds are not: those of a stray, and those that an expeller has
+//! taken from another member, for that one may come back, find nothing to flush, and let the epoch go on, or the expeller is expelled
+//! itself and goes on sweeping when it wakes. So both are counted (`Epoch::hands`), and while there are any, a review looks
+//! into everybody's hands: what is in them can't die.
 //!
 //! What can go wrong, and does not: an expeller stopped or killed half-way leaves `Expelling`, which still counts as In,
 //! and which the member itself turns back, or recovery does. A member that comes back while it is being swept
@@ -27,15 +33,15 @@ use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering, fence};
 #[repr(C, align(128))]
 pub struct Epoch {
     now: AtomicU64,
-    /// Members whose state is Stray.
-    strays: AtomicU32,
+    /// Members whose state is Stray, and members that sweep another one's deltas.
+    hands: AtomicU32,
 }
 
 impl Epoch {
     /// The first epoch.
     #[expect(clippy::new_without_default, reason = "made in place, in shared memory")]
     pub fn new() -> Self {
-        Self { now: AtomicU64::new(0), strays: AtomicU32::new(0) }
+        Self { now: AtomicU64::new(0), hands: AtomicU32::new(0) }
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -143,7 +149,7 @@ impl Refcache<'_> {
                 continue;
             }
             if old.status() == Status::Stray {
-                self.epoch.strays.fetch_sub(1, Ordering::AcqRel);
+                self.epoch.hands.fetch_sub(1, Ordering::AcqRel);
             }
             // Pairs with the fence in `advance`: either the scan there sees this member In, or this member's reads from here on
             // see all that was unlinked before the scan, and an epoch that the scan moved on from.
@@ -228,17 +234,21 @@ impl Refcache<'_> {
         let expelling = State::new(state.epoch(), state.turn().wrapping_add(1), Status::Expelling);
         block.exchange(state, expelling).map_err(|_| ExpelError::Moved(who))?;
         me.step(Step::Expelling);
+        // Before the first delta is taken: whoever finds its way empty sees this (its exchange), and then who has it.
+        self.epoch.hands.fetch_add(1, Ordering::AcqRel);
         // Each way changes, so that a change that `who` was about to make when it was stopped fails.
         self.sweep(me, who, objects);
+        // After the last one has arrived: whoever does not find this counted sees it in the object.
+        self.epoch.hands.fetch_sub(1, Ordering::AcqRel);
         let stray = block.moving.load(Ordering::Acquire) != 0;
         if stray {
-            self.epoch.strays.fetch_add(1, Ordering::AcqRel);
+            self.epoch.hands.fetch_add(1, Ordering::AcqRel);
         }
         let status = if stray { Status::Stray } else { Status::Out };
         let gone = State::new(state.epoch(), expelling.turn(), status);
         block.exchange(expelling, gone).map_err(|_| {
             if stray {
-                self.epoch.strays.fetch_sub(1, Ordering::AcqRel);
+                self.epoch.hands.fetch_sub(1, Ordering::AcqRel);
             }
             ExpelError::Moved(who)
         })
@@ -253,13 +263,10 @@ impl Refcache<'_> {
         })
     }
 
-    /// Whether a member that is Out holds a delta of this object in its hands.
-    pub(super) fn is_in_a_strays_hands(&self, id: super::ObjectId) -> bool {
-        self.epoch.strays.load(Ordering::Acquire) != 0
-            && self
-                .blocks
-                .iter()
-                .any(|b| b.state().status() == Status::Stray && b.moving.load(Ordering::Acquire) == id.0 + 1)
+    /// Whether a delta of this object may be in somebody's hands and covered by nobody's place in the epoch.
+    pub(super) fn is_in_hands(&self, id: super::ObjectId) -> bool {
+        self.epoch.hands.load(Ordering::Acquire) != 0
+            && self.blocks.iter().any(|b| b.moving.load(Ordering::Acquire) == id.0 + 1)
     }
 
     #[inline]
@@ -289,6 +296,6 @@ impl Refcache<'_> {
                 }
             }
         }
-        self.epoch.strays.store(0, Ordering::Release);
+        self.epoch.hands.store(0, Ordering::Release);
     }
 }

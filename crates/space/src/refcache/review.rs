@@ -3,7 +3,7 @@
 //! ```text
 //!  due, count ≠ 0                      unmark, leave the queue
 //!  due, 0, dirty                       mark, start over       (some member's flush has touched it: a reference may live)
-//!  due, 0, in a stray's hands          start over             (a delta is in nobody's memory)
+//!  due, 0, in somebody's hands         start over             (a delta is in nobody's memory)
 //!  due, 0, clean, link not severed     mark, start over       (somebody came through the weak link)
 //!  due, 0, clean, severed              readers may be inside: limbo, two epochs more
 //!  due, limbo                          dead
@@ -73,8 +73,8 @@ impl Refcache<'_> {
         loop {
             let turn = self.enter(me);
             let own = self.own_epoch(me.id());
-            // Before the word is read: a stray that has let go of the object has changed the word first.
-            let held = self.is_in_a_strays_hands(id);
+            // Before the word is read: whoever has let go of the object has changed the word first.
+            let held = self.is_in_hands(id);
             let old = object.load();
             if !old.is_due(own) {
                 self.push(me.id(), objects, id);

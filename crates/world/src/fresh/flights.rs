@@ -50,6 +50,8 @@ pub struct Flights {
     published: Vec<i32>,
     /// Whether descriptors may have come or gone since.
     changed: bool,
+    /// Whether a call has begun since, which may have opened something.
+    begun: bool,
 }
 
 /// Keeps a reset off while the heap of the process is worked on: it would leave that half done.
@@ -119,6 +121,7 @@ impl Flights {
             let Some(number) = request.loan(index) else { continue };
             *place = Some(self.loan(number).ok_or(FreshCallError::LoanLost)?.clone());
         }
+        self.begun = true;
         let at = self.connections.to(&portal.path, self.published.len())?;
         let connection = self.connections.get(at).expect("just found");
         let deadline = Deadline::earlier(request.attributes.deadline, request.caller.link.deadline);
@@ -186,6 +189,7 @@ impl Flights {
         if !std::mem::take(&mut self.changed) {
             return;
         }
+        self.begun = false;
         let all: Vec<i32> = self.connections.descriptors().chain(self.descriptors()).collect();
         let places = &node(index).call_fds;
         for (i, place) in places.iter().enumerate().take(all.len().max(self.published.len())) {
@@ -326,6 +330,17 @@ pub fn drop_all(l: &mut Local) {
         all.changed = true;
     }
     l.in_flight = 0;
+}
+
+/// Tells the supervisor of all descriptors, before it looks at the table. On the scheduler's stack.
+pub fn tell_all(l: &mut Local, index: u32) {
+    if l.flights.is_null() {
+        return;
+    }
+    let _whole = NoReset::new();
+    let all = flights(l);
+    all.changed |= all.begun;
+    all.publish(index);
 }
 
 /// Parks a thread for its call; see [`sched::call`].

@@ -30,7 +30,7 @@ mod flights;
 mod loan;
 
 pub use error::FreshCallError;
-pub use flights::{Flights, begin, drop_all, finish, parked};
+pub use flights::{Flights, begin, drop_all, finish, parked, tell_all};
 pub use loan::Loan;
 
 use crate::arena;

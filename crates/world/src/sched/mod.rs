@@ -84,6 +84,8 @@ pub fn on_preempt(why: u32) {
         let me = c.current.load(Ordering::Relaxed);
         service(c, l, 0);
         if let Some(to) = wanted_elsewhere(c, me) {
+            let n = node(c.node);
+            n.preempted_moves.store(n.preempted_moves.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             return reschedule(Action::Move(to));
         }
         if l.windows.next_due().is_some_and(|due| due <= monotonic_ns()) {

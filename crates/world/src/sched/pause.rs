@@ -38,6 +38,7 @@ pub(super) unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32)
     // Whoever holds anything of the life that ends waits for its reset (which empties `life`) before it answers.
     let answer = !rolling_back || l.life == 0;
     if answer && me.paused.load(Ordering::Relaxed) != word {
+        crate::fresh::tell_all(l, c.node);
         crate::dirty::report(c.node, &mut l.scanned);
         at(Point::PauseReported);
         // Release: the supervisor, which acquires, sees statics and the report.

@@ -82,7 +82,7 @@ impl Supervisor {
                 let ran = super::image::take_ran(i as u32);
                 self.changes.add_unknown(ran.into_iter());
             }
-            let _ = self.zygote.close_those_of(i as u32);
+            let _ = self.close_those_of(i);
         }
     }
 
@@ -108,6 +108,7 @@ impl Supervisor {
         let begun = |i: usize| node(i as u32).setups.load(Ordering::Relaxed);
         // The new ones, and how many set-ups had been begun before.
         let (mut new, mut wait) = (BTreeMap::new(), NewProcesses::wait());
+        let open = self.open_files();
         loop {
             new.extend((0..self.nodes.len()).filter(|i| self.nodes[*i].is_none()).map(|i| (i, begun(i))));
             self.fork_missing()?;
@@ -127,6 +128,7 @@ impl Supervisor {
             }
         }
         self.collect_from_paused();
+        self.keep_files_opened_since(&open);
         self.failed_starts = 0;
         self.resume();
         Ok(())

@@ -1,7 +1,7 @@
 //! The end of a World: by `main`, whose last image makes it certain, or by a signal.
 
 use super::stats::Stats;
-use super::{Resumed, Supervisor, WorldError};
+use super::{Resumed, Supervisor, WorldError, strays};
 use crate::control::{imaged, world};
 use crate::join;
 use crate::killpoint::supervisor_at;
@@ -80,12 +80,14 @@ impl Supervisor {
             let _ = signal::kill(n.pid, number::KILL);
         }
         let _ = signal::kill(self.zygote.pid, number::KILL);
-        for n in &mut self.nodes {
-            if let Some(n) = n.take() {
-                reap(n.pid);
-            }
+        let dead: Vec<_> = self.nodes.iter_mut().filter_map(Option::take).collect();
+        for n in &dead {
+            reap(n.pid);
         }
         reap(self.zygote.pid);
+        for n in &dead {
+            strays::end_those_of(n, &[]);
+        }
     }
 }
 

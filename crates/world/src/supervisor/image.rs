@@ -124,6 +124,7 @@ impl Supervisor {
         let begun = monotonic_ns();
         let sequence = imaged().sequence.load(Ordering::Relaxed) + 1;
         imaged().sequence.store(sequence, Ordering::Relaxed);
+        self.note_files();
         // SAFETY: every node is paused.
         let moved = unsafe { self.shadow.commit(&self.changes) };
         self.changes = Changes::default();

@@ -16,6 +16,7 @@
 
 mod blocked;
 mod control_socket;
+mod descriptors;
 mod domains;
 mod durable;
 mod ending;
@@ -28,7 +29,7 @@ mod seals;
 mod start;
 mod stats;
 mod status;
-mod strays;
+pub(crate) mod strays;
 mod strings;
 mod trouble;
 
@@ -116,6 +117,7 @@ struct Supervisor {
     strings_len: usize,
     control: control_socket::ControlSocket,
     seals: seals::Answers,
+    descriptors: descriptors::Descriptors,
 }
 
 /// How a World comes to its end.
@@ -196,6 +198,7 @@ pub fn resume(config: Config, announce: impl FnOnce(&Resumed)) -> Result<Ended, 
     s.shadow.note_unsaved();
     durable::settle_in(s.config.nodes, clock_ns);
     s.make_room_for_domains();
+    s.hold_numbers()?;
     s.supervise()
 }
 
@@ -248,6 +251,7 @@ impl Supervisor {
                 {
                     return Ok(End::Exited(code));
                 }
+                self.show_output();
                 continue;
             }
             self.act(asked)?;
@@ -304,11 +308,11 @@ impl Supervisor {
     }
 
     fn next_due(&self) -> Option<u64> {
+        let retry = self.outlet.is_stuck().then(|| monotonic_ns() + 5_000_000);
         if let Some(at) = self.next_attempt().filter(|_| imaged().main_exit.load(Ordering::Acquire) != 0) {
             // Nothing else is done any more.
-            return [Some(at), self.control.due()].into_iter().flatten().min();
+            return [Some(at), self.control.due(), retry].into_iter().flatten().min();
         }
-        let retry = self.outlet.is_stuck().then(|| monotonic_ns() + 5_000_000);
         [self.image_due, self.kill_due, self.move_due, self.status_due, self.control.due(), retry]
             .into_iter()
             .flatten()

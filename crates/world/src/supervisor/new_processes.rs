@@ -24,9 +24,36 @@ pub(super) struct NewProcesses {
     said: bool,
 }
 
+/// What there is to do after a while.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Due {
+    Nothing,
+    /// Say what is waited for.
+    Say,
+    /// End what is not up.
+    End,
+}
+
 impl NewProcesses {
     pub fn wait() -> Self {
-        Self { since_ns: monotonic_ns(), said: false }
+        Self::since(monotonic_ns())
+    }
+
+    const fn since(now_ns: u64) -> Self {
+        Self { since_ns: now_ns, said: false }
+    }
+
+    /// What is due at `now_ns`. What is ended leaves others to be waited for, as long again.
+    fn due(&mut self, now_ns: u64) -> Due {
+        let waited = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
+        if waited >= MOST {
+            *self = Self::since(now_ns);
+            Due::End
+        } else if waited >= SAID_AFTER && !std::mem::replace(&mut self.said, true) {
+            Due::Say
+        } else {
+            Due::Nothing
+        }
     }
 }
 
@@ -39,22 +66,22 @@ pub(super) fn is_told_to_end() -> bool {
 impl Supervisor {
     /// Between two looks at whether the new processes are up; whether to give up waiting, for the World is told to end.
     pub(super) fn wait_no_longer(&mut self, wait: &mut NewProcesses) -> bool {
-        let waited = Duration::from_nanos(monotonic_ns().saturating_sub(wait.since_ns));
-        if waited >= SAID_AFTER && !wait.said {
-            wait.said = true;
-            self.stats.hide_status();
-            for i in self.unpaused() {
-                eprintln!(
-                    "peregrine: all threads wait for {}; it is ended after {MOST:?}",
-                    self.what_is_made(i)
-                );
+        match wait.due(monotonic_ns()) {
+            Due::Nothing => {}
+            Due::Say => {
+                self.stats.hide_status();
+                for i in self.unpaused() {
+                    eprintln!(
+                        "peregrine: all threads wait for {}; it is ended after {MOST:?}",
+                        self.what_is_made(i)
+                    );
+                }
             }
-        }
-        if waited >= MOST {
-            *wait = NewProcesses::wait();
-            for i in self.unpaused() {
-                if let Some(n) = &self.nodes[i as usize] {
-                    let _ = signal::kill(n.pid, number::KILL);
+            Due::End => {
+                for i in self.unpaused() {
+                    if let Some(n) = &self.nodes[i as usize] {
+                        let _ = signal::kill(n.pid, number::KILL);
+                    }
                 }
             }
         }
@@ -71,5 +98,40 @@ impl Supervisor {
             }
             _ => format!("node {i} (process {pid}), which is not up yet: {place}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_five_seconds_is_told_once_and_what_takes_a_minute_is_ended_again_and_again() {
+        let begun_ns = 77_000_000_000;
+        let mut wait = NewProcesses::since(begun_ns);
+        let mut told = Vec::new();
+        // In the slices of a wait, to beyond two minutes.
+        for slice in 0..=(130_000 / SLICE.as_millis() as u64) {
+            let passed = SLICE * slice as u32;
+            match wait.due(begun_ns + passed.as_nanos() as u64) {
+                Due::Nothing => {}
+                due => told.push((passed.as_millis(), due)),
+            }
+        }
+        assert_eq!(
+            told,
+            [
+                (5_000, Due::Say),
+                (60_000, Due::End),
+                (65_000, Due::Say),
+                (120_000, Due::End),
+                (125_000, Due::Say)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_clock_that_has_just_begun_ends_nothing() {
+        assert_eq!(NewProcesses::since(5).due(0), Due::Nothing);
     }
 }

@@ -61,7 +61,7 @@ impl Supervisor {
             n.idle.store(0, Ordering::SeqCst);
             let status = reap(dead.pid);
             let others = self.nodes.iter().flatten().map(|n| n.pid);
-            let ours: Vec<i32> = others.chain([self.zygote.pid, peregrine_sys::process::pid()]).collect();
+            let ours: Vec<i32> = others.chain([self.zygote.pid]).collect();
             strays::end_those_of(&dead, &ours);
             let current = n.current.load(Ordering::Relaxed);
             let exited = status.and_then(WaitStatus::exit_status);
@@ -89,7 +89,7 @@ impl Supervisor {
             if signo == number::KILL && !was_ours() && current != NONE {
                 self.note_killed(i, current);
             }
-            self.zygote.close_those_of(i as u32)?;
+            self.close_those_of(i)?;
         }
         Ok(None)
     }
@@ -262,11 +262,13 @@ impl Supervisor {
         for i in 0..self.nodes.len() as u32 {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
+        self.set_files_right()?;
         let restored = monotonic_ns();
         supervisor_at("memory restored");
         // All nodes fill their queues before any of them runs.
         world().life.fetch_add(1, Ordering::Release);
         let mut wait = NewProcesses::wait();
+        let open = self.open_files();
         loop {
             self.fork_missing()?;
             if self.pause(PauseKind::Rebuild, new_processes::SLICE) {
@@ -277,6 +279,7 @@ impl Supervisor {
                 return Ok(());
             }
         }
+        self.keep_files_opened_since(&open);
         supervisor_at("replacements up");
         self.answer_seals();
         self.collect_reports();

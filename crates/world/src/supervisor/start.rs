@@ -11,6 +11,7 @@ use crate::memory::{self, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::zygote::Zygote;
 use peregrine_base::sync::Ordering;
+use peregrine_sys::descriptors::out_of_the_way;
 use peregrine_sys::process;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
@@ -42,7 +43,7 @@ impl Supervisor {
             crate::address_space::make();
             strings::move_to_world()
         };
-        let frames = memory::frames(c"peregrine-frames", config.window_bytes)?;
+        let frames = out_of_the_way(memory::frames(c"peregrine-frames", config.window_bytes)?);
         let w = world();
         w.frames_fd.store(std::os::fd::AsRawFd::as_raw_fd(&frames) as u32, Ordering::Relaxed);
         w.default_kind.store(config.kind as u32, Ordering::Relaxed);
@@ -70,6 +71,7 @@ impl Supervisor {
         // SAFETY: one thread, checked above.
         let zygote = unsafe { Zygote::fork() }?;
         supervisor_at("zygote forked");
+        let descriptors = super::descriptors::Descriptors::of(zygote.pid);
         let shadow = Shadow::new(config.window_bytes)?;
         let signals = take_signals()?;
         let nodes = (0..config.nodes).map(|_| None).collect();
@@ -105,6 +107,7 @@ impl Supervisor {
             // After the zygote was forked: nodes do not inherit it.
             control: control_socket::ControlSocket::open(),
             seals: seals::Answers::none(),
+            descriptors,
         })
     }
 

@@ -38,6 +38,8 @@ pub struct Stats {
     pub switches: u64,
     /// Preemptions.
     pub preemptions: u64,
+    /// Moves that took a running thread from its computation.
+    pub preempted_moves: u64,
     /// Writes to sealed pages of the statics window (`peregrine_thread::seal`).
     pub seal_faults: u64,
     /// Images taken.
@@ -116,6 +118,7 @@ impl Stats {
             self.move_ns += n.arrival_ns.load(Ordering::Relaxed);
             self.switches += n.switches.load(Ordering::Relaxed);
             self.preemptions += n.preemptions.load(Ordering::Relaxed);
+            self.preempted_moves += n.preempted_moves.load(Ordering::Relaxed);
             self.seal_faults += n.seal_faults.load(Ordering::Relaxed);
         }
         self.hide_status();

@@ -10,9 +10,12 @@
 //! is gone: nobody knows of it, for the thread that started it is taken back.
 //!
 //! Whether there is one is told by the node's address space, which goes with the last process in it; processes are looked
-//! through only then. A child that the supervisor does not outlive is out of its reach.
+//! through only then. When the supervisor is killed the zygote looks through them, for the kernel kills the nodes and not such a child (it
+//! clears `PR_SET_PDEATHSIG` in a copy).
 
 use super::NodeProcess;
+use peregrine_sys::elsewhere;
+use peregrine_sys::process;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
 use std::fs::{self, File};
@@ -53,25 +56,48 @@ fn parent_in(stat: &str) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// Kills who still is in the memory of `dead`, a node that has been reaped. `ours` are the processes of this World.
+/// Kills every process but this one that runs this program, has this World's memory, and for which `is_one` holds, told its number and its
+/// parent's; how many they were. Those that close the descriptors of dead nodes are none of them.
+fn kill_those(is_one: impl Fn(i32, i32) -> bool) -> usize {
+    let own = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let Some(slots) = slots_in(&own) else { return 0 };
+    let program = fs::read_link("/proc/self/exe").ok();
+    let me = process::pid();
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).filter(|&pid| pid != me);
+    let found = numbers.filter(|pid| {
+        let read = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        fs::read_link(format!("/proc/{pid}/exe")).ok() == program
+            && parent_in(&read("stat")).is_some_and(|parent| is_one(*pid, parent))
+            && read("comm").trim_end().as_bytes() != elsewhere::NAME.to_bytes()
+            && slots_in(&read("maps")) == Some(slots)
+    });
+    let mut count = 0;
+    for pid in found {
+        let _ = signal::kill(pid, number::KILL);
+        count += 1;
+    }
+    count
+}
+
+/// Kills who still is in the memory of `dead`, a node that has been reaped. `ours` are the other nodes and the zygote.
 pub(super) fn end_those_of(dead: &NodeProcess, ours: &[i32]) {
     let Some(space) = &dead.space else { return };
     let until = monotonic_ns() + PATIENCE_NS;
     while space.is_used() && monotonic_ns() < until {
-        let own = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-        let program = fs::read_link("/proc/self/exe").ok();
-        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        for pid in all.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()) {
-            let read = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
-            // It is nobody's child any more that this World knows, runs this program still, and has this World's memory.
-            let is_one = !ours.contains(&pid)
-                && fs::read_link(format!("/proc/{pid}/exe")).ok() == program
-                && parent_in(&read("stat")).is_some_and(|parent| !ours.contains(&parent))
-                && slots_in(&own).is_some_and(|slots| slots_in(&read("maps")) == Some(slots));
-            if is_one {
-                let _ = signal::kill(pid, number::KILL);
-            }
-        }
+        // It is nobody's child any more that this World knows.
+        kill_those(|pid, parent| !ours.contains(&pid) && !ours.contains(&parent));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// In the zygote, when the supervisor has ended: kills all others that have this World's memory, nodes too.
+pub(crate) fn end_all() {
+    let until = monotonic_ns() + PATIENCE_NS;
+    // Who was started while processes were looked through may not have been among them; who could start more is dead the second time.
+    let mut in_vain = 0;
+    while in_vain < 2 && monotonic_ns() < until {
+        in_vain = if kill_those(|_, _| true) == 0 { in_vain + 1 } else { 0 };
         std::thread::sleep(Duration::from_millis(1));
     }
 }

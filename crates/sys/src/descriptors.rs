@@ -1,0 +1,94 @@
+//! The table of descriptors: which numbers are whose, and what they stand for.
+
+use crate::raw::Errno;
+use crate::rustix;
+use core::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+/// Descriptors from this number on are the runtime's own; a program has those below, unless it has many.
+pub const PROGRAMS_BELOW: RawFd = 500;
+
+/// Gives `fd` a number from [`PROGRAMS_BELOW`] on (`F_DUPFD_CLOEXEC`), if there is one: out of the way of a program that shares the table of descriptors,
+/// counts on low numbers, or closes one that it had in another life.
+pub fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
+    rustix::io::fcntl_dupfd_cloexec(&fd, PROGRAMS_BELOW).unwrap_or(fd)
+}
+
+/// An open file, as far as the kernel tells one from another: two openings of one file, and all of a kind that has no file
+/// (`eventfd`, `epoll`), are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenFile {
+    device: u64,
+    inode: u64,
+    /// Open for reading, for writing: the two ends of a pipe differ in that only.
+    access: u32,
+}
+
+/// The descriptors below [`PROGRAMS_BELOW`] of the process whose `/proc/PID/fd` is `table`, and what they stand for. Of numbers that come
+/// or go meanwhile nothing is said.
+///
+/// # Errors
+/// The directory can't be read: EACCES if the process is not the caller's.
+pub fn open_files(table: BorrowedFd<'_>) -> Result<Vec<(RawFd, OpenFile)>, Errno> {
+    use rustix::fs::{AtFlags, RawDir, SeekFrom, seek, statat};
+    let failed = |e: rustix::io::Errno| Errno(e.raw_os_error());
+    seek(table, SeekFrom::Start(0)).map_err(failed)?;
+    let mut bytes = [const { MaybeUninit::uninit() }; 4096];
+    let mut entries = RawDir::new(table, &mut bytes);
+    let mut all = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let Some(number) = name.to_str().ok().and_then(|n| n.parse().ok()).filter(|n| *n < PROGRAMS_BELOW)
+        else {
+            continue;
+        };
+        // The name's own mode tells how the file is open.
+        let (Ok(file), Ok(link)) =
+            (statat(table, name, AtFlags::empty()), statat(table, name, AtFlags::SYMLINK_NOFOLLOW))
+        else {
+            continue;
+        };
+        let access = link.st_mode & 0o600;
+        all.push((number, OpenFile { device: file.st_dev, inode: file.st_ino, access }));
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    fn mine() -> Vec<(RawFd, OpenFile)> {
+        open_files(File::open("/proc/self/fd").unwrap().as_fd()).unwrap()
+    }
+
+    #[test]
+    fn ends_of_pipes_and_files_are_told_apart_and_a_copy_is_the_same() {
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        let (from2, _to2) = rustix::pipe::pipe().unwrap();
+        let copy = from.try_clone().unwrap();
+        let all = mine();
+        let of =
+            |fd: &OwnedFd| all.iter().find(|(n, _)| *n == fd.as_raw_fd()).map(|(_, file)| *file).unwrap();
+        assert_eq!(of(&from), of(&copy));
+        assert_ne!(of(&from), of(&to));
+        assert_ne!(of(&from), of(&from2));
+    }
+
+    #[test]
+    fn many_are_listed_once_each_and_those_of_the_runtime_are_not() {
+        let many: Vec<File> = (0..300).map(|_| File::open("/dev/null").unwrap()).collect();
+        let high = out_of_the_way(many[0].try_clone().unwrap().into());
+        let mut numbers: Vec<RawFd> = mine().iter().map(|(n, _)| *n).collect();
+        let listed = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), listed);
+        let low = |fd: RawFd| fd < PROGRAMS_BELOW;
+        assert!(many.iter().map(AsRawFd::as_raw_fd).filter(|n| low(*n)).all(|n| numbers.contains(&n)));
+        assert!(!low(high.as_raw_fd()) && numbers.iter().all(|n| low(*n)));
+    }
+}
