@@ -18,10 +18,11 @@
 //! taken, long after the last who used them. Where one process is known to outlive all others of the table ([`Table::EndsWithParent`]), the
 //! sweeper closes all but `fds` when that one ends. What the closer still keeps is its copy of this process's memory.
 
-use crate::descriptors::out_of_the_way;
+use crate::descriptors::{PROGRAMS_BELOW, out_of_the_way};
 use crate::process::{exit_now, parent_pid, set_name};
 use crate::raw::{Errno, check, syscall6};
 use crate::rustix::event::{PollFd, PollFlags, poll};
+use crate::rustix::io::fcntl_dupfd_cloexec;
 use crate::rustix::pipe::{PipeFlags, pipe_with};
 use linux_raw_sys::general as k;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -77,11 +78,16 @@ pub fn close_elsewhere(fds: Vec<OwnedFd>, table: Table) -> Result<(), (Errno, Ve
             close(fd);
         }
     };
-    let parent = parent_pid();
-    let started = match table {
-        Table::EndsSometime => start(k::CLONE_FILES as usize, closer),
-        Table::EndsWithParent => start(k::CLONE_FILES as usize, || sweep_after(parent, &numbers, closer)),
+    let sweeping = match table {
+        Table::EndsSometime => None,
+        Table::EndsWithParent => Sweeping::new(&pipe[0]),
     };
+    let started = start(k::CLONE_FILES as usize, closer);
+    if started.is_ok()
+        && let Some(sweeping) = sweeping
+    {
+        sweeping.start(&numbers);
+    }
     started.map_err(|e| {
         // SAFETY: given up above, and closed by nobody.
         let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
@@ -90,37 +96,53 @@ pub fn close_elsewhere(fds: Vec<OwnedFd>, table: Table) -> Result<(), (Errno, Ve
     })
 }
 
-/// Has another process of the same table do what `closer` does. If `parent` ends first, closes all but `kept`, which is sorted: nobody uses
-/// anything of the table any more.
-fn sweep_after(parent: i32, kept: &[RawFd], closer: impl FnOnce()) {
-    let mut of_closer: RawFd = -1;
-    let flags = (k::CLONE_FILES | k::CLONE_PIDFD) as usize;
-    // SAFETY: the copy makes system calls and nothing else; the kernel writes one number here.
-    match unsafe { fork_unseen(flags, (&raw mut of_closer) as usize) } {
-        // Without another process (or before Linux 5.2) this one closes, and nobody sweeps.
-        Ok(0) | Err(_) => return closer(),
-        Ok(_) => {}
+/// What a sweeper watches. Opened here, not by the sweeper: the kernel gives the lowest number that is free, and nobody else is to see
+/// that come and go.
+struct Sweeping {
+    /// At its end when the closer has closed the other end of the pipe.
+    is_closed: OwnedFd,
+    /// None if the parent has ended already.
+    of_parent: Option<OwnedFd>,
+}
+
+impl Sweeping {
+    /// None if there is no telling when the parent ends: then nobody sweeps. `go_on` is open.
+    fn new(go_on: &RawFd) -> Option<Self> {
+        // SAFETY: takes numbers.
+        let of_parent = check(unsafe { syscall6(k::__NR_pidfd_open, parent_pid() as usize, 0, 0, 0, 0, 0) });
+        let of_parent = match of_parent {
+            // SAFETY: just opened.
+            Ok(fd) => Some(out_of_the_way(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })),
+            Err(Errno::ESRCH) => None,
+            Err(_) => return None,
+        };
+        // SAFETY: open, as promised.
+        let go_on = unsafe { BorrowedFd::borrow_raw(*go_on) };
+        let is_closed = fcntl_dupfd_cloexec(go_on, PROGRAMS_BELOW).ok()?;
+        Some(Self { is_closed, of_parent })
     }
-    let of_closer = raised(of_closer);
-    // SAFETY: takes numbers.
-    let of_parent = check(unsafe { syscall6(k::__NR_pidfd_open, parent as usize, 0, 0, 0, 0, 0) });
-    let is_closed = match of_parent {
-        Ok(of_parent) => {
-            let of_parent = raised(of_parent as RawFd);
-            let is_closed = is_first_to_end(of_closer, of_parent);
-            close(of_parent);
-            is_closed
+
+    /// Has a process close all but `kept`, which is sorted, if the parent ends before the closer is done: nobody uses anything of the table
+    /// any more. Without a process to be had, nobody does.
+    fn start(self, kept: &[RawFd]) {
+        let [is_closed, of_parent] =
+            [Some(self.is_closed), self.of_parent].map(|fd| fd.map(IntoRawFd::into_raw_fd));
+        let mine = [is_closed, of_parent].into_iter().flatten();
+        let sweeper = || {
+            let is_in_time =
+                of_parent.zip(is_closed).is_some_and(|(parent, closed)| is_first_to_end(closed, parent));
+            mine.clone().for_each(close);
+            if !is_in_time {
+                close_all_but(kept);
+            }
+        };
+        if start(k::CLONE_FILES as usize, sweeper).is_err() {
+            mine.for_each(close);
         }
-        // It has ended already, or nobody can tell: ESRCH is the former.
-        Err(e) => e != Errno::ESRCH,
-    };
-    close(of_closer);
-    if !is_closed {
-        close_all_but(kept);
     }
 }
 
-/// Waits until one of two processes has ended; whether the first has.
+/// Waits until one of two is at its end; whether the first is.
 fn is_first_to_end(first: RawFd, second: RawFd) -> bool {
     // SAFETY: both are this process's, which closes them afterwards.
     let [first, second] = [first, second].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
@@ -137,12 +159,6 @@ fn is_first_to_end(first: RawFd, second: RawFd) -> bool {
     }
 }
 
-/// As [`out_of_the_way`].
-fn raised(fd: RawFd) -> RawFd {
-    // SAFETY: the caller's own.
-    out_of_the_way(unsafe { OwnedFd::from_raw_fd(fd) }).into_raw_fd()
-}
-
 fn close(fd: RawFd) {
     // SAFETY: called for what nobody has any more, or the caller's own.
     unsafe { syscall6(k::__NR_close, fd as usize, 0, 0, 0, 0, 0) };
@@ -152,11 +168,11 @@ fn close(fd: RawFd) {
 /// table whatever `flags` say, for the end of a copy of the table closes what is in it.
 fn start(flags: usize, does: impl FnOnce()) -> Result<(), Errno> {
     // SAFETY: the child makes system calls and nothing else.
-    match unsafe { fork_unseen(k::CLONE_FILES as usize, 0) }? {
+    match unsafe { fork_unseen(k::CLONE_FILES as usize) }? {
         0 => {
             set_name(NAME);
             // SAFETY: as above.
-            match unsafe { fork_unseen(flags, 0) } {
+            match unsafe { fork_unseen(flags) } {
                 Ok(0) => {
                     does();
                     exit_now(0)
@@ -188,15 +204,13 @@ fn start(flags: usize, does: impl FnOnce()) -> Result<(), Errno> {
     }
 }
 
-/// A copy of this process that no ordinary `wait` and no SIGCHLD tells of; 0 in the copy. `flags` and `pidfd`, an address or 0, as of
-/// `clone(2)`.
+/// A copy of this process that no ordinary `wait` and no SIGCHLD tells of; 0 in the copy. `flags` as of `clone(2)`.
 ///
 /// # Safety
-/// The copy makes system calls and nothing else: what other threads held is held in it for ever. With `CLONE_PIDFD` the address is that of a
-/// number that nobody else uses.
-unsafe fn fork_unseen(flags: usize, pidfd: usize) -> Result<i32, Errno> {
+/// The copy makes system calls and nothing else: what other threads held is held in it for ever.
+unsafe fn fork_unseen(flags: usize) -> Result<i32, Errno> {
     // SAFETY: with stack 0 and no CLONE_VM the child runs on its copy of this stack.
-    check(unsafe { syscall6(k::__NR_clone, flags, 0, pidfd, 0, 0, 0) }).map(|pid| pid as i32)
+    check(unsafe { syscall6(k::__NR_clone, flags, 0, 0, 0, 0, 0) }).map(|pid| pid as i32)
 }
 
 /// Closes what this process does not need, so that nobody waits for the end of something because of it. `kept` is sorted.
