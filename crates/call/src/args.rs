@@ -14,6 +14,7 @@ use crate::chain::Deadline;
 use crate::error::CallError;
 use crate::memory::{Buffer, Gift, Part};
 use std::any::Any;
+use std::os::fd::RawFd;
 use zerocopy::{Immutable, IntoBytes};
 
 /// What can be lent for the length of a call: a [`Buffer`] or a [`Part`] of one, which crosses in place; or plain data anywhere in the
@@ -150,6 +151,15 @@ impl<'a> Call<'a> {
     #[inline]
     pub fn new() -> Self {
         Self { args: ArgList::new(), attributes: Attributes::NONE }
+    }
+
+    /// The descriptors of its gifts, until they are handed over.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let gift = |arg: &Arg<'_>| match arg {
+            Arg::Give(Give::Gift(gift)) => Some(gift.descriptor()),
+            _ => None,
+        };
+        self.args.iter().filter_map(gift).collect()
     }
 
     #[inline]

@@ -20,7 +20,7 @@ use peregrine_sys::rustix::fs::{self, Mode, OFlags, SealFlags};
 use peregrine_vm::Volatile;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 fn system(what: &'static str) -> impl Fn(Errno) -> CallError {
@@ -224,6 +224,10 @@ impl Gift {
         memfd::seal_size(&fd).map_err(system("seal"))?;
         let shared = Shared::map(&fd, len_bytes, Protection::ReadWrite).map_err(system("mmap"))?;
         Ok(Self { fd, pages: Pages { shared, len_bytes } })
+    }
+
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// Takes the memory away from this process, for good.

@@ -9,7 +9,8 @@ use peregrine_sys::other::Condition;
 use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -414,6 +415,14 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Kills this node.
+fn die() -> ! {
+    signal::kill(std::process::id() as i32, number::KILL).unwrap();
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
 #[peregrine::test(program, nodes = 1, timeout_s = 60)]
 fn many_descriptors() {
     // Four names of one domain, and so four connections.
@@ -438,10 +447,7 @@ fn many_descriptors() {
         sleep(Duration::from_millis(5));
     }
     if tally().rollbacks == 0 {
-        signal::kill(std::process::id() as i32, number::KILL).unwrap();
-        loop {
-            std::hint::spin_loop();
-        }
+        die();
     }
     callers.into_iter().for_each(|c| c.join().unwrap());
     assert_eq!(tally().rollbacks, 1);
@@ -455,6 +461,43 @@ fn many_descriptors() {
 #[test]
 fn a_killed_node_leaves_none_of_the_many_descriptors_of_its_calls() {
     with_domains(many_descriptors());
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: nothing is done with what it stands for.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).is_ok()
+}
+
+#[peregrine::test(program, nodes = 1, timeout_s = 60, image_interval_ms = 3_600_000)]
+fn numbers_change_hands() {
+    /// All to the same image. Who closes what a dead node had is rarely slower than the rollback.
+    const DEATHS: u64 = 8;
+    let numbers: Vec<RawFd> = (0..12).map(|_| File::open("/dev/null").unwrap().into_raw_fd()).collect();
+    checkpoint();
+    // A thread that goes back to the image has these numbers, whoever had them since; nobody closes them under its hands.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(if tally().rollbacks < DEATHS { 5 } else { 300 }) {
+        for &fd in &numbers {
+            assert!(is_open(fd), "number {fd} is another's to give away");
+        }
+        sleep(Duration::from_millis(1));
+    }
+    if tally().rollbacks < DEATHS {
+        // SAFETY: of this function alone.
+        numbers.iter().for_each(|&fd| drop(unsafe { File::from_raw_fd(fd) }));
+        for i in 0..20 {
+            spawn(|_: u32| drop(portal("good", "slow").call(b"", 0)), i);
+        }
+        while !numbers.iter().all(|&fd| is_open(fd)) {
+            sleep(Duration::from_millis(1));
+        }
+        die();
+    }
+}
+
+#[test]
+fn a_number_that_a_call_had_is_held_for_who_had_it_in_the_image() {
+    with_domains(numbers_change_hands());
 }
 
 #[peregrine::test(program, nodes = 1, timeout_s = 120)]

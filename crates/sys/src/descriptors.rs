@@ -30,7 +30,7 @@ pub struct OpenFile {
 /// # Errors
 /// The directory can't be read: EACCES if the process is not the caller's.
 pub fn open_files(table: BorrowedFd<'_>) -> Result<Vec<(RawFd, OpenFile)>, Errno> {
-    use rustix::fs::{AtFlags, RawDir, SeekFrom, seek, statat};
+    use rustix::fs::{AtFlags, RawDir, SeekFrom, StatxFlags, seek, statx};
     let failed = |e: rustix::io::Errno| Errno(e.raw_os_error());
     seek(table, SeekFrom::Start(0)).map_err(failed)?;
     let mut bytes = [const { MaybeUninit::uninit() }; 4096];
@@ -43,14 +43,15 @@ pub fn open_files(table: BorrowedFd<'_>) -> Result<Vec<(RawFd, OpenFile)>, Errno
         else {
             continue;
         };
-        // The name's own mode tells how the file is open.
-        let (Ok(file), Ok(link)) =
-            (statat(table, name, AtFlags::empty()), statat(table, name, AtFlags::SYMLINK_NOFOLLOW))
-        else {
+        // The name's own mode tells how the file is open. A file's server, which may not answer, is not asked.
+        let look =
+            |flags| statx(table, name, flags | AtFlags::STATX_DONT_SYNC, StatxFlags::INO | StatxFlags::MODE);
+        let (Ok(file), Ok(link)) = (look(AtFlags::empty()), look(AtFlags::SYMLINK_NOFOLLOW)) else {
             continue;
         };
-        let access = link.st_mode & 0o600;
-        all.push((number, OpenFile { device: file.st_dev, inode: file.st_ino, access }));
+        let device = (u64::from(file.stx_dev_major) << 32) | u64::from(file.stx_dev_minor);
+        let access = u32::from(link.stx_mode) & 0o600;
+        all.push((number, OpenFile { device, inode: file.stx_ino, access }));
     }
     Ok(all)
 }

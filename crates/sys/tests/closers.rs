@@ -17,9 +17,8 @@ fn those_who_close_use_no_numbers_of_programs() {
         close_elsewhere(vec![out_of_the_way(end)], Table::EndsWithParent).unwrap();
         for _ in 0..2000 {
             // SAFETY: takes numbers.
-            let used = check(unsafe {
-                syscall6(k::__NR_fcntl, free as usize, k::F_GETFD as usize, 0, 0, 0, 0)
-            });
+            let used =
+                check(unsafe { syscall6(k::__NR_fcntl, free as usize, k::F_GETFD as usize, 0, 0, 0, 0) });
             assert!(used.is_err(), "round {round}: {free} is open");
         }
     }

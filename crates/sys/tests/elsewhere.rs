@@ -1,12 +1,13 @@
 //! Descriptors of a file whose server does not answer: whoever closes one waits for that server, deaf to all signals.
 
 use linux_raw_sys::general as g;
+use peregrine_sys::descriptors::open_files;
 use peregrine_sys::elsewhere::{Table, close_elsewhere};
 use peregrine_sys::process::{self, ForkFlags, Forked, is_root};
 use peregrine_sys::raw::{check, syscall6};
 use peregrine_sys::rustix;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -30,10 +31,18 @@ impl Drop for Unanswered {
 
 /// Mounts it; the server says each time that somebody closes. `None`: not permitted here.
 fn mount() -> Option<(Unanswered, Receiver<()>)> {
-    mount_at(tempfile::tempdir().unwrap())
+    mount_at(tempfile::tempdir().unwrap(), Silent::WhenClosed)
 }
 
-fn mount_at(dir: tempfile::TempDir) -> Option<(Unanswered, Receiver<()>)> {
+/// What the server does not answer.
+#[derive(Clone, Copy, PartialEq)]
+enum Silent {
+    WhenClosed,
+    /// Nor what size a file has, and the like.
+    WhenAsked,
+}
+
+fn mount_at(dir: tempfile::TempDir, silent: Silent) -> Option<(Unanswered, Receiver<()>)> {
     use rustix::fs::{Mode, OFlags};
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let at = CString::new(dir.path().as_os_str().as_bytes()).unwrap();
@@ -54,7 +63,7 @@ fn mount_at(dir: tempfile::TempDir) -> Option<(Unanswered, Receiver<()>)> {
     });
     mounted.ok()?;
     let (tell, told) = channel();
-    std::thread::spawn(move || serve(&device, &tell));
+    std::thread::spawn(move || serve(&device, silent, &tell));
     Some((Unanswered { at, _dir: dir }, told))
 }
 
@@ -68,8 +77,9 @@ fn attributes(node: u64) -> Vec<u8> {
     attributes
 }
 
-fn serve(device: &OwnedFd, tell: &Sender<()>) {
-    const VALID_S: u64 = 1000;
+fn serve(device: &OwnedFd, silent: Silent, tell: &Sender<()>) {
+    // For how long the kernel need not ask again.
+    let valid_s = if silent == Silent::WhenAsked { 0 } else { 1000 };
     let mut request = vec![0u8; 1 << 18];
     while let Ok(len) = rustix::io::read(device, &mut request) {
         let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
@@ -78,8 +88,12 @@ fn serve(device: &OwnedFd, tell: &Sender<()>) {
         let words = |words: &[u64]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
         let (error, payload) = match word(4) {
             // LOOKUP, GETATTR, OPEN.
-            1 => (0, [words(&[2, 0, VALID_S, VALID_S, 0]), attributes(2)].concat()),
-            3 => (0, [words(&[VALID_S, 0]), attributes(long(16))].concat()),
+            1 => (0, [words(&[2, 0, valid_s, valid_s, 0]), attributes(2)].concat()),
+            3 if silent == Silent::WhenAsked && long(16) == 2 => {
+                let _ = tell.send(());
+                continue;
+            }
+            3 => (0, [words(&[valid_s, 0]), attributes(long(16))].concat()),
             14 => (0, words(&[1, 0])),
             // INIT: version 7.31, and what may be asked for at once.
             26 => {
@@ -160,7 +174,7 @@ fn what_else_is_open_ends_with_those_who_share_the_table() -> testkit::Outcome {
         }
     };
     drop((go, open));
-    let Some((files, told)) = mount_at(dir) else {
+    let Some((files, told)) = mount_at(dir, Silent::WhenClosed) else {
         testkit::skip!("needs /dev/fuse, and to be allowed to mount")
     };
     drop(goes);
@@ -178,9 +192,36 @@ fn what_else_is_open_ends_with_those_who_share_the_table() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// Who lists descriptors is told about each, and waits for nobody.
+fn who_lists_what_is_open_asks_no_server() -> testkit::Outcome {
+    if !is_root() {
+        testkit::skip!("needs root, to mount a file system in user space");
+    }
+    let Some((files, told)) = mount_at(tempfile::tempdir().unwrap(), Silent::WhenAsked) else {
+        testkit::skip!("needs /dev/fuse, and to be allowed to mount")
+    };
+    let path = Path::new(std::ffi::OsStr::from_bytes(files.at.as_bytes())).join("file");
+    // Not closed if this fails: that would wait.
+    let number = std::fs::File::open(&path).unwrap().into_raw_fd();
+    let (done, is_done) = channel();
+    std::thread::spawn(move || {
+        let table = std::fs::File::open("/proc/self/fd").unwrap();
+        let _ = done.send(open_files(table.as_fd()).unwrap());
+    });
+    let listed = is_done.recv_timeout(LONG).expect("it waits for the server");
+    assert!(listed.iter().any(|(n, _)| *n == number), "{number} is open");
+    assert!(told.try_recv().is_err(), "the server was asked");
+    // SAFETY: opened above, and nobody else's.
+    close_elsewhere(vec![unsafe { OwnedFd::from_raw_fd(number) }], Table::EndsSometime).unwrap();
+    told.recv_timeout(LONG).expect("somebody closes it");
+    drop(files);
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         nobody_here_waits_for_a_server_that_does_not_answer,
         what_else_is_open_ends_with_those_who_share_the_table,
+        who_lists_what_is_open_asks_no_server,
     ])
 }

@@ -171,9 +171,14 @@ impl Zygote {
 fn close_those_of(index: u32) {
     let n = control::node(index);
     let listed = n.fds.iter().chain(&n.call_fds).map(|fd| fd.swap(0, Ordering::Relaxed));
+    let mut listed: Vec<RawFd> = listed.filter(|&fd| fd != 0).map(|fd| fd as RawFd - 1).collect();
+    listed.sort_unstable();
+    listed.dedup();
     // SAFETY: the table is this process's too, and of those who had listed them nobody lives.
-    let fds = listed.filter(|&fd| fd != 0).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32 - 1) });
-    close_all(fds.collect());
+    let fds = listed.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    // Their numbers are free at once: a rollback is about to hold those that it needs. To close a copy of what a node lists (sockets, pipes,
+    // memory) takes no time; to close the last may.
+    close_all(fds.map(out_of_the_way).collect());
 }
 
 fn close_all(fds: Vec<OwnedFd>) {

@@ -7,6 +7,7 @@ use crate::memory::Buffer;
 use crate::portal::PortalId;
 use crate::shared::Shared;
 use std::fmt;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 /// A portal that is being looked for.
@@ -82,6 +83,13 @@ impl Offering {
         let (shared, _) = self.offered.take()?;
         let home = self.connection.clone();
         Some(answer.map(|id| Buffer { shared, id, len_bytes: self.len_bytes, home }))
+    }
+}
+
+impl Offering {
+    /// The descriptor of the memory, until the domain has been told.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.offered.as_ref().and_then(|(_, inquiry)| inquiry.descriptor())
     }
 }
 

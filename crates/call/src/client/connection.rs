@@ -126,13 +126,21 @@ impl Connection {
         self.process.as_ref().map_or(Ok(()), |process| each(process.as_fd(), EventFlags::IN))
     }
 
-    /// Socket, and pipes of free lines.
+    /// Socket, pipes of lines that no call is under way on, and what has come that its asker has yet to fetch.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let mut lines = self.lock_lines();
-        lines.free.extend(self.take_warm());
+        let warm = self.take_warm();
+        let mut all = vec![self.socket.as_raw_fd()];
+        all.extend(self.process.iter().map(AsRawFd::as_raw_fd));
+        all.extend(warm.iter().filter_map(|line| line.pipe.as_ref()).map(AsRawFd::as_raw_fd));
+        if let Some(line) = warm {
+            self.put_back_over(line);
+        }
+        let lines = self.lock_lines();
         let pipes = lines.free.iter().chain(&lines.abandoned).filter_map(|line| line.pipe.as_ref());
-        let process = self.process.iter().map(AsRawFd::as_raw_fd);
-        [self.socket.as_raw_fd()].into_iter().chain(process).chain(pipes.map(AsRawFd::as_raw_fd)).collect()
+        all.extend(pipes.map(AsRawFd::as_raw_fd));
+        drop(lines);
+        all.extend(self.mail().descriptors());
+        all
     }
 
     pub(super) fn give_up(&self) {

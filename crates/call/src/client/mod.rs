@@ -185,8 +185,9 @@ impl Client {
         self.0.is_alive()
     }
 
-    /// The descriptors of this connection: its socket, and the pipes of lines that nobody uses right now. For a process that shares its
-    /// descriptor table with others and must close what one that was killed had open.
+    /// The descriptors of this connection: its socket, the pipes of lines that nobody uses right now, and what the domain has sent for calls that
+    /// have yet to look. For a process that shares its descriptor table with others and must close what one that was killed had open. Those
+    /// of a call under way are the call's ([`Pending::descriptors`]).
     pub fn descriptors(&self) -> Vec<RawFd> {
         self.0.descriptors()
     }

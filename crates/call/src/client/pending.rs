@@ -22,7 +22,7 @@ use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::time::Timespec;
 use std::fmt;
 use std::io::IoSliceMut;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,6 +151,18 @@ impl<'a> Pending<'a> {
     /// again now and then.
     pub const fn is_sent(&self) -> bool {
         !matches!(self.stage, Stage::Setup(_))
+    }
+
+    /// What this call has open, besides what the connection has ([`Client::descriptors`](crate::Client::descriptors)): its line's pipe, gifts that
+    /// are yet to be handed over, memory that the domain is being told of.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let mut all = self.call.descriptors();
+        match &self.stage {
+            Stage::Setup(setup) => all.extend(setup.descriptors()),
+            Stage::Sent(line, _) => all.extend(line.pipe.iter().map(AsRawFd::as_raw_fd)),
+            Stage::Over => {}
+        }
+        all
     }
 
     /// Whether something was asked of the domain that it has not answered yet: not so of a call that waits for another's line.

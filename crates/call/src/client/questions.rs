@@ -23,7 +23,7 @@ use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::net::RecvFlags;
 use peregrine_sys::rustix::time::Timespec;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -78,10 +78,23 @@ impl Inquiry {
     pub const fn new(what: FromClient, fd: Option<OwnedFd>) -> Self {
         Self { what, fd, number: 0 }
     }
+
+    /// What goes with it, as long as it is not sent.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+}
+
+impl Mail {
+    /// What has come, and nobody has fetched yet.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let answers = self.answers.iter().filter_map(|(_, (_, fd))| fd.as_ref());
+        answers.chain(self.results.iter().map(|results| &results.fd)).map(AsRawFd::as_raw_fd)
+    }
 }
 
 impl Connection {
-    fn mail(&self) -> MutexGuard<'_, Mail> {
+    pub(super) fn mail(&self) -> MutexGuard<'_, Mail> {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -11,6 +11,7 @@ use super::questions::Inquiry;
 use crate::args::{Arg, Call};
 use crate::error::CallError;
 use crate::shared::Shared;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 /// How far the preparations of a call are.
@@ -85,6 +86,12 @@ impl Setup {
     /// Whether a question is under way.
     pub const fn awaits_answer(&self) -> bool {
         self.asked.is_some()
+    }
+
+    /// The line's pipe, and what is about to be sent.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let pipe = self.line.as_ref().and_then(|line| line.pipe.as_ref()).map(AsRawFd::as_raw_fd);
+        pipe.into_iter().chain(self.asked.as_ref().and_then(|(inquiry, _)| inquiry.descriptor()))
     }
 
     /// The call will not be made.

@@ -5,6 +5,7 @@ use super::{MOST_ARGUMENTS, Piece, Portal, Request, What};
 use peregrine_call::chain::Caller;
 use peregrine_call::{Buffer, Call, CallError, Deadline, Finding, Gift, Offering, Pending};
 use peregrine_sys::timer::monotonic_ns;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 /// How often a call without news is looked at for its deadline or its domain's death, in ns.
@@ -120,6 +121,16 @@ impl Flight {
         match &self.stage {
             Stage::Under(pending) => Some(pending),
             _ => None,
+        }
+    }
+
+    /// What it has open, besides what its connection has.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        match &self.stage {
+            Stage::Finding { call, .. } => call.descriptors(),
+            Stage::Under(pending) => pending.descriptors(),
+            Stage::Lending(_, offering) => offering.iter().filter_map(Offering::descriptor).collect(),
+            Stage::Lent(_) | Stage::Failed(_) | Stage::Over => Vec::new(),
         }
     }
 

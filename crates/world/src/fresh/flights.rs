@@ -50,8 +50,6 @@ pub struct Flights {
     published: Vec<i32>,
     /// Whether descriptors may have come or gone since.
     changed: bool,
-    /// Whether a call has begun since, which may have opened something.
-    begun: bool,
 }
 
 /// Keeps a reset off while the heap of the process is worked on: it would leave that half done.
@@ -105,8 +103,7 @@ impl Flights {
 
     /// What calls under way have open.
     fn descriptors(&self) -> impl Iterator<Item = i32> + '_ {
-        let sent = self.flights.iter().filter(|f| f.is_sent()).filter_map(Flight::pending);
-        sent.map(|p| p.as_fd().as_raw_fd())
+        self.flights.iter().flat_map(Flight::descriptors)
     }
 
     /// Begins the call that `request` of the thread in `slot` asks for.
@@ -121,7 +118,6 @@ impl Flights {
             let Some(number) = request.loan(index) else { continue };
             *place = Some(self.loan(number).ok_or(FreshCallError::LoanLost)?.clone());
         }
-        self.begun = true;
         let at = self.connections.to(&portal.path, self.published.len())?;
         let connection = self.connections.get(at).expect("just found");
         let deadline = Deadline::earlier(request.attributes.deadline, request.caller.link.deadline);
@@ -189,7 +185,6 @@ impl Flights {
         if !std::mem::take(&mut self.changed) {
             return;
         }
-        self.begun = false;
         let all: Vec<i32> = self.connections.descriptors().chain(self.descriptors()).collect();
         let places = &node(index).call_fds;
         for (i, place) in places.iter().enumerate().take(all.len().max(self.published.len())) {
@@ -339,7 +334,8 @@ pub fn tell_all(l: &mut Local, index: u32) {
     }
     let _whole = NoReset::new();
     let all = flights(l);
-    all.changed |= all.begun;
+    // What answers bring comes without anything having begun or ended.
+    all.changed = true;
     all.publish(index);
 }
 
