@@ -24,11 +24,14 @@ pub(crate) struct Header {
     pub spill: u32,
     /// The arguments, of a call of the short form: which has neither deadline nor spill, and whose payload's size follows from them.
     pub short: Option<Short>,
+    /// Whether the payload is still being written when the call is published: see `pieces.rs`.
+    pub in_pieces: bool,
 }
 
 const CHARGE: u64 = 1 << 8;
 const PRIORITY: u64 = 1 << 9;
 const SHORT: u64 = 1 << 10;
+const IN_PIECES: u64 = 1 << 11;
 
 impl Header {
     #[inline(always)]
@@ -47,6 +50,9 @@ impl Header {
         }
         if self.short.is_some() {
             flags |= SHORT;
+        }
+        if self.in_pieces {
+            flags |= IN_PIECES;
         }
         let payload = u64::from(self.payload_bytes) | u64::from(self.spill) << 32;
         let [deadline, payload] = match self.short {
@@ -87,6 +93,7 @@ impl Header {
             payload_bytes: short.map_or(payload as u32, |short| short.payload_bytes(args)),
             spill: if short.is_some() { 0 } else { (payload >> 32) as u32 },
             short,
+            in_pieces: flags & IN_PIECES != 0 && short.is_none(),
         }
     }
 }

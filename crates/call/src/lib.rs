@@ -21,6 +21,7 @@ mod line;
 mod listener;
 mod look;
 mod memory;
+mod pieces;
 mod portal;
 mod reply;
 mod shared;

@@ -4,7 +4,7 @@
 //! 0x000 caller's half  call   wait  portal/args/flags  deadline  chain  depth/cpu/nice  payload  cancel  alerts
 //! 0x040 domain's half  reply  mode  status/code        cpu_ns    result lengths ×8      charge rows  core
 //! 0x080 descriptors of the arguments, 24 bytes each ×8
-//! 0x140 charge rows: (domain, ns) ×8
+//! 0x140 charge rows: (domain, ns) ×8; of a call in pieces, for which nobody is charged, the bytes that are written: `pieces.rs`
 //! 0x1c0 payload: bytes of `in` and `inout` arguments, and of lent ones that are in no buffer, each from a multiple of 8
 //!       results: from the next multiple of 64 after the payload, in the order of the arguments
 //! ```
@@ -190,6 +190,7 @@ mod tests {
             payload_bytes: u32::MAX,
             spill: 4,
             short: None,
+            in_pieces: true,
         };
         header.write(words);
         assert_eq!(Header::of(RawHeader::read(words)), header);

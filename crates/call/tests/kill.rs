@@ -92,6 +92,14 @@ fn scenario(path: &Path) -> Result<(), CallError> {
             assert!(out == bytes, "{len} bytes, {affinity:?}");
         }
     }
+    // In pieces.
+    for len in [140_000usize, 150_000] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 5 + len) as u8).collect();
+        let attributes = Attributes { affinity: Affinity::Apart, ..Attributes::default() };
+        let mut out = Vec::new();
+        client.call(echo, Call::new().attributes(attributes).input(&bytes).output(&mut out, 1 << 20))?;
+        assert!(out == bytes, "{len} bytes");
+    }
     let buffer = client.buffer(5000)?;
     buffer.write(0, &[1; 5000])?;
     for _ in 0..3 {

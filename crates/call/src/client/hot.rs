@@ -148,6 +148,7 @@ impl Line {
             payload_bytes: shortened.payload_bytes as u32,
             spill: 0,
             short: Some(shortened.short),
+            in_pieces: false,
         };
         header.write(self.words());
         self.call = self.call.wrapping_add(1);

@@ -10,11 +10,13 @@ use crate::gate::{AWAKE, Bell, NOTIFY};
 use crate::header::Header;
 use crate::line::{Descriptor, Kind, PAYLOAD_AT, SHORT_PAYLOAD_AT, align_argument, results_at};
 use crate::memory::Forget;
+use crate::pieces::{LEAST_BYTES, PIECE_BYTES, written};
 use crate::portal::PortalId;
 use crate::shared::Shared;
 use crate::short::Shortened;
 use crate::socket::FromClient;
 use crate::step::reach;
+use peregrine_base::sync::Ordering;
 use peregrine_sys::{futex, process};
 use std::sync::Arc;
 
@@ -33,6 +35,14 @@ pub(crate) struct Sent {
     pub count: usize,
     pub charge: bool,
     pub depth: u32,
+}
+
+/// When the bytes of a call are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bytes {
+    Now,
+    /// By [`Line::write_pieces`], after the call is published.
+    Later,
 }
 
 /// Where the bytes of a call go.
@@ -75,7 +85,9 @@ impl Line {
             Some(_) => SHORT_PAYLOAD_AT,
             None => PAYLOAD_AT,
         };
-        self.fill(connection, call, deadline, payload_at, spilled, short.is_none())?;
+        let in_pieces = spilled && !notify && !charge && self.is_worth_pieces(call, payload_bytes);
+        let bytes = if in_pieces { Bytes::Later } else { Bytes::Now };
+        self.fill(connection, call, deadline, payload_at, spilled, short.is_none(), bytes)?;
         reach("client: arguments written");
         let header = Header {
             portal: portal.0,
@@ -91,8 +103,13 @@ impl Line {
             payload_bytes: payload_bytes as u32,
             spill: if spilled { self.spill.as_ref().map_or(0, |s| s.id) } else { 0 },
             short,
+            in_pieces,
         };
         header.write(self.words());
+        if in_pieces {
+            // Published with the call.
+            written(self.words()).store(0, Ordering::Relaxed);
+        }
         self.call = self.call.wrapping_add(1);
         self.cpu = header.cpu;
         let sent = Sent {
@@ -117,10 +134,50 @@ impl Line {
         self.due = deadline;
         if notify {
             self.owes_ring = !self.try_ring(connection, bell)?;
-        } else {
-            self.ring(connection, bell)?;
+            return Ok(sent);
         }
-        Ok(sent)
+        let rung = self.ring(connection, bell);
+        if in_pieces {
+            // Whatever became of the ring: who takes the call up waits for all of it.
+            self.write_pieces(call, payload_bytes);
+        }
+        rung.map(|()| sent)
+    }
+
+    /// Whether the activation is on another core, by what it said, and there is enough to write for it to begin meanwhile.
+    fn is_worth_pieces(&self, call: &Call<'_>, payload_bytes: usize) -> bool {
+        let core = self.words().core().load(Ordering::Relaxed);
+        call.attributes.affinity == Affinity::Apart
+            && payload_bytes >= LEAST_BYTES
+            && self.words().gate().guess() != Bell::Ring
+            && core != 0
+            && core != u32::from(process::current_cpu() as u16) + 1
+            && self.spill.as_ref().is_some_and(|spill| spill.shared.len_bytes() >= payload_bytes)
+            && !call.args.iter().any(|arg| matches!(arg, Arg::Give(_) | Arg::Given(..)))
+    }
+
+    /// Writes the payload of a call that is published, to the spill buffer. Nothing of it can fail: what is missing would be waited for.
+    fn write_pieces(&self, call: &Call<'_>, payload_bytes: usize) {
+        let Some(spill) = &self.spill else { return };
+        let written = written(self.words());
+        let mut at = 0;
+        for arg in &*call.args {
+            let bytes: &[u8] = match arg {
+                Arg::In(bytes) | Arg::Lend(Lend::Bytes(bytes)) => bytes,
+                Arg::InOut(bytes, _) => bytes,
+                _ => continue,
+            };
+            at = align_argument(at);
+            for piece in bytes.chunks(PIECE_BYTES) {
+                // There is room: `is_worth_pieces`.
+                let _ = spill.shared.write(at, piece);
+                at += piece.len();
+                // Release pairs with the Acquire in `Arrival::look`.
+                written.store(at as u64, Ordering::Release);
+                reach("client: piece written");
+            }
+        }
+        written.store(payload_bytes as u64, Ordering::Release);
     }
 
     /// Writes the arguments of a call of the short form. `None`: it has none, or does not fit in the line, with results as they are to be expected;
@@ -186,8 +243,9 @@ impl Line {
         Ok(())
     }
 
-    /// Writes the arguments, and if `describe` what they are.
+    /// Writes the arguments, or leaves room for them, and if `describe` what they are.
     #[inline]
+    #[expect(clippy::too_many_arguments, reason = "where they go, and what is written")]
     fn fill(
         &self,
         connection: &Connection,
@@ -196,6 +254,7 @@ impl Line {
         payload_at: usize,
         spilled: bool,
         describe: bool,
+        now: Bytes,
     ) -> Result<(), CallError> {
         let short = || CallError::BadReply("memory shorter than was agreed");
         let memory =
@@ -211,7 +270,10 @@ impl Line {
             let mut put = |bytes: &[u8]| {
                 let begin = align_argument(at);
                 at = begin + bytes.len();
-                memory.write(begin, bytes).ok_or_else(short)
+                match now {
+                    Bytes::Now => memory.write(begin, bytes).ok_or_else(short),
+                    Bytes::Later => Ok(()),
+                }
             };
             let descriptor = match arg {
                 Arg::None => continue,

@@ -1,5 +1,6 @@
 //! Taking a call's arguments: each is copied once to private memory, or held, and checked.
 
+use super::arrival::Arrival;
 use super::invocation::{Arguments, Held};
 use super::known::Known;
 use super::outcome::{Wrong, about, malformed};
@@ -127,8 +128,13 @@ impl Planned {
 impl Arguments {
     /// Takes the arguments, as `copy` or as was planned.
     #[inline]
-    pub(super) fn take(&mut self, line: &Line, known: &mut Known<'_>) -> Result<Home, Wrong> {
-        let Some(plan) = &mut known.plan else { return self.copy(line, &known.header) };
+    pub(super) fn take(
+        &mut self,
+        line: &Line,
+        known: &mut Known<'_>,
+        arrival: &mut Arrival<'_>,
+    ) -> Result<Home, Wrong> {
+        let Some(plan) = &mut known.plan else { return self.copy(line, &known.header, arrival) };
         self.fill(line, plan).ok_or_else(|| malformed(about::PAYLOAD))?;
         Ok(Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at: plan.results_at, is_short: true })
     }
@@ -180,9 +186,9 @@ impl Arguments {
         self.count = 0;
     }
 
-    /// Copies the arguments to private memory and checks them.
+    /// Copies the arguments to private memory, as they arrive, and checks them.
     #[inline]
-    pub(super) fn copy(&mut self, line: &Line, header: &Header) -> Result<Home, Wrong> {
+    fn copy(&mut self, line: &Line, header: &Header, arrival: &mut Arrival<'_>) -> Result<Home, Wrong> {
         self.count = 0;
         let home = Home::of(line, header)?;
         let memory = home.memory(line);
@@ -213,7 +219,8 @@ impl Arguments {
                     } else {
                         slot.result.get_mut()
                     };
-                    memory.append_to(begin, len, target).ok_or_else(|| malformed(about::PAYLOAD))?;
+                    let came = arrival.append(memory, home.payload_at, (begin, len), target);
+                    came.ok_or_else(|| malformed(about::PAYLOAD))?;
                 }
                 Kind::Out => {}
                 Kind::Lend if d.id == 0 => {
@@ -228,9 +235,15 @@ impl Arguments {
                     });
                 }
                 Kind::Lend => slot.lent = Some(lent(line, &d)?),
+                // A call that may be taken up once more must find it again.
+                Kind::Give if header.in_pieces => return Err(malformed(about::KIND)),
                 Kind::Give => slot.given.set(Some(given(line, &d)?)),
             }
             self.count = index + 1;
+        }
+        // What is lent is not copied, and is there in time all the same.
+        if !arrival.until(header.payload_bytes as usize) {
+            return Err(malformed(about::PAYLOAD));
         }
         Ok(home)
     }

@@ -8,6 +8,7 @@ use super::Inner;
 use super::activation::Place;
 use super::adopted::Adopted;
 use super::arguments::{Home, drop_gifts};
+use super::arrival::Arrival;
 use super::invocation::{Arguments, Invocation};
 use super::known::Known;
 use super::outcome::{Fault, Reply, Wrong, about, give_back, malformed, message_of, put_fault, too_large};
@@ -165,6 +166,7 @@ impl<'a> Executor<'a> {
                 lengths.write(words);
             }
             Reply::Head(lengths) => self.head.write(words, lengths as usize),
+            Reply::NotYet => return,
         }
         give_back(line, call);
     }
@@ -227,7 +229,13 @@ impl<'a> Executor<'a> {
         let known = self.known.as_mut().expect("met above");
         let header = known.header;
         let late = is_cancelled || header.deadline.is_some_and(|d| d.left().is_none());
-        let copied = if late { Err(Status::Late.into()) } else { self.arguments.take(line, known) };
+        let mut arrival = Arrival::of(self.domain, line, &header);
+        let copied =
+            if late { Err(Status::Late.into()) } else { self.arguments.take(line, known, &mut arrival) };
+        if arrival.gave_up() {
+            self.arguments.let_go();
+            return Ok(Reply::NotYet);
+        }
         let reply = match copied {
             Err(wrong) => {
                 drop_gifts(line, &header);

@@ -4,6 +4,7 @@ mod activation;
 mod adopted;
 mod answers;
 mod arguments;
+mod arrival;
 mod builder;
 mod ended;
 mod execute;
