@@ -57,8 +57,9 @@ fn what_arrives_in_pieces_is_what_was_sent() -> testkit::Outcome {
     }
     let served = serve(|d| portals(d.activations(2)));
     step::watch(|step| {
-        if step == "client: piece written" {
-            WRITTEN.fetch_add(1, Ordering::Relaxed);
+        // Now and then the domain is faster.
+        if step == "client: piece written" && WRITTEN.fetch_add(1, Ordering::Relaxed).is_multiple_of(5) {
+            std::thread::sleep(Duration::from_micros(300));
         }
     });
     let client = served.connect();
@@ -142,7 +143,7 @@ fn a_caller_that_stops_in_the_middle_holds_up_nobody_and_loses_nothing() -> test
     let before = served.cpu_ns();
     std::thread::sleep(Duration::from_millis(400));
     let used = Duration::from_nanos(served.cpu_ns() - before);
-    assert!(used < Duration::from_millis(200), "it waits awake: {used:?} of 400 ms");
+    assert!(used < Duration::from_millis(60), "it waits awake: {used:?} of 400 ms");
     serves_another(&served);
     signal::kill(pid, number::CONT).unwrap();
     assert_eq!(process::wait_for(pid), Ok(ChildEnd::Exited(0)), "its own call is done rightly");
@@ -158,9 +159,15 @@ fn a_caller_killed_in_the_middle_leaves_the_activation_to_others() -> testkit::O
         let pid = stops_in_the_middle(&served.path());
         until_stopped(pid);
         scene::kill(pid);
-        serves_another(&served);
+        // Nobody else wants the activation, and it lets go all the same.
+        let begun = Instant::now();
+        while served.holdings().1 > 0 {
+            assert!(begun.elapsed() < LONG, "it holds what was the dead one's");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!served.has_ended());
     }
-    assert!(!served.has_ended());
+    serves_another(&served);
     testkit::Outcome::Passed
 }
 
