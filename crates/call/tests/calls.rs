@@ -427,6 +427,49 @@ fn started_calls_run_side_by_side_and_can_be_polled_or_dropped() -> testkit::Out
     testkit::Outcome::Passed
 }
 
+/// A reactor sleeps until the descriptor is readable, and nothing else wakes it: those that look by themselves now and then would not notice
+/// that nobody told them.
+fn a_started_call_makes_its_descriptor_readable() -> testkit::Outcome {
+    use peregrine_sys::rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let served = serve(|d| {
+        d.activations(1).portal("sleep", 1, |call: &mut Invocation<'_>| {
+            let bytes = call.input(0)?;
+            std::thread::sleep(Duration::from_millis(u64::from(bytes[0])));
+            call.output(1)?.extend_from_slice(bytes);
+            Ok(())
+        })
+    });
+    let client = served.connect();
+    let sleep = client.portal("sleep", 1).unwrap();
+    let long = Timespec { tv_sec: 30, tv_nsec: 0 };
+    // The reply comes before the look at the descriptor or after; results lie in the line, or elsewhere.
+    for (ms, len) in [(50, 1), (0, 1), (50, 1000), (0, 1000), (50, 300_000), (0, 300_000)] {
+        let (input, mut out) = (vec![ms; len], Vec::new());
+        let mut pending = client.start(sleep, Call::new().input(&input).output(&mut out, len)).unwrap();
+        // Until then there is no descriptor that tells.
+        while !pending.is_sent() {
+            std::thread::sleep(Duration::from_millis(1));
+            assert!(pending.try_finish().is_none(), "an outcome of a call that is not sent");
+        }
+        let outcome = loop {
+            let told = poll(&mut [PollFd::new(&pending, PollFlags::IN)], Some(&long)).unwrap();
+            assert_eq!(
+                told,
+                1,
+                "nobody told of the reply: {ms} ms, {len} bytes; is it there? {}",
+                pending.is_ready()
+            );
+            if let Some(outcome) = pending.try_finish() {
+                break outcome;
+            }
+        };
+        drop(pending);
+        assert_eq!(outcome, Ok(()));
+        assert!(out == input, "{ms} ms, {len} bytes");
+    }
+    testkit::Outcome::Passed
+}
+
 fn who_may_not_connect_or_call_is_refused() -> testkit::Outcome {
     let served =
         serve(|d| d.portal("echo", 1, echo).portal_for("secret", 1, Access::Users(vec![12_345]), echo));
@@ -484,6 +527,7 @@ fn main() -> std::process::ExitCode {
         many_threads_call_through_few_activations,
         a_client_beyond_its_share_of_activations_waits_and_nobody_starves,
         started_calls_run_side_by_side_and_can_be_polled_or_dropped,
+        a_started_call_makes_its_descriptor_readable,
         who_may_not_connect_or_call_is_refused,
         charged_calls_show_where_the_time_went,
     ])

@@ -351,6 +351,20 @@ fn an_awaited_call_ends_with_its_deadline_or_its_domain() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+/// A future that nobody tells of its reply finds it all the same, when it looks by itself after a second: many in a row show who told.
+fn an_awaited_call_is_woken_by_its_reply() -> testkit::Outcome {
+    let (_served, client) = forest();
+    let (done, is_done) = channel();
+    std::thread::spawn(move || {
+        for _ in 0..60 {
+            assert_eq!(run_all(vec![client.wait_async(5)]).pop().unwrap(), Ok(5));
+        }
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(40)).expect("the reactor is told of replies");
+    testkit::Outcome::Passed
+}
+
 fn wild_bytes_in_place_of_arguments_are_refused() -> testkit::Outcome {
     use peregrine_call::Call;
     use peregrine_call::interface::Interface;
@@ -407,6 +421,7 @@ fn main() -> std::process::ExitCode {
         an_old_client_is_told_of_the_mismatch_before_any_call,
         many_calls_are_awaited_at_once_on_one_thread,
         an_awaited_call_ends_with_its_deadline_or_its_domain,
+        an_awaited_call_is_woken_by_its_reply,
         wild_bytes_in_place_of_arguments_are_refused,
     ])
 }
