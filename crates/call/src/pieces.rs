@@ -10,8 +10,10 @@
 //! nobody charged, whose words the counter lies in.
 //!
 //! **What the peers can make of it.** Once such a call is published its caller has nothing left to do that could fail. The domain takes any number: bytes
-//! that were not written are what was there before, of this client's. A caller that is stopped, or never writes on, costs nobody the activation:
-//! it waits asleep, and leaves the line, with the call as it was, as soon as it is wanted elsewhere (`domain/arrival.rs`).
+//! that were not written are what was there before, of this client's. For a caller that is stopped, or never writes on, it waits asleep and not long, and
+//! not at all when the activation is wanted elsewhere (`domain/arrival.rs`). Then it answers [`Stalled`](crate::reply::Status::Stalled): nothing was
+//! executed, and the caller, if it goes on, sends the call once more, whole. Leaving the call there for whoever takes it up is no way out: callers that
+//! never write would hand the activation to each other for ever.
 
 use crate::line::{Words, domains};
 use peregrine_base::sync::AtomicU64;

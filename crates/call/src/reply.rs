@@ -42,6 +42,8 @@ pub(crate) enum Status {
     Late,
     /// Results are in the domain's half itself: `code` has their lengths, a byte each. For calls of the short form.
     DoneHere,
+    /// The arguments did not come, piece by piece as they were to: nothing was executed, and the caller is to send them whole. See `pieces.rs`.
+    Stalled,
 }
 
 impl Status {
@@ -62,6 +64,7 @@ impl Status {
             12 => Self::Terminated,
             13 => Self::Late,
             14 => Self::DoneHere,
+            15 => Self::Stalled,
             _ => return None,
         })
     }

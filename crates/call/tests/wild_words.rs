@@ -32,6 +32,7 @@ const MALFORMED: u32 = 7;
 const TOO_LARGE: u32 = 8;
 const NO_BUFFER: u32 = 10;
 const GIFT_IN_USE: u32 = 11;
+const STALLED: u32 = 15;
 
 /// Portal 1 is careful, portal 2 must not be reached.
 fn guarded(d: DomainBuilder) -> DomainBuilder {
@@ -161,6 +162,98 @@ fn each_wild_word_is_refused_by_its_own_name_and_executes_nothing() -> testkit::
     testkit::Outcome::Passed
 }
 
+/// In `TARGET`: the arguments are written after the call; and where it is said how much of them is there.
+const IN_PIECES: u64 = 1 << 43;
+const WRITTEN: usize = 0x140;
+
+/// Makes a call that says that its arguments will follow; `written` says of how many of them it pretends that they have.
+fn promise(raw: &mut Raw, payload: u64, spill: u64, argument: [u64; 4], written: u64) {
+    raw.write(1, 1, payload, spill, &[argument]);
+    raw.line.set64(TARGET, 1 | 1 << 32 | 1 << 48 | IN_PIECES);
+    raw.line.set64(WRITTEN, written);
+    raw.call += 1;
+    raw.line.set(CALL, raw.call);
+    let _ = futex::wake(raw.line.word(CALL), 1);
+    if raw.line.get(MODE) != PARKED {
+        raw.socket.send(&FromClient::Ring { line: 0 }, None);
+    }
+}
+
+/// How the last call ended; meanwhile `meanwhile`.
+fn outcome(raw: &Raw, meanwhile: impl Fn()) -> u32 {
+    let begun = Instant::now();
+    while raw.line.get(REPLY) != raw.call {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the activation waits for ever");
+        meanwhile();
+        std::thread::yield_now();
+    }
+    raw.line.get(STATUS)
+}
+
+fn who_promises_arguments_that_never_come_is_refused_and_wears_nobody_out() -> testkit::Outcome {
+    let served = serve(|d| guarded(d).activations(1));
+    let mut all: Vec<Raw> = (0..4).map(|_| Raw::new(&served.path())).collect();
+    for raw in &mut all {
+        promise(raw, 100, 0, [IN, 0, 100, 0], 0);
+    }
+    // Each wants the activation that waits for another.
+    std::thread::sleep(Duration::from_millis(200));
+    let before = served.cpu_ns();
+    std::thread::sleep(Duration::from_millis(400));
+    let used = Duration::from_nanos(served.cpu_ns() - before);
+    assert!(used < Duration::from_millis(60), "{used:?} of 400 ms for callers that do nothing");
+    for raw in &all {
+        assert_eq!(outcome(raw, || ()), STALLED);
+    }
+    honest_calls(&served.connect(), 20);
+    testkit::Outcome::Passed
+}
+
+fn wild_words_about_what_has_arrived_are_believed_by_nobody() -> testkit::Outcome {
+    let served = serve(|d| guarded(d).activations(1));
+    let mut raw = Raw::new(&served.path());
+    let (page, (lent, _lent)) = (PAGE_SIZE as u64, raw.register(false));
+    // All is said to be there, and more than all: what was there before is taken, this client's own.
+    for written in [100, 101, 1 << 40, u64::MAX] {
+        promise(&mut raw, 100, 0, [IN, 0, 100, 0], written);
+        assert_eq!(outcome(&raw, || ()), DONE, "{written:#x}");
+        promise(&mut raw, page, lent, [IN, 0, page, 0], written.max(page));
+        assert_eq!(outcome(&raw, || ()), DONE, "{written:#x}");
+    }
+    let line_bytes = (raw.line.0.len_bytes() - PAYLOAD_AT) as u64;
+    let cases = [
+        (MALFORMED, 100, 0, [IN, 0, 101, 0], u64::MAX),
+        (MALFORMED, 100, 0, [IN, 0, u64::MAX - 7, 0], u64::MAX),
+        (MALFORMED, line_bytes + page, 0, [IN, 0, line_bytes + 1, 0], u64::MAX),
+        (MALFORMED, 2 * page, lent, [INOUT, 0, page + 1, 8], u64::MAX),
+        (MALFORMED, 2 * page, lent, [LEND, 0, page + 1, 0], u64::MAX),
+        (MALFORMED, 0, 0, [GIVE, 0, page, 0], u64::MAX),
+        (TOO_LARGE, u64::from(u32::MAX), 0, [IN, 0, 8, 0], u64::MAX),
+        (STALLED, 100, 0, [IN, 0, 100, 0], 99),
+        (STALLED, page, lent, [IN, 0, page, 0], page - 1),
+        (STALLED, page, lent, [LEND, 0, 8, 0], page - 1),
+    ];
+    for (status, payload, spill, argument, written) in cases {
+        promise(&mut raw, payload, spill, argument, written);
+        let case = format!("payload {payload} in {spill}: {argument:?}, {written:#x} written");
+        assert_eq!(outcome(&raw, || ()), status, "{case}");
+        assert!(!served.has_ended(), "{case}");
+    }
+    // Byte by byte, and back again, so that there is always something new.
+    promise(&mut raw, 100, 0, [IN, 0, 100, 0], 0);
+    let (word, turn) = (raw.line.word64(WRITTEN), std::cell::Cell::new(0u64));
+    let creep = || {
+        turn.set(turn.get() + 1);
+        word.store(turn.get() % 100, Ordering::Relaxed);
+    };
+    assert_eq!(outcome(&raw, creep), STALLED);
+    // And whoever is right is served as before, on this line too.
+    raw.write(1, 1, 100, 0, &[[IN, 0, 100, 0]]);
+    assert_eq!(raw.ring(), DONE);
+    honest_calls(&served.connect(), 20);
+    testkit::Outcome::Passed
+}
+
 /// The word at `at` is `right` and `wild` in turns, as fast as a core can, while calls are made; how they ended, by status.
 fn while_a_word_changes(raw: &mut Raw, at: usize, right: u64, wild: u64, calls: u32) -> [u32; 16] {
     let is_over = AtomicBool::new(false);
@@ -247,6 +340,8 @@ fn arguments_that_change_all_the_time_stand_still_for_their_handler() -> testkit
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         each_wild_word_is_refused_by_its_own_name_and_executes_nothing,
+        who_promises_arguments_that_never_come_is_refused_and_wears_nobody_out,
+        wild_words_about_what_has_arrived_are_believed_by_nobody,
         words_that_change_all_the_time_are_read_once,
         arguments_that_change_all_the_time_stand_still_for_their_handler,
     ])

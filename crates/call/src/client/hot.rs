@@ -11,7 +11,7 @@
 use super::connection::Connection;
 use super::line::{Guard, Line};
 use super::results::copy_here;
-use super::transfer::Sent;
+use super::transfer::{Manner, Sent};
 use super::wait;
 use crate::args::Call;
 use crate::attributes::Affinity;
@@ -57,8 +57,13 @@ impl Connection {
         call: &mut Call<'_>,
         caller: Caller,
     ) -> Result<(), CallError> {
-        let sent = line.send(self, portal, call, caller, false)?;
+        let mut sent = line.send(self, portal, call, caller, Manner::Quick)?;
         wait::for_reply(self, &line, &sent)?;
+        if line.has_stalled(&sent) {
+            reach("client: sends it again");
+            sent = line.send(self, portal, call, caller, Manner::Whole)?;
+            wait::for_reply(self, &line, &sent)?;
+        }
         let outcome = line.take_results(self, &sent, call, crate::usage::add);
         line.release();
         outcome
@@ -109,6 +114,7 @@ impl Connection {
             count: call.args.len(),
             charge: false,
             depth: caller.link.depth.saturating_add(1),
+            in_pieces: false,
         };
         line.due = None;
         line.ring(self, bell)?;

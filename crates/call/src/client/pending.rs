@@ -11,7 +11,7 @@
 use super::connection::Connection;
 use super::line::Line;
 use super::setup::{self, Setup};
-use super::transfer::Sent;
+use super::transfer::{Manner, Sent};
 use crate::args::Call;
 use crate::chain::{Caller, Deadline};
 use crate::error::CallError;
@@ -86,7 +86,7 @@ impl<'a> Pending<'a> {
     ) -> Result<Result<Self, Call<'a>>, CallError> {
         let Some(mut line) = setup::at_once(connection, &call) else { return Ok(Err(call)) };
         let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
-        match line.send(connection, portal, &mut call, caller, true) {
+        match line.send(connection, portal, &mut call, caller, Manner::Told) {
             Ok(sent) => {
                 let (connection, stage) = (connection.clone(), Stage::Sent(line, sent));
                 Ok(Ok(Self { connection, stage, caller, portal, deadline, call, charges: Some(Vec::new()) }))
@@ -123,7 +123,7 @@ impl<'a> Pending<'a> {
                 return Some(Err(e));
             }
         };
-        match line.send(&self.connection, self.portal, &mut self.call, self.caller, true) {
+        match line.send(&self.connection, self.portal, &mut self.call, self.caller, Manner::Told) {
             Ok(sent) => {
                 self.stage = Stage::Sent(line, sent);
                 None

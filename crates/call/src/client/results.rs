@@ -79,7 +79,14 @@ impl Line {
             Status::GiftInUse => Err(Refusal::GiftInUse.into()),
             Status::Terminated => Err(CallError::Terminated),
             Status::Late => Err(CallError::Deadline),
+            // Those that are in pieces are sent again instead.
+            Status::Stalled => Err(CallError::BadReply("arguments that were there did not come")),
         }
+    }
+
+    /// Whether the domain gave up waiting for the pieces of a call: it is to be sent once more, whole.
+    pub fn has_stalled(&self, sent: &Sent) -> bool {
+        sent.in_pieces && ReplyHead::read(self.words(), 0).status == Some(Status::Stalled)
     }
 
     fn detail(&self, head: &ReplyHead) -> Result<Vec<u8>, CallError> {

@@ -35,6 +35,18 @@ pub(crate) struct Sent {
     pub count: usize,
     pub charge: bool,
     pub depth: u32,
+    pub in_pieces: bool,
+}
+
+/// How a call is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Manner {
+    /// Its caller waits for the reply, and may write arguments when it is published already.
+    Quick,
+    /// Its caller waits, and has written all of it before.
+    Whole,
+    /// The reply is told by the line's pipe.
+    Told,
 }
 
 /// When the bytes of a call are written.
@@ -55,7 +67,7 @@ pub(crate) struct Plan {
 }
 
 impl Line {
-    /// Fills the line and rings; with `notify` the reply is to be told by the line's pipe.
+    /// Fills the line and rings.
     #[inline]
     pub fn send(
         &mut self,
@@ -63,7 +75,7 @@ impl Line {
         portal: PortalId,
         call: &mut Call<'_>,
         caller: Caller,
-        notify: bool,
+        manner: Manner,
     ) -> Result<Sent, CallError> {
         let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
         if deadline.is_some_and(|d| d.left().is_none()) {
@@ -85,7 +97,9 @@ impl Line {
             Some(_) => SHORT_PAYLOAD_AT,
             None => PAYLOAD_AT,
         };
-        let in_pieces = spilled && !notify && !charge && self.is_worth_pieces(call, payload_bytes);
+        let notify = manner == Manner::Told;
+        let in_pieces =
+            spilled && manner == Manner::Quick && !charge && self.is_worth_pieces(call, payload_bytes);
         let bytes = if in_pieces { Bytes::Later } else { Bytes::Now };
         self.fill(connection, call, deadline, payload_at, spilled, short.is_none(), bytes)?;
         reach("client: arguments written");
@@ -123,6 +137,7 @@ impl Line {
             count: call.args.len(),
             charge,
             depth: header.depth,
+            in_pieces,
         };
         // Not asleep yet: an activation that takes the core at once and replies before we sleep saves its wake-up.
         let gate = self.words().gate();

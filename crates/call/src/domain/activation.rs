@@ -16,7 +16,7 @@
 
 use super::Inner;
 use super::execute::{Executor, Waits};
-use super::outcome::{Reply, tell};
+use super::outcome::tell;
 use super::peer::Line;
 use super::pool::Activation;
 use crate::attributes::Affinity;
@@ -99,9 +99,6 @@ fn serve(domain: &Inner, me: &Activation, executor: &mut Executor<'_>, line: &Ar
     // Before the caller learns that it is over: one that looks at the domain's counts afterwards finds itself in none.
     me.rest.get_up();
     drop(counted);
-    if let Reply::NotYet = reply {
-        return;
-    }
     reach("domain: executed, before the reply");
     executor.answer(line, call, reply);
     // Who calls again has seen the reply, so a caller that spins need not be asked whether it sleeps.

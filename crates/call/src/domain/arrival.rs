@@ -1,4 +1,12 @@
 //! Waiting for the pieces of a large argument (`pieces.rs`).
+//!
+//! ```text
+//! look ──▶ awake, 100 us a piece ──▶ wanted elsewhere, or asleep for 100 ms in all? ──yes──▶ stalled: the call is refused
+//!  ▲                                              │ no
+//!  └──────────────────────────────────────── sleep a little
+//! ```
+//!
+//! Both times are counted whatever comes meanwhile, so that who writes a byte now and then gets no more of them than who writes none.
 
 use super::Inner;
 use super::peer::Line;
@@ -10,10 +18,13 @@ use std::time::{Duration, Instant};
 
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 64;
-/// How long the next piece is looked for awake: several times what the writing of one takes.
+/// How long a piece is looked for awake: several times what the writing of one takes.
 const AWAKE: Duration = Duration::from_micros(100);
-/// The longest sleep between two looks after that.
-const MOST_ASLEEP: Duration = Duration::from_millis(10);
+/// The first sleep between two looks after that, and the longest: the activation may be wanted elsewhere meanwhile.
+const LEAST_ASLEEP: Duration = Duration::from_micros(100);
+const MOST_ASLEEP: Duration = Duration::from_millis(5);
+/// How long a call is slept for: longer than a caller is away that others take the core from.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What of a call's payload is there.
 pub(super) struct Arrival<'a> {
@@ -21,18 +32,20 @@ pub(super) struct Arrival<'a> {
     line: &'a Line,
     /// All of it, if it does not come in pieces.
     there: u64,
-    gave_up: bool,
+    slept: Duration,
+    stalled: bool,
 }
 
 impl<'a> Arrival<'a> {
     #[inline]
     pub fn of(domain: &'a Inner, line: &'a Line, header: &Header) -> Self {
-        Self { domain, line, there: if header.in_pieces { 0 } else { u64::MAX }, gave_up: false }
+        let there = if header.in_pieces { 0 } else { u64::MAX };
+        Self { domain, line, there, slept: Duration::ZERO, stalled: false }
     }
 
-    /// Whether the wait was given up: the call is as it was, for whoever takes it up.
-    pub const fn gave_up(&self) -> bool {
-        self.gave_up
+    /// Whether the wait was given up.
+    pub const fn has_stalled(&self) -> bool {
+        self.stalled
     }
 
     /// Waits until `bytes` of the payload are there; false if that is given up.
@@ -41,37 +54,30 @@ impl<'a> Arrival<'a> {
         self.there >= bytes as u64 || self.wait(bytes as u64)
     }
 
-    fn look(&mut self) -> bool {
-        // Acquire pairs with the caller's Release: the bytes are read after this.
-        let now = written(self.line.words()).load(Ordering::Acquire);
-        let more = now > self.there;
-        self.there = self.there.max(now);
-        more
-    }
-
     #[cold]
     fn wait(&mut self, bytes: u64) -> bool {
-        let (mut since, mut asleep) = (None, Duration::from_micros(100));
+        let (mut begun, mut asleep) = (None, LEAST_ASLEEP);
         loop {
             for _ in 0..LOOKS {
-                if self.look() {
-                    since = None;
-                }
+                // Acquire pairs with the Release in `Line::write_pieces`: the bytes are read after this.
+                self.there = written(self.line.words()).load(Ordering::Acquire);
                 if self.there >= bytes {
                     return true;
                 }
                 spin_loop();
             }
-            if since.get_or_insert_with(Instant::now).elapsed() < AWAKE {
+            if begun.get_or_insert_with(Instant::now).elapsed() < AWAKE {
                 continue;
             }
             // The caller does not run, or wants no piece to come.
-            let (domain, line) = (self.domain, self.line);
-            if line.peer.is_gone() || domain.pool.is_closing() || domain.pool.is_wanted_from(line) {
-                self.gave_up = true;
+            let (line, pool) = (self.line, &self.domain.pool);
+            if line.peer.is_gone() || pool.is_closing() || pool.is_wanted_from(line) || self.slept >= PATIENCE
+            {
+                self.stalled = true;
                 return false;
             }
             std::thread::sleep(asleep);
+            self.slept += asleep;
             asleep = (asleep * 2).min(MOST_ASLEEP);
         }
     }

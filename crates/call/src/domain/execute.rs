@@ -166,7 +166,6 @@ impl<'a> Executor<'a> {
                 lengths.write(words);
             }
             Reply::Head(lengths) => self.head.write(words, lengths as usize),
-            Reply::NotYet => return,
         }
         give_back(line, call);
     }
@@ -230,11 +229,10 @@ impl<'a> Executor<'a> {
         let header = known.header;
         let late = is_cancelled || header.deadline.is_some_and(|d| d.left().is_none());
         let mut arrival = Arrival::of(self.domain, line, &header);
-        let copied =
+        let mut copied =
             if late { Err(Status::Late.into()) } else { self.arguments.take(line, known, &mut arrival) };
-        if arrival.gave_up() {
-            self.arguments.let_go();
-            return Ok(Reply::NotYet);
+        if arrival.has_stalled() {
+            copied = Err(Status::Stalled.into());
         }
         let reply = match copied {
             Err(wrong) => {

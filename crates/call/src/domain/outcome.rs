@@ -21,8 +21,6 @@ pub(crate) enum Reply {
     Here(u32),
     /// Anything else: what the head says, so many of whose lengths mean something.
     Head(u32),
-    /// The call is as it was: its caller has yet to write what it is about, and the activation is wanted elsewhere.
-    NotYet,
 }
 
 /// What went wrong in the handler.
