@@ -7,6 +7,7 @@ mod deaths;
 mod given_back;
 mod limits;
 mod own;
+mod packing;
 mod windows;
 
 use own::Own;

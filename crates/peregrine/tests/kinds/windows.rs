@@ -1,7 +1,7 @@
 //! A window keeps its last owner until another thread bound to it comes.
 
 use crate::for_each_kind;
-use peregrine::{StackKind, sleep, spawn, window_costs, yield_now};
+use peregrine::{Builder, StackKind, sleep, window_costs, yield_now};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ const TURNS: u64 = 500;
 /// Written at each turn, so that the window of the statics is never in order by itself.
 static TURN: AtomicU64 = AtomicU64::new(0);
 
-/// So many threads, of the kind that the environment says, take turns: what that added to each count.
-fn costs_of(threads: usize) -> [u64; 3] {
+/// So many threads, of the kind that is asked for or the one that the environment says, take turns: what that added to each count.
+fn costs_of(threads: usize, kind: Option<StackKind>) -> [u64; 3] {
     // One that is alone does not switch when it yields; when it sleeps it does, to the scheduler and back.
     let turns = |alone: bool| {
         for n in 0..TURNS {
@@ -25,7 +25,8 @@ fn costs_of(threads: usize) -> [u64; 3] {
         }
     };
     let before = window_costs();
-    let all: Vec<_> = (0..threads).map(|_| spawn(turns, threads == 1)).collect();
+    let new = || kind.map_or_else(Builder::new, |kind| Builder::new().kind(kind));
+    let all: Vec<_> = (0..threads).map(|_| new().spawn(turns, threads == 1).unwrap()).collect();
     all.into_iter().for_each(|h| h.join().unwrap());
     let after = window_costs();
     [0, 1, 2].map(|i| after[i] - before[i])
@@ -36,7 +37,7 @@ fn costs_of(threads: usize) -> [u64; 3] {
 #[peregrine::test(program, nodes = 1, windows = 4, slice_us = 1_000_000, image_interval_ms = 0)]
 fn takes_turns() {
     for threads in [1, 3, 8] {
-        let [alias, copy, statics] = costs_of(threads);
+        let [alias, copy, statics] = costs_of(threads, None);
         println!("{alias} {copy} {statics}");
     }
 }
@@ -58,5 +59,31 @@ fn only_another_thread_that_comes_to_it_takes_a_window_from_its_last_owner() {
         // The one window of the statics: kept by a thread that is alone, taken at each turn where there are more.
         assert!(alone[2] < few, "{kind}, statics: {o}");
         assert!(apart[2] >= 3 * TURNS && shared[2] >= 8 * TURNS, "{kind}, statics: {o}");
+    });
+}
+
+#[peregrine::test(program, nodes = 1, windows = 4, slice_us = 1_000_000, image_interval_ms = 0)]
+fn takes_turns_as_asked() {
+    for kind in StackKind::ALL {
+        let [alias, copy, _] = costs_of(8, Some(kind));
+        println!("{alias} {copy}");
+    }
+}
+
+#[test]
+fn a_thread_is_of_the_kind_that_is_asked_for_whatever_the_default() {
+    for_each_kind(takes_turns_as_asked, &[], |default, o| {
+        let numbers: Vec<u64> = o.stdout.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        for (kind, found) in StackKind::ALL.into_iter().zip(numbers.chunks(2)) {
+            for (of, found) in [StackKind::Alias, StackKind::Copy].into_iter().zip(found) {
+                // Half of the eight are enough to tell; one that spawns them and waits for them comes back for each.
+                let taken = *found > 4 * TURNS;
+                assert_eq!(
+                    taken,
+                    kind == of,
+                    "{kind} was asked for where {default} is the default, windows of {of}: {o}"
+                );
+            }
+        }
     });
 }
