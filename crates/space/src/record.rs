@@ -193,6 +193,12 @@ impl Value {
         Self(if yes { self.0 | COW } else { self.0 & !COW })
     }
 
+    /// Whether it names anything that is counted.
+    #[inline]
+    pub(crate) const fn has_references(self) -> bool {
+        self.0 & (FRAMED | REGION_MASK << REGION_SHIFT) != 0
+    }
+
     #[inline]
     pub(crate) const fn region(self) -> Option<u32> {
         match (self.0 >> REGION_SHIFT & REGION_MASK) as u32 {

@@ -167,13 +167,19 @@ fn a_range_lock_is_not_taken_in_a_node_that_was_used_anew() {
     check("protect", |space, m| done(space.protect(m, range(HERE + 9, 1), Protection::Read)));
 }
 
+fn map_and_admit(space: &Space, m: &mut Member<'static>, page: usize, pages: usize) {
+    let mapping = Mapping { backing: HOME, rights: Protection::Read };
+    done(space.map_and_admit(m, Place::FixedNoReplace(addr(page)), PageCount::new(pages), &mapping));
+}
+
 #[test]
-fn a_single_page_is_not_mapped_or_unmapped_in_a_node_that_was_used_anew() {
-    check("map and admit a page", |space, m| {
-        let mapping = Mapping { backing: HOME, rights: Protection::Read };
-        done(space.map_and_admit(m, Place::FixedNoReplace(addr(HERE + 5)), PageCount::new(1), &mapping));
-    });
+fn no_run_is_mapped_or_unmapped_in_a_node_that_was_used_anew() {
+    check("map and admit a page", |space, m| map_and_admit(space, m, HERE + 5, 1));
+    check("map and admit a run", |space, m| map_and_admit(space, m, HERE + 20, 4));
+    check("map and admit a run that is taken in part", |space, m| map_and_admit(space, m, HERE + 4, 4));
     check("unmap a page", |space, m| done(space.unmap(m, range(HERE + 9, 1))));
+    check("unmap a run of every kind", |space, m| done(space.unmap(m, range(HERE + 6, 4))));
+    check("unmap a run that is mapped in part", |space, m| done(space.unmap(m, range(HERE + 8, 4))));
 }
 
 #[test]

@@ -472,9 +472,9 @@ fn a_mapping_whose_view_is_filled_when_its_member_drops_it_is_not_vacated_by_the
     assert!(steps > 20, "{steps} steps");
 }
 
-/// Single pages, mapped and unmapped where the member's last walk ended, which is a path of its own (`space/page.rs`). The member is dropped
+/// Some pages, mapped and unmapped where the member's last walk ended, which is a path of its own (`space/run.rs`). The member is dropped
 /// at its n-th step, `killed` or not.
-fn drop_at_a_page(step: usize, unmap: bool, killed: bool) -> bool {
+fn drop_at_a_run(step: usize, pages: usize, unmap: bool, killed: bool) -> bool {
     let arena = HeapArena::new(&SIZES);
     let diary = Diary::default();
     let spaces = arena.spaces();
@@ -482,16 +482,17 @@ fn drop_at_a_page(step: usize, unmap: bool, killed: bool) -> bool {
     let space = AddressSpace::create(&mut other, &diary, &diary).unwrap();
     let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
     let place = |page| Place::FixedNoReplace(addr(page));
-    for page in [100, 101] {
-        space.map_and_admit(&mut who, place(page), PageCount::new(1), &home).unwrap();
+    let (held, free) = (101, 110);
+    for (page, pages) in [(100, 1), (held, pages)] {
+        space.map_and_admit(&mut who, place(page), PageCount::new(pages), &home).unwrap();
     }
     diary.0.borrow_mut().clear();
     LEFT.set(Some(step));
     who.on_step(Some(count_down));
     let dropped = catch_unwind(AssertUnwindSafe(|| match unmap {
-        true => space.unmap(&mut who, range(101, 1)).unwrap(),
+        true => space.unmap(&mut who, range(held, pages)).unwrap(),
         false => {
-            space.map_and_admit(&mut who, place(102), PageCount::new(1), &home).unwrap();
+            space.map_and_admit(&mut who, place(free), PageCount::new(pages), &home).unwrap();
         }
     }))
     .is_err();
@@ -502,9 +503,17 @@ fn drop_at_a_page(step: usize, unmap: bool, killed: bool) -> bool {
         false => Stopped { reset: only, ..Stopped::default() },
     };
     space.recover_all(&mut other, stopped);
-    let what = format!("step {step}, unmap: {unmap}, killed: {killed}, {:?}", diary.0.borrow());
+    let what =
+        format!("step {step}, {pages} pages, unmap: {unmap}, killed: {killed}, {:?}", diary.0.borrow());
+    let mut all_mapped = |first| {
+        let is_mapped = space.query(&mut other, addr(first)).is_some();
+        for page in first..first + pages {
+            assert_eq!(space.query(&mut other, addr(page)).is_some(), is_mapped, "all or nothing: {what}");
+        }
+        is_mapped
+    };
     if unmap {
-        let is_mapped = space.query(&mut other, addr(101)).is_some();
+        let is_mapped = all_mapped(held);
         assert_eq!(
             diary.tells("vacated"),
             !is_mapped,
@@ -513,15 +522,17 @@ fn drop_at_a_page(step: usize, unmap: bool, killed: bool) -> bool {
         assert!(is_mapped || diary.tells("shot down"), "{what}");
     } else {
         assert!(!diary.tells("vacated"), "nothing was there: {what}");
-        let is_mapped = space.query(&mut other, addr(102)).is_some();
+        let is_mapped = all_mapped(free);
         assert!(is_mapped || !diary.tells("filled") && dropped, "{what}");
         if diary.tells("filled") && !killed {
-            assert_eq!(space.viewers(&mut other, addr(102)), only, "{what}");
+            for page in free..free + pages {
+                assert_eq!(space.viewers(&mut other, addr(page)), only, "{what}");
+            }
         }
     }
     // Whoever comes next has it alone.
-    space.unmap(&mut other, range(100, 3)).unwrap();
-    for page in 100..103 {
+    space.unmap(&mut other, range(100, 20)).unwrap();
+    for page in 100..120 {
         space.map(&mut other, place(page), PageCount::new(1), &home).unwrap();
         assert_eq!(space.viewers(&mut other, addr(page)), MemberSet::EMPTY, "{what}");
     }
@@ -534,11 +545,11 @@ fn drop_at_a_page(step: usize, unmap: bool, killed: bool) -> bool {
 }
 
 #[test]
-fn a_death_at_any_step_of_mapping_or_unmapping_a_single_page_leaves_it_before_or_after() {
-    for unmap in [false, true] {
+fn a_death_at_any_step_of_mapping_or_unmapping_a_few_pages_leaves_all_of_them_before_or_after() {
+    for (pages, unmap) in [(1, false), (1, true), (5, false), (5, true)] {
         for killed in [false, true] {
-            let steps = (0..).take_while(|step| drop_at_a_page(*step, unmap, killed)).count();
-            assert!(steps > 6, "{steps} steps");
+            let steps = (0..).take_while(|step| drop_at_a_run(*step, pages, unmap, killed)).count();
+            assert!(steps > 5 + pages, "{steps} steps");
         }
     }
 }

@@ -4,7 +4,7 @@ mod killed;
 
 use killed::{Scene, at_every_step, at_random_instructions};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
-use peregrine_space::process::{Config, Filling, MAP_PAGES, MapRangeError, Member, Space};
+use peregrine_space::process::{Config, Filling, MAP_PAGES, MapRangeError, Member, SIGNAL, Space};
 use peregrine_space::{MapError, OperationKind, Step, UnmapError};
 use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
 use peregrine_sys::signal::{self, number};
@@ -341,6 +341,47 @@ fn who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_
     Outcome::Passed
 }
 
+/// Lets the other process go where this one holds the lock.
+fn tell_when_locked(step: Step) {
+    thread_local!(static TOLD: Cell<bool> = const { Cell::new(false) });
+    if step == Step::Locked && !TOLD.replace(true) {
+        tell(BELL.get().expect("hung up"), 1, 2);
+    }
+}
+
+thread_local!(static BELL: Cell<Option<&'static Mapping>> = const { Cell::new(None) });
+
+/// Where it can't be signalled, nobody but itself can see to it: else it would wait for the holder, and the holder for it.
+fn who_waits_for_a_lock_obeys_its_holder_meanwhile() -> Outcome {
+    let (space, board) = (space(Filling::Trap), &*Box::leak(Box::new(board())));
+    let range = part(&space, 3, 1);
+    let child = fork_member(&space, |member| {
+        tell(board, 0, 1);
+        wait_until(board, 1, 1, || member.poll());
+        member.bytes(range).store_u64(0, 7).expect("in bounds");
+        signal::set_mask(signal::bit(SIGNAL));
+        tell(board, 0, 2);
+        wait_until(board, 1, 2, || ());
+        member.set_patience(Some(std::time::Duration::from_secs(3)));
+        if member.protect(range, Protection::ReadWrite).is_err() {
+            exit_now(3);
+        }
+    });
+    wait_until(board, 0, 1, || ());
+    let mut member = space.join().expect("a member");
+    member.map_at(range, Protection::ReadWrite).expect("map");
+    tell(board, 1, 1);
+    wait_until(board, 0, 2, || member.poll());
+    BELL.set(Some(board));
+    member.on_step(Some(tell_when_locked));
+    // Lowered rights wait for the answer of whoever has the page in view, as long as it lives.
+    member.protect(range, Protection::Read).expect("protect");
+    member.on_step(None);
+    assert_eq!(wait_for(child), Ok(ChildEnd::Exited(0)), "3: each waited for the other");
+    assert_eq!(member.tally().asked, 1);
+    Outcome::Passed
+}
+
 /// Dies of a touch in the middle of an operation, as by a signal handler of the program that came in between.
 fn helper_touches_a_closed_page_in_an_operation() -> Outcome {
     thread_local!(static CLOSED: Cell<usize> = const { Cell::new(0) });
@@ -387,6 +428,7 @@ fn a_handler_that_touches_a_closed_page_in_an_operation_is_told_why_it_dies() ->
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_takes_over,
+        who_waits_for_a_lock_obeys_its_holder_meanwhile,
         a_handler_that_touches_a_closed_page_in_an_operation_is_told_why_it_dies,
         helper_touches_a_closed_page_in_an_operation,
         what_one_member_unmaps_no_other_reaches,

@@ -50,7 +50,7 @@ fn no_write_reaches_a_trap_filled_frame_after_its_unmap_returned() -> Outcome {
     stress(Filling::Trap)
 }
 
-fn a_sleeping_member_is_signalled_and_a_polling_one_is_not() -> Outcome {
+fn a_sleeping_member_is_signalled_and_the_own_view_asks_nobody() -> Outcome {
     for filling in FILLINGS {
         println!("{filling:?}");
         let ground = ground(4, filling);
@@ -71,6 +71,34 @@ fn a_sleeping_member_is_signalled_and_a_polling_one_is_not() -> Outcome {
         assert_eq!(seat.tally().requests, 1, "nobody else is asked about the own view");
         ground.leave(seat);
     }
+    Outcome::Passed
+}
+
+/// A signal too many harms nobody, but costs both sides seventy times a polled answer. The target may not be running just when it is asked, so
+/// one request of many must do without.
+fn a_polling_member_is_given_time_before_it_is_signalled() -> Outcome {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        testkit::skip!("who asks and who polls need a processor each");
+    }
+    let ground = ground(4, Filling::Kernel);
+    let seat = ground.join(0).expect("a seat");
+    let puppet = Puppet::new(&ground, 1);
+    let range = part(&ground, 0, 2);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        assert_eq!(puppet.does(Order::Open, range.start().as_usize(), 2), 0);
+        puppet.tell(Order::PollOn, 0, 0);
+        let before = seat.tally();
+        seat.take_away(range, 0b10, Lowering::Close);
+        let after = seat.tally();
+        assert_eq!((after.asked - before.asked, after.overdue), (1, 0));
+        if after.signals == before.signals {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{} requests, {} signals", after.asked, after.signals);
+    }
+    drop(puppet);
+    ground.leave(seat);
     Outcome::Passed
 }
 
@@ -330,7 +358,8 @@ fn ground_of_kernel_refuses_read_only() -> String {
 
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
-        a_sleeping_member_is_signalled_and_a_polling_one_is_not,
+        a_sleeping_member_is_signalled_and_the_own_view_asks_nobody,
+        a_polling_member_is_given_time_before_it_is_signalled,
         what_was_taken_away_traps_and_what_was_not_stays,
         a_stopped_member_holds_up_no_unmap_and_its_pages_wait_for_its_answer,
         a_member_that_blocks_the_signal_gets_no_frame_of_the_next_owner,

@@ -26,6 +26,8 @@ const SUBJECTS: &[&str] = &[
     "RwLock<BTreeMap>",
     "process",
     "bare",
+    "process, 16 pages",
+    "bare, 16 pages",
 ];
 
 /// `space-path SUBJECT ROUNDS`.
@@ -73,8 +75,10 @@ pub fn run_one(arguments: &[String]) -> ExitCode {
             });
         }
         // A member of a space over processes, and the calls that it makes (the kernel's part is not counted).
-        Some("process") => in_a_process(rounds),
-        Some("bare") => bare_calls(rounds),
+        Some("process") => in_a_process(rounds, 1),
+        Some("bare") => bare_calls(rounds, 1),
+        Some("process, 16 pages") => in_a_process(rounds, 16),
+        Some("bare, 16 pages") => bare_calls(rounds, 16),
         _ => return ExitCode::from(2),
     }
     ExitCode::SUCCESS
@@ -82,32 +86,36 @@ pub fn run_one(arguments: &[String]) -> ExitCode {
 
 const PROCESS_PAGES: PageCount = PageCount::new(2048);
 
-/// Maps, touches and unmaps a page, as `local` does; nothing is enforced, for valgrind knows neither guards nor userfaultfd.
-fn in_a_process(rounds: usize) {
+/// Maps, touches and unmaps `pages` pages, as `local` does; nothing is enforced, for valgrind knows neither guards nor userfaultfd.
+fn in_a_process(rounds: usize, pages: usize) {
     let config = Config { pages: PROCESS_PAGES, filling: Filling::KernelTrusting, at: None };
     let space = Space::create(config).expect("a space");
     let mut member = space.join().expect("a member");
-    let start = VirtAddr::new(space.region().start().as_usize() + 100 * PAGE_SIZE);
-    let page = PageRange::new(start, PageCount::new(1));
+    let start = VirtAddr::new(space.region().start().as_usize() + 64 * PAGE_SIZE);
+    let range = PageRange::new(start, PageCount::new(pages));
     for _ in 0..rounds {
-        member.map_at(page, Protection::ReadWrite).expect("map");
-        member.bytes(page).store_u64(0, 1).expect("in bounds");
-        member.unmap(page).expect("unmap");
+        member.map_at(range, Protection::ReadWrite).expect("map");
+        for page in 0..pages {
+            member.bytes(range).store_u64(page * PAGE_SIZE, 1).expect("in bounds");
+        }
+        member.unmap(range).expect("unmap");
         member.poll();
     }
 }
 
-/// The same by hand: the frame is zeroed, touched and dropped from the page table.
-fn bare_calls(rounds: usize) {
+/// The same by hand: the frames are zeroed, touched and dropped from the page table.
+fn bare_calls(rounds: usize, pages: usize) {
     let memory = Mapping::memfd(PROCESS_PAGES).expect("memory");
     let alias = memory.alias(Protection::ReadWrite).expect("an alias");
-    let (page, zeroed) = (memory.pages(100, 1).expect("a page"), alias.pages(100, 1).expect("a page"));
+    let part = |of: &Mapping| of.pages(64, pages).expect("pages");
+    let (range, zeroed) = (part(&memory), part(&alias));
+    let at = |range: PageRange, page: usize| VirtAddr::new(range.start().as_usize() + page * PAGE_SIZE);
     for _ in 0..rounds {
         // SAFETY: pages of mappings that nobody else refers to.
         unsafe {
-            zeroed.start().as_ptr::<u8>().write_bytes(0, PAGE_SIZE);
-            page.start().as_ptr::<u64>().write_volatile(1);
-            mem::advise(page, Advice::DontNeed).expect("DONTNEED");
+            (0..pages).for_each(|page| at(zeroed, page).as_ptr::<u8>().write_bytes(0, PAGE_SIZE));
+            (0..pages).for_each(|page| at(range, page).as_ptr::<u64>().write_volatile(1));
+            mem::advise(range, Advice::DontNeed).expect("DONTNEED");
         }
     }
 }
@@ -147,6 +155,11 @@ pub fn run(report: &mut Report) {
         "map, touch and unmap a page in a process, zeroing included",
         found["process"],
         Some(("bare calls", found["bare"])),
+    );
+    row(
+        "map, touch and unmap 16 pages in a process, zeroing included",
+        found["process, 16 pages"],
+        Some(("bare calls", found["bare, 16 pages"])),
     );
     row("lookup", found["lookup"], None);
     row("Refcache: take and drop", found["Refcache"], Some(("shared atomic", found["shared atomic"])));

@@ -20,6 +20,7 @@
 
 use super::liveness;
 use super::table::{Table, members_in};
+use core::ops::Range;
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
@@ -105,34 +106,42 @@ impl Frames {
     /// get a frame, so that they can be mapped. Under the range's lock.
     #[inline]
     pub(crate) fn prepare(&self, range: PageRange, present: bool) -> Result<(), FrameError> {
-        for index in self.table.indices(range) {
+        let indices = self.table.indices(range);
+        let (states, unacked) = (self.table.states(), self.table.unacked());
+        // The first page that is not zeroed yet, nor found to need it not.
+        let mut first = indices.start;
+        for index in indices.clone() {
             // Relaxed, here and below: written under the range's lock only, which orders them. (Bits of `unacked` are taken
             // away by anybody at any time, which only makes this check milder.)
-            if self.table.unacked()[index].load(Ordering::Relaxed) != 0 {
+            if unacked[index].load(Ordering::Relaxed) != 0 {
                 self.check_acknowledged(index)?;
             }
-            let state = &self.table.states()[index];
+            let state = &states[index];
             match state.load(Ordering::Relaxed) & STATE {
                 USED => {}
-                STALE => {
-                    self.zero(index);
-                    state.store(USED, Ordering::Relaxed);
-                }
-                _ => {
-                    state.store(USED, Ordering::Relaxed);
-                    if present {
-                        self.zero(index);
-                    }
-                }
+                STALE => continue,
+                _ if present => continue,
+                _ => state.store(USED, Ordering::Relaxed),
             }
+            self.zero(first..index);
+            first = index + 1;
         }
+        self.zero(first..indices.end);
         Ok(())
     }
 
-    fn zero(&self, index: usize) {
-        // SAFETY: a page of the alias, which nobody else refers to (S1); in a space without memory this raises SIGBUS, as
+    /// Zeroes frames, which are used from then on; a run at once, for each call takes as long as half a page.
+    #[inline]
+    fn zero(&self, indices: Range<usize>) {
+        if indices.is_empty() {
+            return;
+        }
+        // SAFETY: pages of the alias, which nobody else refers to (S1); in a space without memory this raises SIGBUS, as
         // any touch of a memfd does.
-        unsafe { self.alias_of(index).write_bytes(0, PAGE_SIZE) };
+        unsafe { self.alias_of(indices.start).write_bytes(0, indices.len() * PAGE_SIZE) };
+        for state in &self.table.states()[indices] {
+            state.store(USED, Ordering::Relaxed);
+        }
     }
 
     #[cold]
@@ -159,8 +168,7 @@ impl Frames {
         if range.pages().get() >= PUNCH_PAGES && self.punch(range).is_ok() {
             return;
         }
-        for index in self.table.indices(range) {
-            let state = &self.table.states()[index];
+        for state in &self.table.states()[self.table.indices(range)] {
             if state.load(Ordering::Relaxed) & STATE == USED {
                 state.store(STALE, Ordering::Relaxed);
             }

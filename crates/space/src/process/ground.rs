@@ -13,11 +13,11 @@ use super::frames::Frames;
 use super::joined;
 use super::liveness::{self, Vigour};
 use super::mine::Mine;
-use super::seat::Seat;
+use super::seat::{OPEN_PAGES, Seat};
 use super::table::{Life, MEMBERS, MemberIndex, Shape, Table, Who};
 use super::view::{Filling, View, ViewError};
 use peregrine_base::sync::{AtomicU32, Ordering};
-use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
+use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::{memfd, other, process};
@@ -93,6 +93,28 @@ fn reserve_options() -> MapOptions {
     MapOptions { no_reserve: true, ..MapOptions::default() }
 }
 
+fn reserve_at(pages: PageCount, place: Placement) -> Result<PageRange, Errno> {
+    // SAFETY: a new mapping, which replaces nothing.
+    unsafe { mem::map(pages, Protection::None, Source::Anonymous, place, reserve_options()) }
+}
+
+/// Addresses that begin where a page of the page table does, so that the records of an aligned part of the region lie in one node, and its
+/// page-table entries in one page.
+fn reserve_aligned(pages: PageCount) -> Result<PageRange, Errno> {
+    let more = reserve_at(PageCount::new(pages.get().saturating_add(OPEN_PAGES)), Placement::Anywhere)?;
+    let align = OPEN_PAGES * PAGE_SIZE;
+    let start = VirtAddr::new(more.start().as_usize().next_multiple_of(align));
+    let region = PageRange::new(start, pages);
+    for (from, to) in [(more.start(), region.start()), (region.end(), more.end())] {
+        let rest = PageRange::covering(from, to.as_usize() - from.as_usize());
+        if !rest.is_empty() {
+            // SAFETY: a part of the reservation, of which nobody knows yet.
+            unsafe { mem::unmap(rest) }?;
+        }
+    }
+    Ok(region)
+}
+
 impl Ground {
     /// Makes the memory, with `pool` pages beside it for whoever keeps the records ([`Ground::pool`]).
     ///
@@ -116,9 +138,10 @@ impl Ground {
             let table =
                 mem::map(table_pages, Protection::ReadWrite, source, Placement::Anywhere, reserve_options())
                     .map_err(memory("the table", table_pages))?;
-            let place = config.at.map_or(Placement::Anywhere, Placement::At);
-            let region =
-                mem::map(config.pages, Protection::None, Source::Anonymous, place, reserve_options());
+            let region = match config.at {
+                Some(at) => reserve_at(config.pages, Placement::At(at)),
+                None => reserve_aligned(config.pages),
+            };
             let region = region.map_err(|e| {
                 let _ = mem::unmap(table);
                 memory("the region's addresses", config.pages)(e)

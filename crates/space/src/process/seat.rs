@@ -182,7 +182,15 @@ impl Seat {
         pages.get() <= MAP_PAGES || !self.view.is_trap_filled()
     }
 
+    /// What of `range` is filled now.
+    #[inline]
     fn block(&self, range: PageRange) -> PageRange {
+        let is_cut = self.mapping.get() && !self.map_opens_all(range.pages());
+        if is_cut || self.trapped_at.get().is_some() { self.cut(range) } else { range }
+    }
+
+    #[cold]
+    fn cut(&self, range: PageRange) -> PageRange {
         if self.mapping.get() && !self.map_opens_all(range.pages()) {
             self.appetite.note_mapped(range.start());
             return PageRange::new(range.start(), PageCount::new(MAP_PAGES));

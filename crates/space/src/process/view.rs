@@ -157,21 +157,29 @@ impl View {
     /// Opens `range`. Kernel-filled: for reading and writing. Trap-filled: its frames exist, and `rights` hold.
     #[inline]
     pub(crate) fn open(&self, range: PageRange, rights: Protection) -> Result<(), Errno> {
+        // Three ways and the rest: four would be a jump through a table, which the processor guesses wrong behind a system call.
         match &self.means {
             Means::Trust => Ok(()),
             // SAFETY: the range lies in the view's mapping.
             Means::Guard => unsafe { guard::remove_markers(range) },
-            Means::Tracked(tracker) => {
-                // SAFETY: as above.
-                unsafe { guard::remove_markers(range)? };
-                // From here on its writes are seen.
-                take(range, |part, into| tracker.by_ref().take_into(part, into), |_| {})
-            }
             Means::Continue(region) => {
                 let access = if writable(rights) { Protection::ReadWrite } else { Protection::Read };
                 // SAFETY: absent pages of this view, on which nobody relies.
                 unsafe { region.by_ref().fill_continue(range, access) }.map(drop)
             }
+            _ => self.open_tracked(range),
+        }
+    }
+
+    fn open_tracked(&self, range: PageRange) -> Result<(), Errno> {
+        // SAFETY: the range lies in the view's mapping.
+        unsafe { guard::remove_markers(range)? };
+        match &self.means {
+            // From here on its writes are seen.
+            Means::Tracked(tracker) => {
+                take(range, |part, into| tracker.by_ref().take_into(part, into), |_| {})
+            }
+            _ => Ok(()),
         }
     }
 
@@ -179,26 +187,16 @@ impl View {
     /// `frames` first.
     #[inline]
     pub(crate) fn lower(&self, range: PageRange, to: Lowering, frames: &Frames) -> Result<(), Errno> {
-        match (&self.means, to) {
+        match &self.means {
             // SAFETY: the range lies in the view's mapping; no userfaultfd is registered on it. Its users hold no references to
             // its bytes (S1).
-            (Means::Guard, _) => unsafe { guard::install_markers(range) },
-            (Means::Tracked(tracker), _) => {
-                let tracker = tracker.by_ref();
-                take(
-                    range,
-                    |part, into| tracker.peek_unguarded_into(part, into),
-                    |found| frames.note_written(found.range()),
-                )?;
-                retry(|| tracker.mark_written(range))?;
-                // SAFETY: as above; the protection was lifted just now, and only this thread could have set it anew.
-                unsafe { guard::install_markers(range) }
-            }
-            (Means::Continue(_), Lowering::Close) | (Means::Trust, _) => retry(|| {
+            Means::Guard => unsafe { guard::install_markers(range) },
+            Means::Continue(region) if to == Lowering::ReadOnly => region.by_ref().protect(range),
+            Means::Continue(_) | Means::Trust => retry(|| {
                 // SAFETY: the range lies in the view's mapping; the frames stay in the memfd.
                 unsafe { mem::advise(range, Advice::DontNeed) }
             }),
-            (Means::Continue(region), Lowering::ReadOnly) => region.by_ref().protect(range),
+            Means::Tracked(tracker) => lower_tracked(tracker, range, frames),
         }
     }
 
@@ -218,6 +216,16 @@ impl View {
             _ => Ok(()),
         }
     }
+}
+
+fn lower_tracked(tracker: &RawTracker, range: PageRange, frames: &Frames) -> Result<(), Errno> {
+    let tracker = tracker.by_ref();
+    let peek = |part, into: &mut [DirtyRun]| tracker.peek_unguarded_into(part, into);
+    take(range, peek, |found| frames.note_written(found.range()))?;
+    retry(|| tracker.mark_written(range))?;
+    // SAFETY: the range lies in the view's mapping, to whose bytes its users hold no references (S1); the protection was lifted just
+    // now, and only this thread could have set it anew.
+    unsafe { guard::install_markers(range) }
 }
 
 /// Calls `more` until all of `range` was looked at, and `found` with each run.

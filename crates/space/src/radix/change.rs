@@ -143,7 +143,7 @@ impl<'m> Tree<'_, 'm> {
 
     /// Takes or drops the references of a record.
     #[inline]
-    fn refer(&self, me: &Handle, value: Value, delta: i32) {
+    pub(crate) fn refer(&self, me: &Handle, value: Value, delta: i32) {
         let refcache = self.spaces.refcache();
         if let Some(region) = value.region() {
             refcache.add(me, self.spaces, self.spaces.region_id(region), delta);

@@ -60,27 +60,6 @@ impl<'m> Tree<'_, 'm> {
         self.lock_node(attempt, at, pages).map(|()| at)
     }
 
-    /// Locks one page's slot if one of the member's last walks came to its node and nobody has it, which is what most locks are. `turn` is the one
-    /// in which the operation began.
-    #[inline]
-    pub(crate) fn lock_page(&self, me: &Handle, by: Owner, turn: u16, page: u64) -> Option<Spot<'m>> {
-        let pages = page..page + 1;
-        let at = self.revisit(me, &pages)?;
-        let index = at.pages_among(&pages).start;
-        let (slot, word) = self.slot(at, index);
-        if word.shape() != Shape::Terminal(None) {
-            return None;
-        }
-        self.count(me, at.node, 1);
-        match self.win(me, by, turn, at, slot, word) {
-            Ok(slot) => Some(Spot { at, index, slot }),
-            Err(_) => {
-                self.count(me, at.node, -1);
-                None
-            }
-        }
-    }
-
     /// Takes the lock of a free slot, a use of whose node is counted; tells where the slot is then.
     #[inline]
     fn win(
@@ -106,16 +85,10 @@ impl<'m> Tree<'_, 'm> {
 
     /// Where one of the member's last walks ended, if that node spans `pages`. Whether it still holds is not asked.
     #[inline]
-    fn last_at(&self, me: &Handle, pages: &Range<u64>) -> Option<Last> {
+    pub(super) fn last_at(&self, me: &Handle, pages: &Range<u64>) -> Option<Last> {
         me.last.iter().map(core::cell::Cell::get).find(|last| {
             last.root == self.root && pages.start >= last.base && pages.end <= last.base + FANOUT as u64
         })
-    }
-
-    /// Whether `page` lies where one of the member's last walks ended: a hint.
-    #[inline]
-    pub(crate) fn was_here(&self, me: &Handle, page: u64) -> bool {
-        self.last_at(me, &(page..page + 1)).is_some()
     }
 
     /// The node of single pages to which one of the member's last walks came, if that still holds and spans `pages`.

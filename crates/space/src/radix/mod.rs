@@ -13,6 +13,8 @@
 //!
 //! **Range locks** ([`lock`]) take the bottom-most slots there are, from left to right, and so never wait in a circle.
 //!
+//! **Runs** ([`run`]) of pages where the member worked before are locked all at once or not at all.
+//!
 //! **Lookups** ([`look`]) take no lock and write nothing.
 //!
 //! **Collapse** ([`collapse`]). A node counts its used slots, and the locks held in it, with Refcache; its parent's link is
@@ -30,6 +32,7 @@ pub(crate) mod change;
 pub(crate) mod collapse;
 pub(crate) mod lock;
 pub(crate) mod look;
+pub(crate) mod run;
 pub(crate) mod slot;
 
 use crate::member::{MemberId, SharedSet};

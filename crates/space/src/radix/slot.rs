@@ -78,6 +78,7 @@ const DYING: u64 = 2;
 const MOVED: u64 = 1 << 31;
 const VIEW_SHIFT: u32 = 22;
 const VIEW_MASK: u64 = 0x1ff << VIEW_SHIFT;
+const OWNER_MASK: u64 = 0x1ff << 1;
 const LOCK_MASK: u64 = !(VIEW_MASK | MOVED | CHILD);
 
 /// The view bits of a cell: nobody (0), a member (its number + 1), or this.
@@ -115,6 +116,12 @@ impl SlotWord {
         self.0 & !VIEW_MASK == key.0
     }
 
+    /// Whether the slot is terminal, and nobody has locked it.
+    #[inline]
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & (CHILD | OWNER_MASK) == 0
+    }
+
     #[inline]
     const fn moved(line: u32) -> Self {
         Self((line as u64) << 32 | MOVED)
@@ -141,7 +148,7 @@ impl SlotWord {
         if self.0 & CHILD != 0 {
             return Shape::Child { node: (self.0 >> 32) as u32, dying: self.0 & DYING != 0 };
         }
-        match self.0 >> 1 & 0x1ff {
+        match (self.0 & OWNER_MASK) >> 1 {
             0 => Shape::Terminal(None),
             n => Shape::Terminal(Some(Owner {
                 member: MemberId::new(n as usize - 1),
@@ -278,6 +285,12 @@ impl<'m> Slot<'m> {
         }
     }
 
+    /// What a cell's word says of that, for comparison with its neighbours' in the same node; `None` of a line.
+    #[inline]
+    pub(crate) fn view_in(self, word: SlotWord) -> Option<u64> {
+        (!self.has_line).then(|| word.view())
+    }
+
     #[inline]
     fn set_view(self, view: u64) {
         let word = self.word();
@@ -324,6 +337,18 @@ impl<'m> Slot<'m> {
         } else {
             self.set_view(member.index() as u64 + 1);
         }
+    }
+
+    /// Nobody has the pages in view, and they are not mapped. The slot is locked with `key` ([`SlotWord::locked`] from
+    /// [`SlotWord::FREE`]).
+    #[inline]
+    pub(crate) fn empty(self, key: SlotWord) {
+        if self.has_line {
+            self.set.store(&MemberSet::EMPTY);
+        } else {
+            self.set_word(key);
+        }
+        self.set_value(Value::UNMAPPED);
     }
 
     /// None of `gone`; what cells inherited is the node's, which a recovery mends by itself.

@@ -1,6 +1,6 @@
 //! `unmap`, `protect`, and what all operations that change records have in common.
 
-use super::{AddressSpace, Operation, pages_of, range_of};
+use super::{AddressSpace, Operation, RUN_PAGES, pages_of, range_of};
 use crate::desk::Member;
 use crate::holder::Holder;
 use crate::intent::Doing;
@@ -89,7 +89,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// See [`UnmapError`]; nothing has changed.
     #[inline]
     pub fn unmap(&self, member: &mut Member<'m>, range: PageRange) -> Result<(), UnmapError> {
-        if range.pages().get() == 1 && self.unmap_page(member, range) {
+        if let 1..=RUN_PAGES = range.pages().get()
+            && self.unmap_run(member, range)
+        {
             return Ok(());
         }
         self.unmap_range(member, range)

@@ -1,6 +1,6 @@
 //! `map`: new records on a range, in place of whatever is there.
 
-use super::{AddressSpace, Operation, pages_of, range_of};
+use super::{AddressSpace, Operation, RUN_PAGES, pages_of, range_of};
 use crate::desk::Member;
 use crate::holder::Holder;
 use crate::intent::Doing;
@@ -110,8 +110,8 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         pages: PageCount,
         mapping: &Mapping,
     ) -> Result<PageRange, MapAdmitError<M::Error>> {
-        if let (Place::Fixed(start) | Place::FixedNoReplace(start), 1) = (place, pages.get())
-            && let Some(filled) = self.map_page(member, start, mapping)
+        if let (Place::Fixed(start) | Place::FixedNoReplace(start), 1..=RUN_PAGES) = (place, pages.get())
+            && let Some(filled) = self.map_run(member, start, pages, mapping)
         {
             let range = PageRange::new(start, pages);
             return filled.map(|()| range).map_err(|error| MapAdmitError::Mmu { range, error });

@@ -21,8 +21,8 @@ mod fork;
 mod hole;
 mod look;
 mod map;
-mod page;
 mod recover;
+mod run;
 
 pub use change::{ProtectError, UnmapError};
 pub use fault::{FaultError, Filled};
@@ -38,7 +38,7 @@ use crate::member::MemberId;
 use crate::mmu::{Frames, Mmu, SpaceId};
 use crate::radix::lock::Attempt;
 use crate::radix::slot::Owner;
-use crate::radix::{At, PAGES, Tree};
+use crate::radix::{At, FANOUT, PAGES, Tree};
 use crate::spaces::Spaces;
 use crate::step::Step;
 use core::cell::Cell;
@@ -67,6 +67,9 @@ impl<M, F> fmt::Debug for AddressSpace<'_, M, F> {
 
 /// Highest address that a space can hold, exclusive: 2^48.
 pub const SPACE_END: usize = (PAGES as usize) << PAGE_SHIFT;
+
+/// Most pages that one node can hold: more are never a [`run`].
+pub(crate) const RUN_PAGES: usize = FANOUT;
 
 /// An operation that has begun.
 pub(crate) struct Operation {

@@ -23,6 +23,8 @@ pub enum Order {
     UnblockSignal,
     /// Look at requests once.
     Poll,
+    /// Look at requests until the next order comes.
+    PollOn,
     /// Sleep in the kernel until a signal comes.
     Sleep,
     /// Note what was written: address, pages.
@@ -171,6 +173,12 @@ fn dance(ground: &Ground, index: usize, s: &Strings) -> ! {
             o if o == Order::UnblockSignal as u64 => signal::set_mask(0),
             o if o == Order::Poll as u64 => {
                 seat.poll();
+                0
+            }
+            o if o == Order::PollOn as u64 => {
+                while s.asked.load(Ordering::Acquire) == done + 1 {
+                    seat.poll();
+                }
                 0
             }
             o if o == Order::Sleep as u64 => {
