@@ -113,8 +113,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             self.frames.vacated(self.id, member.id(), range);
         }
         let (me, key) = (&member.handle, SlotWord::FREE.locked(by));
-        let mut page = pages.start;
-        for (slot, _) in tree.slots(&run) {
+        for (page, (slot, _)) in (pages.start..).zip(tree.slots(&run)) {
             let old = slot.value();
             if old.kind() == Kind::Home && homes != run.uses() {
                 self.frames.vacated(self.id, me.id(), range_of(&(page..page + 1)));
@@ -127,7 +126,6 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             me.step(Step::Dropped);
             slot.set_word(SlotWord::FREE);
             me.step(Step::Unlocked);
-            page += 1;
         }
         tree.count(me, run.node(), -run.uses());
         self.over(member, by);
