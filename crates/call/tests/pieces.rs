@@ -103,7 +103,7 @@ fn stops_in_the_middle(path: &Path) -> i32 {
                 }
             });
             let client = Client::connect(path).unwrap();
-            let bytes: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 7 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..1 << 20).map(|i: u32| ((i * 7) >> 3) as u8).collect();
             // The first call of a line does not know where its activation is.
             let is_well =
                 (0..3).all(|_| echo(&client, b"small") == b"small" && echo(&client, &bytes) == bytes);
