@@ -314,11 +314,11 @@ fn who_speaks_another_version_of_the_protocol_is_refused_by_name() -> Outcome {
     let later = dir.path().join("later");
     let pid = other(&later, 16, |socket| {
         let _ = socket.receive::<FromClient>(Duration::from_millis(900));
-        socket.send(&FromDomain::Refused(Why::Protocol { theirs: 3 }), None);
+        socket.send(&FromDomain::Refused(Why::Protocol { theirs: 4 }), None);
     });
     let refused = soon("connecting", || Client::connect(&later)).unwrap_err();
     assert!(matches!(refused, CallError::Refused(Refusal::Protocol(_))), "{refused}");
-    assert!(refused.to_string().contains("version 2, the domain 3"), "{refused}");
+    assert!(refused.to_string().contains("version 3, the domain 4"), "{refused}");
     scene::kill(pid);
     // Clients that speak an earlier or a later one: each is told which the domain speaks, and nothing else it says is heard.
     let served = serve(|d| d.portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())));
