@@ -19,6 +19,8 @@ struct Life<'a> {
     args: &'a [&'a str],
     env: &'a [(&'a str, &'a str)],
     nodes: &'a [&'a str],
+    /// Limits on the address space of each process, one life after the other (`ulimit -v`).
+    limits: &'a [&'a str],
     store: &'a Path,
     output: &'a Path,
 }
@@ -27,7 +29,10 @@ impl Life<'_> {
     /// Starts life number `life`, with one number of nodes after the other.
     fn start(&self, variable: &str, life: usize) -> Child {
         let output = OpenOptions::new().create(true).append(true).open(self.output).expect("output file");
-        Command::new(self.program)
+        let limit = self.limits[life % self.limits.len()];
+        Command::new("sh")
+            .args(["-c", &format!("ulimit -v {limit} && exec \"$0\" \"$@\"")])
+            .arg(self.program)
             .args(self.args)
             .env(variable, self.store)
             .env("PEREGRINE_NODES", self.nodes[life % self.nodes.len()])
@@ -180,12 +185,25 @@ const LEAST_LIVES: usize = 3;
 /// Kills everything again and again; the program works for so many `rounds`, its last argument, and for twice as many whenever
 /// it has ended before it was killed twice.
 fn survives_on(nodes: &[&str], env: &[(&str, &str)], program: &Path, args: &[&str], rounds: u32) {
+    survives_under(&["unlimited"], nodes, env, program, args, rounds);
+}
+
+/// The same, under one limit on address space after the other.
+fn survives_under(
+    limits: &[&str],
+    nodes: &[&str],
+    env: &[(&str, &str)],
+    program: &Path,
+    args: &[&str],
+    rounds: u32,
+) {
     for rounds in (0..8).map(|times| (rounds << times).to_string()) {
         let args = &[args, &[rounds.as_str()]].concat();
         let expected = undisturbed(program, args);
         let dir = tempfile::tempdir().expect("temporary directory");
         let (store, output) = (dir.path().join("store"), dir.path().join("output"));
-        let lives = kill_until_done(&Life { program, args, env, nodes, store: &store, output: &output });
+        let life = Life { program, args, env, nodes, limits, store: &store, output: &output };
+        let lives = kill_until_done(&life);
         let found = std::fs::read(&output).expect("output");
         assert!(
             found == expected,
@@ -233,6 +251,21 @@ fn a_program_goes_on_after_kills_of_everything_whatever_kind_its_threads_are() {
     }
 }
 
+/// Under a limit the slot of `main` is smaller, and tables are shorter: what lies in them does not change by it.
+#[test]
+fn a_world_goes_on_under_a_tighter_limit_on_address_space_and_under_a_wider_one() {
+    let limits = ["1572864", "unlimited", "2097152"];
+    let env = [
+        ("PEREGRINE_SLOTS", "1"),
+        ("PEREGRINE_STACK_KIND", "alias"),
+        ("PEREGRINE_WINDOWS", "8"),
+        ("PEREGRINE_WINDOW", "8192"),
+    ];
+    survives_under(&limits, &["2", "3"], &env, &example("steps"), &[], 120);
+    // `main` alone, and domains.
+    survives_under(&limits, &["2", "3"], &env[..1], &example("carried"), &[], 150);
+}
+
 #[test]
 fn other_windows_than_those_of_the_image_are_refused_by_name() {
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -244,6 +277,7 @@ fn other_windows_than_those_of_the_image_are_refused_by_name() {
         args: &["100000"],
         env: &env,
         nodes: &["2"],
+        limits: &["unlimited"],
         store: &store,
         output: &output,
     };
@@ -367,6 +401,7 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
         args: &["100000"],
         env: &[],
         nodes: &["2"],
+        limits: &["unlimited"],
         store: &store,
         output: &output,
     };

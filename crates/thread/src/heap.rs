@@ -49,6 +49,13 @@ impl SlotHeap {
         Self { talc: Talc::new(Manual), base, end: None, water: base, limit, step: SMALL_STEP }
     }
 
+    /// The heap may grow up to `limit` from now on; `false` if it is larger than that already.
+    pub fn set_limit(&mut self, limit: usize) -> bool {
+        let fits = self.water <= limit;
+        self.limit = if fits { limit } else { self.limit };
+        fits
+    }
+
     /// First address that the heap never used.
     pub fn high_water(&self) -> usize {
         self.water
@@ -146,7 +153,7 @@ fn most_process_heap() -> usize {
     use peregrine_sys::rustix::process::{Resource, getrlimit};
     let limit = getrlimit(Resource::As).current;
     limit.map_or(PROCESS_HEAP_BYTES, |l| {
-        ((l as usize / 16) & !((1 << 20) - 1)).clamp(1 << 20, PROCESS_HEAP_BYTES)
+        ((l as usize / 32) & !((1 << 20) - 1)).clamp(1 << 20, PROCESS_HEAP_BYTES)
     })
 }
 

@@ -19,7 +19,7 @@
 //! before a slot's thread first runs there.
 
 use crate::heap::SlotHeap;
-use crate::layout::{NEAR_STACK_BYTES, SLOT_BYTES, header_offset, slot_base};
+use crate::layout::{NEAR_STACK_BYTES, SLOT_BYTES, SLOTS, header_offset, slot_base};
 use crate::stack_kind::is_windowed;
 use crate::template::{TemplateHeader, template};
 use peregrine_base::{PageRange, VirtAddr};
@@ -67,22 +67,25 @@ pub struct SlotHeader {
 /// A stack that does not fit into a slot.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
 #[error(
-    "a stack of {asked} bytes does not fit: between {MIN_STACK_BYTES} and {max} bytes are possible in a slot of {SLOT_BYTES}"
+    "a stack of {asked} bytes does not fit: between {MIN_STACK_BYTES} and {max} bytes are possible in a slot of {slot}"
 )]
 pub struct StackSizeError {
     /// What was asked for.
     pub asked: usize,
     /// The most that a slot holds besides a minimal heap.
     pub max: usize,
+    /// Bytes of the smallest slot: less than a gigabyte under a limit on address space.
+    pub slot: usize,
 }
 
 /// Checks a stack size and rounds it up to pages.
-pub fn check_stack_size(bytes: usize) -> Result<usize, StackSizeError> {
-    let max = SLOT_BYTES / 2;
+pub fn check_stack_size(bytes: usize, t: &TemplateHeader) -> Result<usize, StackSizeError> {
+    let slot = (t.slots_end - SLOTS - 1) % SLOT_BYTES + 1;
+    let max = slot / 2;
     if (MIN_STACK_BYTES..=max).contains(&bytes) {
         Ok(bytes.next_multiple_of(4096))
     } else {
-        Err(StackSizeError { asked: bytes, max })
+        Err(StackSizeError { asked: bytes, max, slot })
     }
 }
 
@@ -95,6 +98,13 @@ impl SlotHeader {
             return unsafe { template() }.windows.header_of(index) as *mut SlotHeader;
         }
         (slot_base(index) + header_offset(index)) as *mut SlotHeader
+    }
+
+    /// Where slot `index` begins and ends; the last one may be smaller than the others.
+    pub fn bounds(index: u32) -> (usize, usize) {
+        let base = slot_base(index);
+        // SAFETY: slots are asked about in a World only, which has a template.
+        (base, unsafe { template() }.slots_end.min(base + SLOT_BYTES))
     }
 
     /// Lays out an empty slot: header, TLS, heap bounds, and a first frame that enters `start`.
@@ -134,7 +144,7 @@ impl SlotHeader {
                 stack_low,
                 stack_high,
                 heap_base,
-                heap: SlotHeap::new(heap_base, base + SLOT_BYTES),
+                heap: SlotHeap::new(heap_base, t.slots_end.min(base + SLOT_BYTES)),
                 destructors: 0,
                 mappings: 0,
                 entry: [0; 4],
@@ -201,7 +211,8 @@ impl SlotHeader {
     /// # Safety
     /// As [`SlotHeader::install_guards`].
     pub unsafe fn remove_guards(&self) -> Result<(), Errno> {
-        let slot = PageRange::covering(VirtAddr::new(slot_base(self.index)), SLOT_BYTES);
+        let (base, end) = Self::bounds(self.index);
+        let slot = PageRange::covering(VirtAddr::new(base), end - base);
         // SAFETY: makes pages accessible that are this slot's.
         unsafe { guard::remove(slot) }
     }
@@ -220,7 +231,7 @@ impl SlotHeader {
     /// The extents of slot `index`, whose thread may be starting, running or ending on another node at this moment: `None` if
     /// the header makes no sense, for then there is no thread. (No reference is made: S1.)
     pub fn extents_of_foreign(index: u32, live_only: bool) -> Option<[(usize, usize); 3]> {
-        let (base, end) = (slot_base(index), slot_base(index) + SLOT_BYTES);
+        let (base, end) = Self::bounds(index);
         let h = Self::of(index);
         let header = h as usize;
         // SAFETY: plain words of mapped memory, each checked before it is used.

@@ -17,7 +17,7 @@
 mod libc_facts;
 mod loaded;
 
-use crate::layout::TEMPLATE;
+use crate::layout::{SLOTS, SLOTS_BYTES, TEMPLATE};
 use core::ffi::{c_char, c_int};
 use libc_facts::{kernels_word_on_tid, size_up_to_break};
 use loaded::Seen;
@@ -55,6 +55,8 @@ pub struct TemplateHeader {
     pub bytes: usize,
     /// The World's windows; all zero before there is one.
     pub windows: crate::window::Windows,
+    /// Where what is mapped of the slots ends.
+    pub slots_end: usize,
 }
 
 impl TemplateHeader {
@@ -178,6 +180,15 @@ pub unsafe fn install() -> Result<TemplateHeader, TemplateError> {
     Ok(t)
 }
 
+/// Notes where what is mapped of the slots ends: in the last of them, which then is smaller than the others.
+///
+/// # Safety
+/// As [`set_windows`].
+pub unsafe fn set_slots_end(end: usize) {
+    // SAFETY: as promised.
+    unsafe { (*(TEMPLATE as *mut TemplateHeader)).slots_end = end };
+}
+
 /// Notes the shape of the World's windows where all nodes see it.
 ///
 /// # Safety
@@ -242,6 +253,7 @@ fn take() -> Result<TemplateHeader, TemplateError> {
         rseq_offset: libc_facts::rseq_offset().unwrap_or(isize::MIN),
         bytes: 0,
         windows: crate::window::Windows::default(),
+        slots_end: SLOTS + SLOTS_BYTES,
     };
     // The copy goes to fresh pages, not the heap: nothing may be allocated this early.
     t.bytes = fresh_pages(t.copy_len()).ok_or(TemplateError::Unknown("no memory for the copy"))?;

@@ -18,6 +18,7 @@
 
 use crate::control::{ARCHIVE_CHUNKS, NONE, imaged, world};
 use crate::killpoint::{Point, at as kill_at};
+use crate::room::room;
 use core::ops::Range;
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, Protection, VirtAddr};
@@ -33,8 +34,6 @@ const UNIT: usize = 16;
 const LEAST: usize = CHUNK / 128;
 /// The largest: what is left over of a chunk is an eighth of it at most.
 pub const MOST: usize = CHUNK / 8;
-/// Most chunks.
-pub const MOST_CHUNKS: usize = ARCHIVE_BYTES / CHUNK;
 /// Sizes of slots that there can be, counted in units.
 const SIZES: usize = MOST / UNIT + 1;
 
@@ -198,6 +197,11 @@ fn fd() -> i32 {
     world().archive_fd.load(Ordering::Relaxed) as i32
 }
 
+/// Most chunks.
+pub fn most_chunks() -> usize {
+    room().archive_bytes.load(Ordering::Relaxed) / CHUNK
+}
+
 /// Whether `at` lies in the archive.
 pub fn contains(at: usize) -> bool {
     (ARCHIVE..ARCHIVE + ARCHIVE_BYTES).contains(&at)
@@ -214,7 +218,7 @@ pub fn store(bytes: &[u8]) -> Option<usize> {
     if size > MOST {
         return None;
     }
-    let most = world().archive_bytes.load(Ordering::Relaxed) / CHUNK;
+    let most = most_chunks();
     let at = imaged().archive.with(|a| {
         // SAFETY: the records are mapped wherever the World is, and change under this lock only.
         let (at, begun) = unsafe { a.take(RECORDS, size / UNIT, most) }?;
@@ -280,7 +284,7 @@ pub unsafe fn held() -> Vec<Range<usize>> {
 /// # Errors
 /// The kernel's.
 pub fn make_read_only() -> Result<(), Errno> {
-    let range = PageRange::covering(VirtAddr::new(ARCHIVE), world().archive_bytes.load(Ordering::Relaxed));
+    let range = PageRange::covering(VirtAddr::new(ARCHIVE), room().archive_bytes.load(Ordering::Relaxed));
     // SAFETY: the archive's own mapping; nothing in a node writes there.
     unsafe { mem::protect(range, Protection::Read) }
 }

@@ -9,6 +9,7 @@
 
 use crate::control::{Arena, imaged, world};
 use crate::killpoint::{Point, at};
+use crate::room::room;
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use peregrine_base::sync::Ordering;
@@ -65,7 +66,7 @@ impl Arena {
         // Room for the alignment of a region, too.
         let by =
             (layout.size() + layout.align() + 4096).max(STEP).max((now - ARENA) / 8).next_multiple_of(STEP);
-        let most = world().arena_bytes.load(Ordering::Relaxed);
+        let most = room().arena_bytes.load(Ordering::Relaxed);
         if now + by > ARENA + most {
             let used = (now - ARENA) as u64;
             return Err(OutOfMemory { asked: by, used, limit: most as u64 });
@@ -115,7 +116,7 @@ fn reserve(layout: Layout, always: bool) -> Result<usize, OutOfMemory> {
             again.map(|p| p.as_ptr() as usize).ok_or(OutOfMemory {
                 asked: layout.size(),
                 used: (arena.end - ARENA) as u64,
-                limit: world().arena_bytes.load(Ordering::Relaxed) as u64,
+                limit: room().arena_bytes.load(Ordering::Relaxed) as u64,
             })
         }
     })

@@ -52,8 +52,9 @@ pub struct Config {
     /// How long a thread waits outside of a window before it is packed. `PEREGRINE_PACK_AFTER` in milliseconds; default 100 ms.
     /// `None`: never.
     pub pack_after: Option<Duration>,
-    /// Slots: most isomalloc threads at a time, `main` among them; each reserves 1 GiB of addresses. `PEREGRINE_SLOTS`;
-    /// default 32768.
+    /// Slots: most isomalloc threads at a time, `main` among them; each reserves 1 GiB of addresses, and
+    /// as much for its image in the supervisor; the last one less under a limit on address space (`ulimit -v`) of less than 5 GiB. With
+    /// one slot a World runs under a limit of 1.5 GiB. `PEREGRINE_SLOTS`; default 32768.
     pub slots: usize,
     /// How long a program whose `main` has ended waits for a thread that keeps its node from pausing, by a system call that does
     /// not return for one, before it ends all the same. `PEREGRINE_END_PATIENCE` in milliseconds; default 5 s.

@@ -17,16 +17,18 @@
 //! imaged goes back to the last image, what is not is either a node's own (its replacement starts anew) or
 //! derived from the records.
 
-use crate::archive::{Archive, Chunk, MOST_CHUNKS};
+use crate::archive::{Archive, CHUNK, Chunk};
 use crate::lock::Lock;
 pub use crate::records::{Channel, ChannelState, End, JoinCell, ThreadRecord, ending, mail, state, wait};
+use crate::room::Room;
+use crate::tables::records_of;
 pub use crate::tables::{
     Arena, DomainEntry, Domains, FreeList, Imaged, TABLES, Used, imaged_tables, numbers, numbers_of,
     table_bounds, tables_of, used_now,
 };
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use peregrine_thread::layout::CONTROL;
-use peregrine_thread::stack_kind::MOST_THREADS;
+use peregrine_thread::stack_kind::{MOST_THREADS, StackKind};
 use peregrine_vm::dirty::DirtyRun;
 use talc::{base::Talc, source::Manual};
 
@@ -52,26 +54,26 @@ pub const OUTPUT: usize = CONTROL + 8 * GIB;
 /// Its size in bytes, a power of two.
 pub const OUTPUT_BYTES: usize = 4 << 20;
 const DIRTY: usize = CONTROL + 10 * GIB;
-const DIRTY_STRIDE: usize = 32 << 20;
-/// Regions that fit in a node's dirty list.
-pub const DIRTY_CAPACITY: usize = DIRTY_STRIDE / size_of::<DirtyRun>();
+pub(crate) const DIRTY_STRIDE: usize = 32 << 20;
 /// Bytes of the control memory.
 pub const CONTROL_BYTES: usize = 14 * GIB + MAX_NODES * DIRTY_STRIDE;
 
 /// The parts of the control memory that are used, with so many nodes: address and bytes, whole pages.
-pub fn control_parts(nodes: u32) -> [(usize, usize); 9] {
-    let pages = |n: usize| n.next_multiple_of(4096);
-    [
-        (CONTROL, pages(size_of::<World>())),
-        (IMAGED, pages(size_of::<Imaged>())),
-        (RECORDS, pages(MOST_THREADS * size_of::<ThreadRecord>())),
-        (CHANNELS, pages(MAX_CHANNELS * size_of::<Channel>())),
-        (ENDS, pages(MAX_ENDS * size_of::<End>())),
-        (ARCHIVE_CHUNKS, pages(MOST_CHUNKS * size_of::<Chunk>())),
+pub fn control_parts(nodes: u32, room: &Room) -> Vec<(usize, usize)> {
+    let records = StackKind::ALL.map(|k| (records_of(k), room.records(k) * size_of::<ThreadRecord>()));
+    let lists = (0..(nodes as usize + MAX_DOMAINS).min(MAX_NODES)).map(|node| DIRTY + node * DIRTY_STRIDE);
+    let dirty_bytes = room.dirty_bytes.load(Ordering::Relaxed);
+    let parts = [
+        (CONTROL, size_of::<World>()),
+        (IMAGED, size_of::<Imaged>()),
+        (CHANNELS, room.channels() * size_of::<Channel>()),
+        (ENDS, room.ends() * size_of::<End>()),
+        (ARCHIVE_CHUNKS, room.archive_bytes.load(Ordering::Relaxed) / CHUNK * size_of::<Chunk>()),
         (OUTPUT, OUTPUT_BYTES),
-        (DIRTY, (nodes as usize + MAX_DOMAINS).min(MAX_NODES) * DIRTY_STRIDE),
-        (crate::address_space::STRUCTURES, pages(crate::address_space::STRUCTURES_BYTES)),
-    ]
+        (crate::address_space::STRUCTURES, crate::address_space::STRUCTURES_BYTES),
+    ];
+    let all = parts.into_iter().chain(records).chain(lists.map(|at| (at, dirty_bytes)));
+    all.map(|(at, bytes)| (at, bytes.next_multiple_of(4096))).collect()
 }
 
 /// Most domains for carried calls; they count as nodes too.
@@ -126,11 +128,9 @@ pub struct World {
     pub memory_limit: AtomicU64,
     /// Slots that are mapped.
     pub slot_count: AtomicU32,
-    /// Bytes of the arena that are mapped.
-    pub arena_bytes: AtomicUsize,
-    /// Bytes of the archive that are mapped.
-    pub archive_bytes: AtomicUsize,
-    /// Its file.
+    /// How much of each range is mapped.
+    pub room: Room,
+    /// The archive's file.
     pub archive_fd: AtomicU32,
     /// The file of the alias threads' frames.
     pub frames_fd: AtomicU32,
@@ -380,6 +380,11 @@ pub fn node(index: u32) -> &'static NodeShared {
 /// Where node `index` lists what it has written.
 pub fn dirty_list(index: u32) -> *mut DirtyRun {
     (DIRTY + index as usize * DIRTY_STRIDE) as *mut DirtyRun
+}
+
+/// Regions that fit in a node's dirty list.
+pub fn dirty_capacity() -> usize {
+    world().room.dirty_bytes.load(Ordering::Relaxed) / size_of::<DirtyRun>()
 }
 
 /// Place of the free-list link of a thread record.

@@ -5,13 +5,14 @@
 //! left no table to ask, so every slot that it had run (`NodeShared::ran`) counts as wholly written.
 
 use crate::arena;
-use crate::control::{DIRTY_CAPACITY, PauseKind, dirty_list, node, record, state, world};
+use crate::control::{PauseKind, dirty_capacity, dirty_list, node, record, state, world};
 use crate::killpoint::{Point, at};
+use crate::room::room;
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::descriptors::out_of_the_way;
 use peregrine_sys::signal;
-use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOT_COUNT, SLOTS};
+use peregrine_thread::layout::{ARENA, SLOT_COUNT, SLOTS};
 use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_vm::dirty::{RawTracker, RawTrackerRef};
@@ -24,9 +25,8 @@ pub const UNKNOWN: usize = usize::MAX;
 /// `false`: this kernel can't, and whole slots will be compared instead.
 pub fn start(index: u32) -> bool {
     let Ok(tracker) = RawTracker::open() else { return false };
-    let w = world();
-    let slots = w.slot_count.load(Ordering::Relaxed) as usize * SLOT_BYTES;
-    for (start, len) in [(SLOTS, slots), (ARENA, w.arena_bytes.load(Ordering::Relaxed))] {
+    let (slots, arena) = (&room().slots_bytes, &room().arena_bytes);
+    for (start, len) in [(SLOTS, slots.load(Ordering::Relaxed)), (ARENA, arena.load(Ordering::Relaxed))] {
         let range = PageRange::covering(VirtAddr::new(start), len);
         // SAFETY: World memory stays mapped as long as this process; nobody else tracks it here, and `unprotect_slot` comes
         // before each guard.
@@ -100,10 +100,10 @@ fn add_to_report(index: u32, scanned: &mut [u64]) {
 /// Adds the pages of `[start, end)` that were written to the list; `false` if it is full or the kernel refuses.
 fn take(tracker: RawTrackerRef<'_>, index: u32, found: &mut usize, start: usize, end: usize) -> bool {
     let mut rest = PageRange::covering(VirtAddr::new(start), end.saturating_sub(start));
-    while !rest.is_empty() && *found < DIRTY_CAPACITY {
+    while !rest.is_empty() && *found < dirty_capacity() {
         // SAFETY: the list belongs to this node while it reports.
         let into = unsafe {
-            core::slice::from_raw_parts_mut(dirty_list(index).add(*found), DIRTY_CAPACITY - *found)
+            core::slice::from_raw_parts_mut(dirty_list(index).add(*found), dirty_capacity() - *found)
         };
         let Ok(taken) = tracker.take_into(rest, into) else { return false };
         *found += taken.runs;
@@ -118,8 +118,8 @@ pub fn unprotect_slot(slot: u32) {
     // SAFETY: only on a node.
     let index = unsafe { peregrine_thread::carrier::carrier() }.node;
     let Some(tracker) = tracker(index) else { return };
-    let base = peregrine_thread::layout::slot_base(slot);
-    let range = PageRange::covering(VirtAddr::new(base), peregrine_thread::layout::SLOT_BYTES);
+    let (base, end) = SlotHeader::bounds(slot);
+    let range = PageRange::covering(VirtAddr::new(base), end - base);
     let _ = tracker.mark_written(range);
     // Pages lost their protection: the whole slot must be taken as written.
     node(index).note_ran(slot);

@@ -5,8 +5,9 @@
 //! many senders live, and when a thread is taken away by force its ends can be found and released.
 
 use crate::arena::{self, Blob, OutOfMemory};
-use crate::control::{ChannelState, End, MAX_CHANNELS, MAX_ENDS, NONE, channel, end, end_link, imaged, wait};
+use crate::control::{ChannelState, End, NONE, channel, end, end_link, imaged, wait};
 use crate::killpoint::{Point, at};
+use crate::room::room;
 use crate::sched;
 use peregrine_base::sync::Ordering;
 
@@ -44,7 +45,7 @@ impl crate::control::Channel {
 
 /// Makes a channel and its two ends, held by the thread in `holder`.
 pub fn make_channel(holder: u32) -> Option<(u32, u32)> {
-    let ch = imaged().channels.with(|l| l.take(MAX_CHANNELS, channel_link))?;
+    let ch = imaged().channels.with(|l| l.take(room().channels(), channel_link))?;
     at(Point::ChannelTaken);
     channel(ch).state.with(|s| {
         *s = ChannelState {
@@ -73,7 +74,7 @@ pub fn make_channel(holder: u32) -> Option<(u32, u32)> {
 
 /// One more end of channel `ch`.
 pub fn make_end(ch: u32, kind: Kind, holder: u32) -> Option<u32> {
-    let e = imaged().ends.with(|l| l.take(MAX_ENDS, end_link))?;
+    let e = imaged().ends.with(|l| l.take(room().ends(), end_link))?;
     at(Point::EndTaken);
     let entry = end(e);
     entry.channel.store(ch, Ordering::Relaxed);

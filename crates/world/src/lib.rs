@@ -35,6 +35,7 @@ mod packed;
 mod records;
 pub mod region;
 mod rendezvous;
+mod room;
 mod sched;
 mod shadow;
 mod spawn;

@@ -2,16 +2,14 @@
 
 use crate::control::{CONTROL_BYTES, control_parts, world};
 use crate::local::LOCAL_BYTES;
-use peregrine_base::sync::Ordering;
+use crate::room::Room;
+use peregrine_base::sync::{AtomicUsize, Ordering};
 use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::descriptors::out_of_the_way;
 use peregrine_sys::mem::{self, Advice, MapOptions, Placement, Source};
 use peregrine_sys::memfd;
 use peregrine_sys::raw::Errno;
-use peregrine_sys::rustix;
-use peregrine_thread::layout::{
-    ARCHIVE, ARCHIVE_BYTES, ARENA, ARENA_BYTES, CARRIER, CONTROL, SLOT_BYTES, SLOTS, TEMPLATE,
-};
+use peregrine_thread::layout::{ARCHIVE, ARENA, CARRIER, CONTROL, SLOTS, TEMPLATE};
 use peregrine_thread::stack_kind::MOST_WINDOWED;
 use peregrine_vm::alias;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -51,7 +49,7 @@ pub enum MemoryError {
 fn remedy(e: Errno) -> &'static str {
     match e {
         Errno::ENOMEM => {
-            "a World reserves a gigabyte of addresses (not memory) for each slot, and as much for its image: raise RLIMIT_AS with `ulimit -v unlimited`, or lower PEREGRINE_SLOTS"
+            "a World reserves a gigabyte of addresses (not memory) for each slot, and as much for its image: raise RLIMIT_AS with `ulimit -v unlimited`, or lower PEREGRINE_SLOTS (with one slot, which gets less then, 1.5 GiB do)"
         }
         Errno::EEXIST => "the range is taken: a World already exists in this process, or a library mapped it",
         _ => "see mmap(2)",
@@ -71,13 +69,6 @@ pub fn frames(name: &core::ffi::CStr, window_bytes: usize) -> Result<OwnedFd, Me
     let what = "the frames of alias threads";
     memfd::create(name, PageCount::for_bytes(MOST_WINDOWED * window_bytes), memfd::Pages::Base)
         .map_err(|errno| MemoryError::Memfd { what, errno })
-}
-
-/// Addresses for the message arena, or the archive: what there is by design, or a small part of what the limit on address space
-/// allows, for every process maps both and the supervisor the arena's copy as well.
-fn within_limit(by_design: usize) -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current;
-    limit.map_or(by_design, |l| ((l / 16) as usize & !((2 << 20) - 1)).clamp(16 << 20, by_design))
 }
 
 /// Makes a memfd and maps it at `addr`.
@@ -116,24 +107,24 @@ impl WorldMemory {
             memfd::create(c"peregrine-control", PageCount::for_bytes(CONTROL_BYTES), memfd::Pages::Base)
                 .map_err(|errno| MemoryError::Memfd { what, errno })?;
         // Only what is used of the tables' address range, for a limit on address space counts it all.
-        for (addr, bytes) in control_parts(nodes) {
+        let room = Room::for_this_process(slots);
+        for (addr, bytes) in control_parts(nodes, &room) {
             map_part(what, &control, addr, bytes, (addr - CONTROL) as u64)?;
         }
-        let (arena_bytes, archive_bytes) = (within_limit(ARENA_BYTES), within_limit(ARCHIVE_BYTES));
-        let archive = map_memfd("the archive", c"peregrine-archive", ARCHIVE, archive_bytes)?;
+        let bytes = |of: &AtomicUsize| of.load(Ordering::Relaxed);
+        let archive = map_memfd("the archive", c"peregrine-archive", ARCHIVE, bytes(&room.archive_bytes))?;
         let archive = out_of_the_way(archive);
         let w = world();
         w.archive_fd.store(archive.as_raw_fd() as u32, Ordering::Relaxed);
         let fds = vec![
             control,
-            map_memfd("the message arena", c"peregrine-arena", ARENA, arena_bytes)?,
+            map_memfd("the message arena", c"peregrine-arena", ARENA, bytes(&room.arena_bytes))?,
             map_memfd("the templates", c"peregrine-template", TEMPLATE, TEMPLATE_BYTES)?,
-            map_memfd("the slots", c"peregrine-slots", SLOTS, slots * SLOT_BYTES)?,
+            map_memfd("the slots", c"peregrine-slots", SLOTS, bytes(&room.slots_bytes))?,
         ];
         let fds = fds.into_iter().map(out_of_the_way).chain([archive]).collect();
         w.slot_count.store(slots as u32, Ordering::Relaxed);
-        w.arena_bytes.store(arena_bytes, Ordering::Relaxed);
-        w.archive_bytes.store(archive_bytes, Ordering::Relaxed);
+        w.room.set(&room);
         let (what, addr, bytes) = ("a node's own state", CARRIER, LOCAL_BYTES);
         let at = Placement::At(VirtAddr::new(addr));
         let options = MapOptions { no_reserve: true, ..MapOptions::default() };

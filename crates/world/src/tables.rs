@@ -6,13 +6,12 @@
 //!            └ FreeList: those given back are linked through the entries themselves
 //! ```
 
-use crate::archive::{Archive, Chunk, MOST_CHUNKS};
-use crate::control::{
-    ARCHIVE_CHUNKS, CHANNELS, ENDS, IMAGED, MAX_CHANNELS, MAX_DOMAINS, MAX_ENDS, NONE, RECORDS, imaged,
-};
+use crate::archive::{Archive, Chunk, most_chunks};
+use crate::control::{ARCHIVE_CHUNKS, CHANNELS, ENDS, IMAGED, MAX_DOMAINS, NONE, RECORDS, imaged};
 use crate::killpoint::{Point, at};
 use crate::lock::Lock;
 use crate::records::{Channel, End, ThreadRecord};
+use crate::room::room;
 use peregrine_base::sync::{AtomicU32, AtomicU64, AtomicUsize};
 use peregrine_sys::descriptors::PROGRAMS_BELOW;
 use peregrine_thread::stack_kind::StackKind;
@@ -175,7 +174,7 @@ pub fn tables_of(used: Used) -> [(usize, usize); TABLES] {
     ]
 }
 
-const fn records_of(kind: StackKind) -> usize {
+pub(crate) const fn records_of(kind: StackKind) -> usize {
     RECORDS + kind.first() as usize * size_of::<ThreadRecord>()
 }
 
@@ -186,14 +185,14 @@ pub fn used_now() -> Used {
     let used = |list: &Lock<FreeList>| unsafe { (&raw const (*list.as_ptr()).used).read_volatile() } as usize;
     // SAFETY: likewise.
     let chunks = unsafe { (&raw const (*i.archive.as_ptr()).used).read_volatile() } as usize;
-    let threads = |k: StackKind| used(&i.threads[k as usize]).min(k.most());
+    let threads = |k: StackKind| used(&i.threads[k as usize]).min(room().records(k));
     [
         threads(StackKind::Isomalloc),
         threads(StackKind::Alias),
         threads(StackKind::Copy),
-        used(&i.channels).min(MAX_CHANNELS),
-        used(&i.ends).min(MAX_ENDS),
-        chunks.min(MOST_CHUNKS),
+        used(&i.channels).min(room().channels()),
+        used(&i.ends).min(room().ends()),
+        chunks.min(most_chunks()),
     ]
 }
 
@@ -213,11 +212,11 @@ pub fn table_bounds(addr: usize) -> Option<usize> {
         IMAGED => Some(size_of::<Imaged>()),
         a if StackKind::ALL.into_iter().any(|k| a == records_of(k)) => {
             let kind = StackKind::ALL.into_iter().find(|k| a == records_of(*k))?;
-            Some(kind.most() * size_of::<ThreadRecord>())
+            Some(room().records(kind) * size_of::<ThreadRecord>())
         }
-        CHANNELS => Some(MAX_CHANNELS * size_of::<Channel>()),
-        ENDS => Some(MAX_ENDS * size_of::<End>()),
-        ARCHIVE_CHUNKS => Some(MOST_CHUNKS * size_of::<Chunk>()),
+        CHANNELS => Some(room().channels() * size_of::<Channel>()),
+        ENDS => Some(room().ends() * size_of::<End>()),
+        ARCHIVE_CHUNKS => Some(most_chunks() * size_of::<Chunk>()),
         _ => None,
     }
 }

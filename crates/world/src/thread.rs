@@ -66,9 +66,9 @@ pub type Init = fn();
 /// # Safety
 /// In a runtime section, or in the supervisor before the nodes run. `start.body` accepts the argument.
 pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError> {
-    let stack_bytes = slot::check_stack_size(start.stack_bytes)?;
     // SAFETY: the World is made.
     let t = unsafe { template() };
+    let stack_bytes = slot::check_stack_size(start.stack_bytes, t)?;
     // A windowed thread has nothing before it first runs.
     let fixed = if start.kind == StackKind::Isomalloc { stack_bytes / 8 + t.copy_len() + 8192 } else { 0 };
     if start.kind != StackKind::Isomalloc && stack_bytes > t.windows.stack_bytes {
@@ -82,7 +82,7 @@ pub unsafe fn create(start: &Start<'_>, on: u32) -> Result<ThreadId, SpawnError>
     })?;
     let most = match start.kind {
         StackKind::Isomalloc => world().slot_count.load(Ordering::Relaxed) as usize,
-        other => other.most(),
+        other => crate::room::room().records(other),
     };
     let first_number = start.kind.first();
     let link = |i| thread_link(first_number + i);

@@ -1,7 +1,10 @@
 //! What is too much for a stack, a window, and an address space.
 
 use crate::for_each_kind;
-use peregrine::{Builder, Receiver, Sender, channel, spawn};
+use crate::own::Own;
+use peregrine::testing::{Outcome, Program};
+use peregrine::{Builder, Receiver, Sender, StackKind, channel, migrate_to, node_count, spawn};
+use std::time::{Duration, Instant};
 
 #[inline(never)]
 fn dives(n: u64) -> u64 {
@@ -84,24 +87,103 @@ fn ten_thousand_live_in_little_address_space() {
     println!("{}", kib >> 10);
 }
 
+/// Runs `program` under a limit on the address space of each of its processes, with more environment variables.
+fn under(program: &Program, limit_mib: u64, env: &[(&str, &str)]) -> Outcome {
+    let inner = program.command();
+    let mut limited = std::process::Command::new("sh");
+    let line = format!("ulimit -v {} && exec \"$0\"", limit_mib << 10);
+    limited.arg("-c").arg(line).arg(inner.get_program());
+    limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited.envs(env.iter().copied());
+    program.start_command(limited).wait()
+}
+
+/// The tightest limit that is promised.
+const LEAST_MIB: u64 = 1536;
+
 #[test]
 fn ten_thousand_threads_in_windows_run_under_a_tight_limit_on_address_space() {
-    const LIMIT_MIB: u64 = 5 << 10;
     for kind in ["alias", "copy"] {
         let program = ten_thousand_live_in_little_address_space();
-        let inner = program.command();
-        let mut limited = std::process::Command::new("sh");
-        limited
-            .arg("-c")
-            .arg(format!("ulimit -v {} && exec \"$0\"", LIMIT_MIB << 10))
-            .arg(inner.get_program());
-        limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        limited.env("PEREGRINE_STACK_KIND", kind);
-        let outcome = program.start_command(limited).wait();
+        let outcome = under(&program, LEAST_MIB, &[("PEREGRINE_STACK_KIND", kind)]);
         assert!(outcome.success(), "{kind}: {outcome}");
         let peak: u64 = outcome.stdout.trim().parse().expect("a number");
         println!("{kind}: a node used {peak} MiB of addresses");
         // Their stacks alone would be 9.8 GiB.
-        assert!(peak < LIMIT_MIB, "{outcome}");
+        assert!(peak < LEAST_MIB, "{outcome}");
     }
+}
+
+/// Threads in windows move, are killed with their nodes, and `main`, in the only slot, holds more and less on its heap.
+#[peregrine::test(
+    program,
+    nodes = 3,
+    windows = 16,
+    slots = 1,
+    move_every_ms = 2,
+    kill_every_ms = 60,
+    image_interval_ms = 15,
+    least_moves = 20,
+    least_kills = 3
+)]
+fn moves_and_dies_in_little_address_space() {
+    let own = Own::new(77);
+    let begun = Instant::now();
+    let mut round = 0;
+    while begun.elapsed() < Duration::from_millis(900) {
+        round += 1;
+        let held = vec![round as u8; 1 << (10 + round % 14)];
+        let all: Vec<_> = (1..20u64)
+            .map(|seed| {
+                let kind = [StackKind::Alias, StackKind::Copy][seed as usize % 2];
+                let work = |seed: u64| {
+                    let own = Own::new(seed);
+                    for to in 0..6 {
+                        migrate_to(to % node_count() as u32).unwrap();
+                        own.check();
+                    }
+                    seed
+                };
+                Builder::new().kind(kind).spawn(work, seed).unwrap()
+            })
+            .collect();
+        assert_eq!(all.into_iter().map(|h| h.join().unwrap()).sum::<u64>(), (1..20).sum::<u64>());
+        assert!(held.iter().all(|byte| *byte == round as u8));
+        own.check();
+    }
+}
+
+#[test]
+fn threads_move_and_nodes_die_under_the_tightest_limit_on_address_space() {
+    let outcome = under(&moves_and_dies_in_little_address_space(), LEAST_MIB, &[]);
+    assert!(outcome.success(), "{outcome}");
+}
+
+/// `main`, in a slot that the limit makes smaller, takes from its heap until there is no more, and asks for too large a stack.
+#[peregrine::test(program, nodes = 2, slots = 1, image_interval_ms = 20)]
+fn fills_a_small_slot() {
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    let refused = loop {
+        let mut more = Vec::new();
+        if let Err(e) = more.try_reserve_exact(16 << 20) {
+            break e;
+        }
+        // Its last byte: one that lies behind what is mapped ends the node.
+        more.resize(16 << 20, 0);
+        all.push(more);
+    };
+    println!("{} {refused}", all.len());
+    let e = Builder::new().kind(StackKind::Isomalloc).stack_size(400 << 20).spawn(|_: ()| (), ());
+    println!("{}", e.map(|_| ()).unwrap_err());
+}
+
+#[test]
+fn a_slot_is_smaller_under_a_limit_and_says_so() {
+    let outcome = under(&fills_a_small_slot(), LEAST_MIB, &[("PEREGRINE_MEMORY", "4096")]);
+    assert!(outcome.success(), "{outcome}");
+    let mut lines = outcome.stdout.lines();
+    let blocks: usize = lines.next().and_then(|l| l.split(' ').next()?.parse().ok()).expect("a number");
+    // A fifth of a gigabyte for each GiB of the limit: 307 MiB, of which a stack and a colour take some.
+    assert!((14..20).contains(&blocks), "{outcome}");
+    assert!(lines.next().is_some_and(|l| l.contains("does not fit")), "{outcome}");
 }

@@ -60,7 +60,7 @@ pub unsafe fn repair_regions(wanted: &[(PageRange, u32, u32)]) {
         .collect();
     // SAFETY: as promised.
     unsafe { held() }.operate(|space, me| {
-        let all = PageRange::covering(VirtAddr::new(ARENA), world().arena_bytes.load(Ordering::Relaxed));
+        let all = PageRange::covering(VirtAddr::new(ARENA), world().room.arena_bytes.load(Ordering::Relaxed));
         let mut surplus = Vec::new();
         for entry in space.entries(me, all) {
             // One mapping may be several records, each as wide as its place in the array.

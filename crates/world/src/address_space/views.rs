@@ -11,7 +11,7 @@ use peregrine_base::sync::{AtomicBool, Ordering};
 use peregrine_base::{PageRange, Protection, VirtAddr};
 use peregrine_space::{Change, Contents, Frames, MemberId, MemberSet, Mmu, SpaceId};
 use peregrine_sys::mem::{self, Advice};
-use peregrine_thread::layout::{SLOT_BYTES, slot_index_of};
+use peregrine_thread::layout::slot_index_of;
 use peregrine_thread::slot::SlotHeader;
 
 /// The page tables of the nodes, and the files behind them.
@@ -79,8 +79,9 @@ fn punch(range: PageRange) {
     let base = range.start().as_usize();
     let Some(slot) = slot_index_of(base) else { return };
     // A header that makes no sense tells nothing: then all of the slot goes.
-    let end = SlotHeader::extents_of_foreign(slot, false).map_or(base + SLOT_BYTES, |parts| parts[2].1);
-    let used = PageRange::covering(VirtAddr::new(base), (end - base).min(SLOT_BYTES));
+    let all = SlotHeader::bounds(slot).1;
+    let end = SlotHeader::extents_of_foreign(slot, false).map_or(all, |parts| parts[2].1);
+    let used = PageRange::covering(VirtAddr::new(base), end.min(all) - base);
     // SAFETY: the slot's thread is gone, and its record locked.
     let _ = unsafe { mem::advise(used, Advice::Remove) };
 }

@@ -6,10 +6,11 @@ use super::table::Table;
 use crate::archive::{self, CHUNK, Chunk};
 use crate::control::{TABLES, world};
 use crate::frames::Frames;
+use crate::room::room;
 use peregrine_base::sync::Ordering;
 use peregrine_thread::layout::{ARCHIVE, ARENA, slot_index_of};
 use peregrine_thread::slot::SlotHeader;
-use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
+use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What has no copy elsewhere yet.
@@ -109,14 +110,22 @@ impl Shadow {
             crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
         };
         if image.tables.len() != TABLES || !image.tables.iter().all(fits) {
-            return Err("tables");
+            return Err("tables, which the limit on address space bounds (ulimit -v)");
         }
         let chunks = image.tables.last().map_or(0, |t| t.1.len()) / size_of::<Chunk>();
-        if chunks * CHUNK > world().archive_bytes.load(Ordering::Relaxed) {
+        if chunks * CHUNK > room().archive_bytes.load(Ordering::Relaxed) {
             return Err("the archive, which the limit on address space bounds (ulimit -v)");
         }
         if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
             return Err("extents");
+        }
+        for slot in image.live.keys().filter(|s| !is_windowed(**s)) {
+            let end = SlotHeader::bounds(*slot).1;
+            let header = twin(SlotHeader::of(*slot) as usize) as *mut SlotHeader;
+            // SAFETY: inside the shadow, which only this supervisor writes; the limit of a heap is a plain word.
+            if !unsafe { (*header).heap.set_limit(end) } {
+                return Err("a thread's heap, which the limit on address space bounds (ulimit -v)");
+            }
         }
         self.tables = image.tables.iter().map(|(addr, bytes)| Table::new(*addr, bytes)).collect();
         (self.arena_used, self.live) = (image.arena_used, image.live);
@@ -127,9 +136,9 @@ impl Shadow {
     /// Puts a page into the image; `false` if there is no such page in a World.
     pub fn set_page(&mut self, page: usize, bytes: &[u8; PAGE]) -> bool {
         let inside = page.is_multiple_of(PAGE)
-            && (slot_index_of(page).is_some_and(is_here)
+            && (slot_index_of(page).is_some_and(|s| is_here(s) && page < SlotHeader::bounds(s).1)
                 || (ARENA..ARENA + arena_bytes()).contains(&page)
-                || (ARCHIVE..ARCHIVE + world().archive_bytes.load(Ordering::Relaxed)).contains(&page));
+                || (ARCHIVE..ARCHIVE + room().archive_bytes.load(Ordering::Relaxed)).contains(&page));
         if inside {
             // SAFETY: inside the shadow, or the archive before any node exists: only this supervisor writes there.
             unsafe { (twin(page) as *mut [u8; PAGE]).write(*bytes) };
@@ -167,6 +176,9 @@ impl Shadow {
 
 /// Whether this World has room for thread `number`.
 fn is_here(number: u32) -> bool {
-    (number as usize) < MOST_THREADS
-        && (is_windowed(number) || number < world().slot_count.load(Ordering::Relaxed))
+    let kind = StackKind::of(number);
+    match kind {
+        StackKind::Isomalloc => number < world().slot_count.load(Ordering::Relaxed),
+        _ => ((number - kind.first()) as usize) < room().records(kind),
+    }
 }

@@ -17,15 +17,16 @@ mod pages;
 mod table;
 
 use crate::control::{
-    NONE, Used, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now, world,
+    NONE, Used, imaged, imaged_tables, numbers, numbers_of, record, state, tables_of, used_now,
 };
 use crate::frames::Frames;
 use crate::memory::{MemoryError, map_memfd};
+use crate::room::room;
 pub use elsewhere::{TableImage, Unsaved};
 pub use pages::twin;
-use pages::{PAGE, SHADOW, SHADOW_ARENA, arena_bytes, compare_and_copy, copy, discard, punch};
+use pages::{PAGE, SHADOW, SHADOW_ARENA, arena_bytes, compare_and_copy, copy, discard, punch_slot};
 use peregrine_base::sync::Ordering;
-use peregrine_thread::layout::{ARENA, SLOT_BYTES, slot_base, slot_index_of};
+use peregrine_thread::layout::{ARENA, slot_index_of};
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::{StackKind, is_windowed};
 use peregrine_vm::dirty::DirtyRun;
@@ -98,7 +99,7 @@ pub struct Moved {
 impl Shadow {
     /// Maps an empty copy. In the supervisor, after the zygote was forked.
     pub fn new(window_bytes: usize) -> Result<Self, MemoryError> {
-        let slots = world().slot_count.load(Ordering::Relaxed) as usize * SLOT_BYTES;
+        let slots = room().slots_bytes.load(Ordering::Relaxed);
         let fds = vec![
             map_memfd("the image of the slots", c"peregrine-image", SHADOW, slots)?,
             map_memfd("the image of the arena", c"peregrine-image-arena", SHADOW_ARENA, arena_bytes())?,
@@ -147,8 +148,8 @@ impl Shadow {
                 self.frames.drop_copy(slot);
                 continue;
             }
-            punch(twin(slot_base(slot)));
-            let (low, high) = (slot_base(slot), slot_base(slot) + SLOT_BYTES);
+            punch_slot(slot, twin);
+            let (low, high) = SlotHeader::bounds(slot);
             if let Some(unsaved) = &mut self.unsaved {
                 unsaved.retain(|page| !(low..high).contains(page));
             }
@@ -240,17 +241,17 @@ impl Shadow {
                     None if is_windowed(slot) => {}
                     Some(_) => {
                         if !alive_now || self.live[&slot] != *generation_now {
-                            punch(slot_base(slot));
+                            punch_slot(slot, |at| at);
                         }
                         // The copy's own header tells its extents; the World's may be torn.
                         let extents = self.extents_of(slot);
-                        discard(extents[2].1, slot_base(slot) + SLOT_BYTES);
+                        discard(extents[2].1, SlotHeader::bounds(slot).1);
                         for (start, end) in extents {
                             compare_and_copy(twin(start), start, end - start, &mut moved, None);
                         }
                     }
                     // Its frames go back zeroed (S2), half-made threads' too.
-                    None if *state_now != state::FREE => punch(slot_base(slot)),
+                    None if *state_now != state::FREE => punch_slot(slot, |at| at),
                     None => {}
                 }
             }

@@ -2,11 +2,12 @@
 
 use super::Moved;
 use crate::archive;
-use crate::control::world;
+use crate::room::room;
 use peregrine_base::sync::Ordering;
 use peregrine_base::{PageRange, VirtAddr};
 use peregrine_sys::mem::{self, Advice};
-use peregrine_thread::layout::{ARENA, SLOT_BYTES, SLOTS, SLOTS_BYTES, slot_index_of};
+use peregrine_thread::layout::{ARENA, SLOTS, SLOTS_BYTES, slot_index_of};
+use peregrine_thread::slot::SlotHeader;
 use std::collections::BTreeSet;
 
 /// Where the slots' copies lie.
@@ -27,11 +28,13 @@ pub fn twin(addr: usize) -> usize {
 }
 
 pub(super) fn arena_bytes() -> usize {
-    world().arena_bytes.load(Ordering::Relaxed)
+    room().arena_bytes.load(Ordering::Relaxed)
 }
 
-pub(super) fn punch(slot_start: usize) {
-    discard(slot_start, slot_start + SLOT_BYTES);
+/// Gives all frames of a slot back, on the side that `side` tells the addresses of.
+pub(super) fn punch_slot(slot: u32, side: impl Fn(usize) -> usize) {
+    let (base, end) = SlotHeader::bounds(slot);
+    discard(side(base), side(base) + (end - base));
 }
 
 /// Gives the frames of `[start, end)` back: what grew after the image reads as zero when it grows again (S2).

@@ -224,10 +224,8 @@ impl Durable {
         }
         // In the order of their addresses.
         let whole = |extent: (usize, usize)| (extent, vec![extent]);
-        let slot = |slot: u32| {
-            let base = peregrine_thread::layout::slot_base(slot);
-            ((base, base + peregrine_thread::layout::SLOT_BYTES), shadow.extents_of(slot).to_vec())
-        };
+        let slot =
+            |slot: u32| (peregrine_thread::slot::SlotHeader::bounds(slot), shadow.extents_of(slot).to_vec());
         let parts =
             [(ARENA_THREAD, whole(shadow.arena_extent())), (ARCHIVE_THREAD, whole(shadow.archive_extent()))]
                 .into_iter()

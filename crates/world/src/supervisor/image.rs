@@ -111,7 +111,7 @@ impl Supervisor {
                 self.changes.add_unknown(ran.into_iter());
             } else {
                 self.killed.note_ran(&ran);
-                let len = n.dirty.load(Ordering::Acquire).min(control::DIRTY_CAPACITY);
+                let len = n.dirty.load(Ordering::Acquire).min(control::dirty_capacity());
                 // SAFETY: the node is paused and does not write its list; S1: the slice lives for this call.
                 self.changes.add_report(unsafe { core::slice::from_raw_parts(control::dirty_list(i), len) });
             }
@@ -240,7 +240,7 @@ impl Supervisor {
             } else {
                 // SAFETY: as in `collect_reports`.
                 self.changes.add_report(unsafe {
-                    core::slice::from_raw_parts(control::dirty_list(i), len.min(control::DIRTY_CAPACITY))
+                    core::slice::from_raw_parts(control::dirty_list(i), len.min(control::dirty_capacity()))
                 });
             }
             n.dirty.store(0, Ordering::Relaxed);

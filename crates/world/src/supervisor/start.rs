@@ -15,7 +15,7 @@ use peregrine_sys::descriptors::out_of_the_way;
 use peregrine_sys::process;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
-use peregrine_thread::layout::SLOT_COUNT;
+use peregrine_thread::layout::{SLOT_COUNT, SLOTS};
 use peregrine_thread::template;
 use peregrine_thread::window::Windows;
 use std::collections::HashMap;
@@ -39,6 +39,7 @@ impl Supervisor {
                 config.window_stack_bytes,
                 &t,
             )?);
+            template::set_slots_end(SLOTS + world().room.slots_bytes.load(Ordering::Relaxed));
             control::initialise(config.nodes, config.seed);
             crate::address_space::make();
             strings::move_to_world()
