@@ -183,7 +183,7 @@ fn a_slot_is_smaller_under_a_limit_and_says_so() {
     assert!(outcome.success(), "{outcome}");
     let mut lines = outcome.stdout.lines();
     let blocks: usize = lines.next().and_then(|l| l.split(' ').next()?.parse().ok()).expect("a number");
-    // A fifth of a gigabyte for each GiB of the limit: 307 MiB, of which a stack and a colour take some.
+    // A fifth of the limit: 306 MiB, of which a stack and a colour take some.
     assert!((14..20).contains(&blocks), "{outcome}");
     assert!(lines.next().is_some_and(|l| l.contains("does not fit")), "{outcome}");
 }
