@@ -9,7 +9,8 @@
 //!                               │  locks, gathers, shoots down      after a death: unlock, nothing has changed
 //!                                              │  changes records   after a death: change the rest, unlock
 //!                                                              │    only `map_and_admit`, which fills its view before it unlocks:
-//!                                                                   what was there is gone, and all that is mapped is new
+//!                                                                   what was there is gone, and all that is mapped is new; where
+//!                                                                   nothing was, this follows upon pending
 //! ```
 //!
 //! What a committed operation does to a record depends on the record alone ([`Intent::outcome`]), and doing it twice is
@@ -156,7 +157,7 @@ impl Intent {
         self.state.store(state(operation, Phase::Committed), Ordering::Release);
     }
 
-    /// Of a committed operation: every record that was there is gone, and told so; from here on new ones are written.
+    /// Of a committed operation, or where nothing was: every record that was there is gone, and told so; from here on new ones are written.
     #[inline]
     pub(crate) fn plant(&self, operation: u32) {
         self.state.store(state(operation, Phase::Planting), Ordering::Release);

@@ -82,6 +82,34 @@ fn operations_on_neighbouring_pages_share_no_written_line() {
     }
 }
 
+fn run_of_three<'a>(space: &Space<'a>, member: &mut Member<'a>, page: usize) {
+    let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
+    let place = Place::FixedNoReplace(addr(page));
+    space.map_and_admit(member, place, PageCount::new(3), &home).unwrap();
+    space.unmap(member, range(page, 3)).unwrap();
+}
+
+/// What was mapped while one member alone worked in the node lies packed, and must not stay so.
+#[test]
+fn runs_of_a_node_to_which_a_second_member_came_share_no_written_line() {
+    with(2, Tables::Views, |space, members| {
+        let pages = [64 * 1000, 64 * 1000 + 3];
+        for _ in 0..2 {
+            run_of_three(space, &mut members[0], pages[0]);
+        }
+        // And then once each, in which slots get lines of their own.
+        for _ in 0..2 {
+            (0..2).for_each(|core| run_of_three(space, &mut members[core], pages[core]));
+        }
+        take();
+        for core in [0, 1] {
+            as_core(core as u32, || run_of_three(space, &mut members[core], pages[core]));
+        }
+        let found = shared_lines(&take());
+        assert!(found.is_empty(), "written lines that cores share: {found:?}");
+    });
+}
+
 #[test]
 fn operations_far_apart_share_no_written_line_on_eighty_cores() {
     for cores in [10, 80] {

@@ -17,6 +17,8 @@ use std::rc::Rc;
 const SIZES: Sizes = Sizes { members: 2, spaces: 1, nodes: 60, regions: 4, frames: 40 };
 /// Where the interrupted member works, in one node of 64 pages.
 const HERE: usize = 64;
+/// There too: home pages of one mapping, as many as a fault fills at once.
+const BLOCK: usize = HERE + 32;
 /// What the other one maps when it has freed all that was there: the same slots of other nodes, and others.
 const ELSEWHERE: [usize; 3] = [(1 << 20) + 5, (2 << 20) + 9, (2 << 20) + 30];
 const OBJECT: u64 = 2;
@@ -63,10 +65,12 @@ impl Scene {
         map(&space, &mut victim, HERE + 8, COPIED, Protection::ReadWrite);
         map(&space, &mut victim, HERE + 9, ANONYMOUS, Protection::ReadWrite);
         space.store(&mut victim, addr(HERE + 9), 99).unwrap();
+        let home = Mapping { backing: HOME, rights: Protection::ReadWrite };
+        space.map(&mut victim, Place::Fixed(addr(BLOCK)), PageCount::new(16), &home).unwrap();
         // The object's page is in the cache, and nobody has it.
-        map(&space, &mut other, HERE + 40, COPIED, Protection::ReadWrite);
-        space.load(&mut other, addr(HERE + 40)).unwrap();
-        space.unmap(&mut other, range(HERE + 40, 1)).unwrap();
+        map(&space, &mut other, HERE + 50, COPIED, Protection::ReadWrite);
+        space.load(&mut other, addr(HERE + 50)).unwrap();
+        space.unmap(&mut other, range(HERE + 50, 1)).unwrap();
         let name = victim.id();
         Rc::new(Self { space, mmu, frames, name, victim: RefCell::new(victim), other: RefCell::new(other) })
     }
@@ -80,6 +84,7 @@ impl Scene {
         for page in HERE + 3..HERE + 24 {
             let _ = space.unmap(&mut other, range(page, 1));
         }
+        let _ = space.unmap(&mut other, range(BLOCK, 16));
         for _ in 0..40 {
             if other.spaces().nodes_in_use() == 1 && self.frames.in_use() == 0 {
                 break;
@@ -185,6 +190,7 @@ fn no_run_is_mapped_or_unmapped_in_a_node_that_was_used_anew() {
 #[test]
 fn a_fault_fills_no_record_and_no_view_of_what_was_used_anew() {
     check("a write's", |space, m| done(space.fault(m, addr(HERE + 8), Access::Write)));
+    check("a block's", |space, m| done(space.fault(m, addr(BLOCK + 3), Access::Write)));
     check("admit", |space, m| done(space.admit(m, range(HERE, 64))));
     // The frame that the cache told of may be another's by the time it is counted.
     check("a read's of an object's page", |space, m| done(space.fault(m, addr(HERE + 8), Access::Read)));

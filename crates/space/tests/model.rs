@@ -239,6 +239,23 @@ fn check(history: &[(usize, Op)], tables: Tables) {
     assert_eq!((spaces.nodes_in_use(), spaces.lines_in_use()), (0, 0), "lines go with their nodes");
 }
 
+#[test]
+fn whoever_has_a_page_of_a_run_in_view_loses_it_though_nobody_has_its_neighbours() {
+    let arena = HeapArena::new(&SIZES);
+    let frames = ModelFrames::new(1, SIZES.frames);
+    let mmu = ModelMmu::new(&frames, 1, Tables::Views, Delivery::Interrupt);
+    let mut member = arena.spaces().join().unwrap();
+    let space = AddressSpace::create(&mut member, &mmu, &frames).unwrap();
+    let mapping = Mapping { backing: Backing::Anonymous, rights: Protection::ReadWrite };
+    for touched in 10..13 {
+        space.map(&mut member, Place::FixedNoReplace(addr(10)), PageCount::new(3), &mapping).unwrap();
+        space.store(&mut member, addr(touched), 7).unwrap();
+        space.unmap(&mut member, range(10, 3)).unwrap();
+        let found = mmu.access(&frames, space.id(), member.id(), addr(touched), None);
+        assert!(found.is_err(), "page {touched} is in view still: {found:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 

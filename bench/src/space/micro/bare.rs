@@ -36,10 +36,26 @@ fn whole() -> PageCount {
     PageCount::new(PAGES)
 }
 
+fn options() -> MapOptions {
+    MapOptions { no_reserve: true, ..MapOptions::default() }
+}
+
 fn new_mapping(source: Source<'_>, access: Protection) -> PageRange {
-    let options = MapOptions { no_reserve: true, ..MapOptions::default() };
     // SAFETY: a new mapping at a place of the kernel's choice.
-    unsafe { mem::map(whole(), access, source, Placement::Anywhere, options) }.expect("memory")
+    unsafe { mem::map(whole(), access, source, Placement::Anywhere, options()) }.expect("memory")
+}
+
+/// As a space's region lies: it begins where a page of the page table does.
+fn aligned_mapping(source: Source<'_>, access: Protection) -> PageRange {
+    const ALIGN: usize = 2 << 20;
+    let room = PageCount::new(PAGES + ALIGN / PAGE_SIZE);
+    // SAFETY: a new mapping at a place of the kernel's choice, which the process keeps, and another in a part of it.
+    unsafe {
+        let room = mem::map(room, Protection::None, Source::Anonymous, Placement::Anywhere, options());
+        let start = room.expect("addresses").start().as_usize().next_multiple_of(ALIGN);
+        let place = Placement::Replace(VirtAddr::new(start));
+        mem::map(whole(), access, source, place, options()).expect("memory")
+    }
 }
 
 fn part(range: PageRange, first: usize, pages: usize) -> PageRange {
@@ -112,7 +128,7 @@ pub struct Bare {
 impl Bare {
     pub fn new(frames: &OwnedFd, way: Way, unit: usize) -> Self {
         let shared = || Source::Shared(frames.as_fd(), PageCount::new(0));
-        let range = new_mapping(shared(), Protection::ReadWrite);
+        let range = aligned_mapping(shared(), Protection::ReadWrite);
         let alias = new_mapping(shared(), Protection::ReadWrite);
         let uffd = (way == Way::Continue).then(|| {
             let features = Features::SIGBUS
@@ -142,16 +158,23 @@ impl Bare {
         self.view.close(first, pages);
     }
 
+    /// Whether a page must be zeroed before it is opened: its frame was used, or must be mapped by hand, and so has to exist.
+    fn is_due(&self, page: usize) -> bool {
+        self.used[page] || self.view.way == Way::Continue
+    }
+
     fn zero(&mut self, first: usize, pages: usize) {
-        for page in first..first + pages {
-            // A frame that was used is zeroed, and one that must be mapped by hand has to exist.
-            if self.used[page] || self.view.way == Way::Continue {
-                let at = part(self.alias, page, 1).start().as_ptr::<u8>();
-                // SAFETY: the bench's own alias.
-                unsafe { at.write_bytes(0, PAGE_SIZE) };
+        let (mut page, end) = (first, first + pages);
+        while page < end {
+            let due = (page..end).take_while(|page| self.is_due(*page)).count();
+            if due != 0 {
+                let at = part(self.alias, page, due).start().as_ptr::<u8>();
+                // SAFETY: the bench's own alias. As a space does, a run at once.
+                unsafe { at.write_bytes(0, due * PAGE_SIZE) };
             }
-            self.used[page] = true;
+            page += due + 1;
         }
+        self.used[first..end].fill(true);
     }
 }
 

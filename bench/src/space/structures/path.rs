@@ -113,7 +113,7 @@ fn bare_calls(rounds: usize, pages: usize) {
     for _ in 0..rounds {
         // SAFETY: pages of mappings that nobody else refers to.
         unsafe {
-            (0..pages).for_each(|page| at(zeroed, page).as_ptr::<u8>().write_bytes(0, PAGE_SIZE));
+            zeroed.start().as_ptr::<u8>().write_bytes(0, zeroed.len_bytes());
             (0..pages).for_each(|page| at(range, page).as_ptr::<u64>().write_volatile(1));
             mem::advise(range, Advice::DontNeed).expect("DONTNEED");
         }

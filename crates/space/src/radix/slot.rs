@@ -273,7 +273,7 @@ impl<'m> Slot<'m> {
     }
 
     /// The same, by anybody, with the word that the slot was found with.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn members_in(self, word: SlotWord) -> MemberSet {
         if self.has_line {
             return self.set.load();

@@ -97,7 +97,7 @@ pub(super) enum Exact {
 impl Refcache<'_> {
     /// Changes the count of `id` by `delta`, in the member's own cache. The caller holds a reference (to take another, or to drop
     /// it), or `id`'s count can't be trusted yet and both halves of the change cancel out.
-    #[inline]
+    #[inline(always)]
     pub fn add(&self, me: &Handle, objects: &impl Counted, id: ObjectId, delta: i32) {
         // Most often the object is in its first way, and the member in the epoch.
         let [way, _] = self.block(me.id()).ways.of(id);
@@ -113,6 +113,7 @@ impl Refcache<'_> {
         self.add_anywhere(me, objects, id, delta);
     }
 
+    #[inline(never)]
     fn add_anywhere(&self, me: &Handle, objects: &impl Counted, id: ObjectId, delta: i32) {
         let ways = self.block(me.id()).ways.of(id);
         loop {

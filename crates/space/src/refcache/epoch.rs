@@ -127,7 +127,7 @@ impl Refcache<'_> {
 
     /// Whether the member has been in the epoch all the time since [`enter`](Self::enter) told `turn`. What was read
     /// before, without a lock, is then trustworthy.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_still_in(&self, me: &Handle, turn: u16) -> bool {
         // The fence keeps the reads before it from moving behind the load: an expulsion whose effects they saw is seen here.
         fence(Ordering::Acquire);

@@ -63,6 +63,13 @@ pub struct Filled {
     pub rights: Protection,
 }
 
+const fn needed_for(access: Access) -> Protection {
+    match access {
+        Access::Read => Protection::Read,
+        Access::Write => Protection::ReadWrite,
+    }
+}
+
 impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// Resolves a fault of `member`: fills its view so that the access succeeds when it is tried again. A fault that has resolved
     /// itself meanwhile (rights were raised) is filled like any other.
@@ -85,6 +92,9 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         let home = most > 1 && self.tree().look(&member.handle, page).value.kind() == Kind::Home;
         let block = if home { most } else { 1 };
         let start = page & !(block - 1);
+        if home && let Some(filled) = self.fault_run(member, &(start..start + block), needed_for(access)) {
+            return filled;
+        }
         let operation = self.begin(member, Doing::Fault, start..start + block).map_err(FaultError::Held)?;
         let result = self.fault_locked(member, &operation, page, addr, access);
         self.finish(member, &operation);
@@ -105,10 +115,7 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
             return Err(FaultError::Unmapped(addr));
         }
         let rights = value.rights();
-        let needed = match access {
-            Access::Read => Protection::Read,
-            Access::Write => Protection::ReadWrite,
-        };
+        let needed = needed_for(access);
         if rights < needed {
             return Err(FaultError::Denied { addr, access, rights });
         }

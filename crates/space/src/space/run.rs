@@ -1,4 +1,4 @@
-//! `map_and_admit` and `unmap` of pages in one node that one of the member's last walks came to: what members do most, and whoever compares
+//! `map_and_admit`, `unmap` and home faults in one node that one of the member's last walks came to: what members do most, and whoever compares
 //! an address space with the bare calls to the kernel does nothing else.
 //!
 //! The shape is that of [`super`], step for step, with the node in hand from the lock to the unlock: slots of single pages have no edges to
@@ -9,7 +9,7 @@
 //! What is out of the ordinary (somebody has a slot, a part of the pages is mapped and another is not, the member fell out of the epoch, a
 //! recovery is on) is left to the general operation, with nothing changed.
 
-use super::{AddressSpace, pages_of, range_of};
+use super::{AddressSpace, FaultError, Filled, pages_of, range_of};
 use crate::desk::Member;
 use crate::intent::Doing;
 use crate::member::MemberSet;
@@ -19,7 +19,7 @@ use crate::radix::slot::{Owner, SlotWord};
 use crate::record::{Backing, Kind, Mapping, Value};
 use crate::step::Step;
 use core::ops::Range;
-use peregrine_base::{PageCount, PageRange, VirtAddr};
+use peregrine_base::{PageCount, PageRange, Protection, VirtAddr};
 
 impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
     /// Intends, and locks the pages, all of which are mapped (`held`), or none; `None`: nothing was done, begin as any operation does.
@@ -111,13 +111,16 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         self.commit(member, by);
         if homes == run.uses() {
             self.frames.vacated(self.id, member.id(), range);
+        } else if homes != 0 {
+            for ((slot, _), page) in tree.slots(&run).zip(pages) {
+                if slot.value().kind() == Kind::Home {
+                    self.frames.vacated(self.id, member.id(), range_of(&(page..page + 1)));
+                }
+            }
         }
         let (me, key) = (&member.handle, SlotWord::FREE.locked(by));
-        for (page, (slot, _)) in (pages.start..).zip(tree.slots(&run)) {
+        for (slot, _) in tree.slots(&run) {
             let old = slot.value();
-            if old.kind() == Kind::Home && homes != run.uses() {
-                self.frames.vacated(self.id, me.id(), range_of(&(page..page + 1)));
-            }
             slot.empty(key);
             me.step(Step::Changed);
             if old.has_references() {
@@ -130,5 +133,33 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         tree.count(me, run.node(), -run.uses());
         self.over(member, by);
         true
+    }
+
+    /// Fills a block of home pages that all are of one mapping which allows the access; `None` if it is not done so easily.
+    #[inline]
+    pub(super) fn fault_run(
+        &self,
+        member: &mut Member<'m>,
+        pages: &Range<u64>,
+        needed: Protection,
+    ) -> Option<Result<Filled, FaultError<M::Error>>> {
+        let (by, run) = self.begin_run(member, Doing::Fault, pages, true)?;
+        let (me, tree) = (&member.handle, self.tree());
+        let mut values = tree.slots(&run).map(|(slot, _)| slot.value());
+        let value = values.next().unwrap_or(Value::UNMAPPED);
+        let alike = value.kind() == Kind::Home && value.rights() >= needed && values.all(|v| v == value);
+        let filled = alike.then(|| {
+            tree.slots(&run).for_each(|(slot, _)| tree.admit(me, slot));
+            let (range, rights) = (range_of(pages), value.rights());
+            self.mmu.fill(self.id, me.id(), range, Contents::Home, rights).map_err(FaultError::Mmu)?;
+            me.step(Step::Filled);
+            Ok(Filled { range, contents: Contents::Home, rights })
+        });
+        for (slot, word) in tree.slots(&run) {
+            slot.set_word(word.unlocked());
+            me.step(Step::Unlocked);
+        }
+        self.over(member, by);
+        filled
     }
 }
