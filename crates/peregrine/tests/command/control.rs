@@ -93,8 +93,13 @@ fn ps_tells_the_truth_about_nodes_threads_and_images() {
                 .map(|n| n["switches"].as_u64().expect("a number"))
                 .sum::<u64>()
         };
-        switches(&now) > switches(&first) && now["image"].as_u64() > first["image"].as_u64()
+        switches(&now) > switches(&first)
+            && now["image"].as_u64() > first["image"].as_u64()
+            && now["images"].as_u64() > first["images"].as_u64()
+            && now["image_age_ms"].as_f64() > Some(0.0)
+            && now["seconds"].as_f64() > first["seconds"].as_f64()
     });
+    assert!(first["store"].is_null(), "{first}");
     // Balance may take a thread back at any time: so again, until it is seen where it was sent.
     for node in [1, 0, 1] {
         wait_until("the thread is shown where it was sent", || {
@@ -108,8 +113,11 @@ fn ps_tells_the_truth_about_nodes_threads_and_images() {
     assert!(rank["moves"].as_u64() >= begun["moves"].as_u64().map(|m| m + 2), "{begun} {rank}");
     // Of the matrix of class B, which has 13 million elements, each of three has a third, once it is made.
     wait_until("its memory is told", || {
-        let bytes = of_thread(&told(&scene), "rank 1")["memory_bytes"].as_u64();
-        bytes > Some(10 << 20)
+        let now = told(&scene);
+        let bytes = of_thread(&now, "rank 1")["memory_bytes"].as_u64();
+        let [used, limit] = [0, 1].map(|i| now["memory"][i].as_u64().expect("bytes"));
+        assert!(used <= limit, "{now}");
+        bytes > Some(10 << 20) && used > 30 << 20
     });
     let o = scene.run(&["checkpoint"]);
     assert!(o.status.success(), "{}", said(&o));

@@ -67,7 +67,8 @@ pub struct Space {
 
 /// The nodes that a region of `pages` pages can need: all of it page by page, its path, and some for each member's churn.
 const fn nodes_for(pages: usize) -> usize {
-    2 * (pages / 512) + 4 * MEMBERS + 16
+    // 64 slots each, and of the levels above a 64th, a 64th of that, …
+    pages / 63 + 4 * MEMBERS + 16
 }
 
 impl Space {
