@@ -17,8 +17,10 @@
 //! World, may have executed the call. **Death of a node** closes its side by the domain's own watch on the process; the
 //! descriptors, which its siblings share, are closed by the supervisor (`NodeShared::call_fds`).
 //!
-//! **When it is worth it.** A call that returns while nobody else wants the node costs no more than a switch to the scheduler and back;
-//! the node spins as it does for work, then sleeps in `poll`. If others are runnable they run at once.
+//! **Every call is a switch**, however short: the call is made on the scheduler's stack, and nobody guesses how long it will take. Threads that can
+//! run do so at once, before the caller even if its reply is there by then, for it takes its place behind them. If there is none the node spins as it
+//! does for work, then sleeps in `poll`. So a call costs at least a switch to the scheduler and back, a byte through a pipe, and the record of the
+//! flight; one that is too short for that is for a thread of the process's own, which blocks (`peregrine_call::Client::call`).
 //!
 //! **A domain that does not answer** keeps its callers waiting, each at most until its deadline, or for ten seconds if its call could not
 //! even be sent, and nobody else: see `flights.rs`.
