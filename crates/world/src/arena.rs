@@ -36,7 +36,8 @@ fn layout(len: usize, ends: usize) -> Option<Layout> {
 /// World memory is used up: how much there is.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
 #[error(
-    "World memory is used up: {asked} more bytes asked for, {used} of {limit} in use; receive or drop messages, or raise PEREGRINE_MEMORY"
+    "World memory is used up: {asked} more bytes asked for, {used} of {limit} in use; receive or drop messages, or raise {}",
+    self.of.setting()
 )]
 pub struct OutOfMemory {
     /// Bytes asked for.
@@ -45,6 +46,26 @@ pub struct OutOfMemory {
     pub used: u64,
     /// The limit.
     pub limit: u64,
+    /// What it limits.
+    pub of: Limited,
+}
+
+/// What there can be no more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limited {
+    /// World memory, by [`Config::memory_bytes`](crate::Config::memory_bytes).
+    Memory,
+    /// Addresses for messages and for suspended threads without a slot of their own: a sixteenth of `RLIMIT_AS`, or 64 GiB.
+    Addresses,
+}
+
+impl Limited {
+    const fn setting(self) -> &'static str {
+        match self {
+            Self::Memory => "PEREGRINE_MEMORY",
+            Self::Addresses => "the limit on address space (ulimit -v), of which this is a sixteenth",
+        }
+    }
 }
 
 /// Takes `by` bytes from the World's budget.
@@ -55,7 +76,7 @@ pub fn charge(by: usize) -> Result<(), OutOfMemory> {
     if before + by as u64 > limit {
         used.fetch_sub(by as u64, Ordering::Relaxed);
         at(Point::ChargeRefused);
-        return Err(OutOfMemory { asked: by, used: before, limit });
+        return Err(OutOfMemory { asked: by, used: before, limit, of: Limited::Memory });
     }
     Ok(())
 }
@@ -69,7 +90,7 @@ impl Arena {
         let most = room().arena_bytes.load(Ordering::Relaxed);
         if now + by > ARENA + most {
             let used = (now - ARENA) as u64;
-            return Err(OutOfMemory { asked: by, used, limit: most as u64 });
+            return Err(OutOfMemory { asked: by, used, limit: most as u64, of: Limited::Addresses });
         }
         if always {
             imaged().memory_used.fetch_add(by as u64, Ordering::Relaxed);
@@ -117,6 +138,7 @@ fn reserve(layout: Layout, always: bool) -> Result<usize, OutOfMemory> {
                 asked: layout.size(),
                 used: (arena.end - ARENA) as u64,
                 limit: room().arena_bytes.load(Ordering::Relaxed) as u64,
+                of: Limited::Addresses,
             })
         }
     })
@@ -131,10 +153,30 @@ pub unsafe fn give_back(at: usize, layout: Layout) {
     imaged().arena.with(|arena| unsafe { arena.talc.deallocate(at as *mut u8, layout) });
 }
 
+/// Gives memory back as [`give_back`] does, and takes less of it, which is there whatever else asks. The bytes are not kept.
+///
+/// # Safety
+/// As [`give_back`]; `new` is smaller than `old`, and not more aligned.
+pub unsafe fn replace(at: usize, old: Layout, new: Layout) -> usize {
+    imaged().arena.with(|arena| {
+        // SAFETY: the caller's promise.
+        unsafe {
+            arena.talc.deallocate(at as *mut u8, old);
+            crate::killpoint::at(Point::ArenaFreed);
+            // What has just been given back is large enough, and the arena is locked. Were it not so, a node that dies here loses nothing.
+            arena
+                .talc
+                .try_allocate(new)
+                .map_or_else(|| peregrine_sys::process::kill_self(), |p| p.as_ptr() as usize)
+        }
+    })
+}
+
 /// Writes a blob.
 pub fn write(bytes: &[u8], ends: &[u32]) -> Result<usize, OutOfMemory> {
     let Some(layout) = layout(bytes.len(), ends.len()) else {
-        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit: ARENA_BYTES as u64 });
+        let limit = ARENA_BYTES as u64;
+        return Err(OutOfMemory { asked: bytes.len(), used: 0, limit, of: Limited::Addresses });
     };
     let blob = allocate(layout)?;
     // SAFETY: just allocated with this layout; unknown to anybody else.

@@ -12,10 +12,11 @@
 
 use crate::control::{Lack, node, record};
 use crate::killpoint::{Point, at as kill_at};
-use crate::node as this_node;
-use crate::windows::UNBORN;
-use crate::{archive, arena};
-use peregrine_base::sync::Ordering;
+use crate::local::Local;
+use crate::windows::{self, UNBORN};
+use crate::{archive, arena, node as this_node};
+use peregrine_base::sync::{AtomicU32, Ordering};
+use peregrine_sys::futex;
 use peregrine_thread::carrier::Carrier;
 use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::StackKind;
@@ -41,7 +42,7 @@ const _: () = assert!(size_of::<Block>() == LINE);
 ///
 /// # Safety
 /// The thread is in its window, suspended, and its statics have been saved.
-pub unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
+pub unsafe fn store(c: &Carrier, l: &mut Local, number: u32, t: &TemplateHeader) {
     let r = record(number);
     let at = r.stored.load(Ordering::Relaxed);
     if at > UNBORN && !node(c.node).has_run(number) {
@@ -52,7 +53,7 @@ pub unsafe fn store(c: &Carrier, number: u32, t: &TemplateHeader) {
         let header = &*SlotHeader::of(number);
         let home = core::ptr::from_ref(header) as usize;
         let head = Head::of(header, home, t);
-        let to = block_for(number, head) as usize + size_of::<Block>();
+        let to = block_for(c, l, number, head, number) as usize + size_of::<Block>();
         head.gather(header, home, t, to, |from, to, len| {
             core::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len);
         });
@@ -75,13 +76,13 @@ pub fn can_exchange(c: &Carrier, old: u32, new: u32) -> bool {
 ///
 /// # Safety
 /// As [`can_exchange`] says, and both are suspended threads of this node, bound to one window; the statics of `old` have been saved.
-pub unsafe fn exchange(old: u32, new: u32, t: &TemplateHeader) {
+pub unsafe fn exchange(c: &Carrier, l: &mut Local, old: u32, new: u32, t: &TemplateHeader) {
     // SAFETY: `old` is in the window, so header and window are mapped; its block has room for what its head says.
     unsafe {
         let header = SlotHeader::of(old);
         let home = header as usize;
         let out = Head::of(&*header, home, t);
-        let to = block_for(old, out) as usize + size_of::<Block>();
+        let to = block_for(c, l, old, out, new) as usize + size_of::<Block>();
         let from = record(new).stored.load(Ordering::Relaxed);
         let coming = (*(from as *const Block)).head;
         out.exchange(header, home, t, to, &coming, from + size_of::<Block>());
@@ -89,11 +90,12 @@ pub unsafe fn exchange(old: u32, new: u32, t: &TemplateHeader) {
     kill_at(Point::BlockFilled);
 }
 
-/// The block of copy thread `number`, with room for what `head` says, and with that head; its bytes are still to be written.
+/// The block of copy thread `number`, with room for what `head` says, and with that head; its bytes are still to be written. Where there
+/// is no room other threads are packed, but never `but`.
 ///
 /// # Safety
-/// The thread is this node's and suspended.
-unsafe fn block_for(number: u32, head: Head) -> *mut Block {
+/// The thread is this node's and suspended; on the scheduler's stack.
+unsafe fn block_for(c: &Carrier, l: &mut Local, number: u32, head: Head, but: u32) -> *mut Block {
     let r = record(number);
     let at = r.stored.load(Ordering::Relaxed);
     let mut block = at as *mut Block;
@@ -107,7 +109,9 @@ unsafe fn block_for(number: u32, head: Head) -> *mut Block {
             }
             // A little more than now: live stacks differ from switch to switch.
             let capacity = (needed + needed / 8).next_multiple_of(256);
-            block = new_block(capacity).unwrap_or_else(|| this_node::give_up(number, Lack::Arena));
+            block = new_block(capacity)
+                .or_else(|| after_packing(c, l, capacity, but))
+                .unwrap_or_else(|| this_node::give_up(number, Lack::Arena));
             kill_at(Point::BlockMade);
             r.stored.store(block as usize, Ordering::Relaxed);
             kill_at(Point::BlockKnown);
@@ -116,6 +120,63 @@ unsafe fn block_for(number: u32, head: Head) -> *mut Block {
         (*block).head = head;
     }
     block
+}
+
+/// A block of `capacity` bytes that the arena has room for once threads are packed: this node's, or, in a while, those of others.
+///
+/// # Safety
+/// On the scheduler's stack.
+#[cold]
+unsafe fn after_packing(c: &Carrier, l: &mut Local, capacity: usize, but: u32) -> Option<*mut Block> {
+    /// How long others are waited for: a few times as long as a thread waits before it is packed, if nobody has said otherwise.
+    const PATIENCE_MS: u32 = 300;
+    let mut waited_ms = 0;
+    while waited_ms < PATIENCE_MS {
+        // SAFETY: as promised.
+        if unsafe { windows::pack_early(c.node, l, but) } == 0 {
+            futex::wait(&AtomicU32::new(0), 0, Some(1_000_000));
+            waited_ms += 1;
+        }
+        // SAFETY: as promised.
+        if let Some(block) = unsafe { new_block(capacity) } {
+            return Some(block);
+        }
+    }
+    None
+}
+
+/// What a packed thread of so many bytes takes in the arena.
+pub const fn packed_capacity(bytes: usize) -> usize {
+    bytes.next_multiple_of(16)
+}
+
+/// Writes the packed thread that has been made at `from` to the place in the arena that was allocated for it.
+///
+/// # Safety
+/// There are so many bytes at `from`, which begin with a [`Block`], and `place` has room for [`packed_capacity`] and is nobody else's.
+pub unsafe fn fill(place: usize, from: usize, bytes: usize) {
+    // SAFETY: as promised.
+    unsafe {
+        (*(from as *mut Block)).capacity = packed_capacity(bytes);
+        core::ptr::copy_nonoverlapping(from as *const u8, place as *mut u8, bytes);
+    }
+}
+
+/// Puts the packed thread that has been made at `from` where the thread's block is, or near: what it leaves is free. `None`: it is no smaller.
+///
+/// # Safety
+/// As [`fill`] for `from`; `at` is the thread's block in the arena, and nobody reads it any more.
+pub unsafe fn replace(at: usize, from: usize, bytes: usize) -> Option<usize> {
+    // SAFETY: as promised; a death in between rolls all back (S7).
+    unsafe {
+        let (old, new) = ((*(at as *const Block)).capacity, packed_capacity(bytes));
+        if new >= old {
+            return None;
+        }
+        let place = arena::replace(at, block_layout(old), block_layout(new));
+        fill(place, from, bytes);
+        Some(place)
+    }
 }
 
 /// What the arena is asked for a block of `capacity` bytes. What is copied in and out begins on a line of the cache; a packed

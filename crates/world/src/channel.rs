@@ -8,7 +8,7 @@ use crate::arena::OutOfMemory;
 use crate::control::end;
 use crate::ends::{self, Kind, Pop, PushError};
 use crate::killpoint::{Point, at};
-use crate::sched::in_thread;
+use crate::sched::{in_thread, with_room};
 use crate::transit;
 use peregrine_base::sync::Ordering;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
@@ -84,7 +84,7 @@ impl<T: Serialize> Sender<T> {
     /// [`SendError`]; the message is dropped then, and any channel ends in it are given up.
     pub fn send(&self, message: &T) -> Result<(), SendError> {
         let (bytes, list) = transit::pack(message).map_err(|e| SendError::Message(e.to_string()))?;
-        let sent = in_thread(|_| ends::push(self.end, &bytes, &list)).unwrap_or(Err(PushError::Closed));
+        let sent = with_room(|_| ends::push(self.end, &bytes, &list)).unwrap_or(Err(PushError::Closed));
         sent.map_err(|e| {
             transit::release(&list);
             match e {

@@ -205,7 +205,7 @@ impl Lack {
         const WORDS: [&str; 4] = [
             "cannot install the guard pages of its stack: too many mappings (vm.max_map_count)",
             "cannot map its window: too many mappings (vm.max_map_count), or the limit on address space is too low (ulimit -v)",
-            "has no room in the arena for what it holds while another thread is in its window: set PEREGRINE_MEMORY (MiB) higher",
+            "has no addresses left for what it holds while another thread is in its window: they are a sixteenth of the limit on address space (ulimit -v)",
             "could not be set up again as the domain that the thread was in: what the set-up printed says why",
         ];
         WORDS.get((code as usize).wrapping_sub(1)).copied().unwrap_or("gave up")

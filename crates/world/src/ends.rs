@@ -8,7 +8,7 @@ use crate::arena::{self, Blob, OutOfMemory};
 use crate::control::{ChannelState, End, NONE, channel, end, end_link, imaged, wait};
 use crate::killpoint::{Point, at};
 use crate::room::room;
-use crate::sched;
+use crate::sched::{self, LacksMemory};
 use peregrine_base::sync::Ordering;
 
 /// Which end of a channel.
@@ -30,6 +30,12 @@ pub enum PushError {
     /// No room for the message.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
+}
+
+impl LacksMemory for PushError {
+    fn lacks_memory(&self) -> bool {
+        matches!(self, Self::Memory(_))
+    }
 }
 
 fn channel_link(i: u32) -> *mut u32 {

@@ -1,6 +1,7 @@
 //! Errors that programs see. Each says what happened, with numbers, and what to do.
 
 use crate::arena::OutOfMemory;
+use crate::sched::LacksMemory;
 use peregrine_thread::slot::StackSizeError;
 
 /// Why no thread was made.
@@ -40,6 +41,12 @@ pub enum SpawnError {
     /// The argument can't be serialised.
     #[error("the argument can't be serialised: {0}")]
     Argument(String),
+}
+
+impl LacksMemory for SpawnError {
+    fn lacks_memory(&self) -> bool {
+        matches!(self, Self::Memory(_))
+    }
 }
 
 /// Why a join gave no value.

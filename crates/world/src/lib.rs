@@ -48,7 +48,7 @@ mod windows;
 mod zygote;
 
 pub use address_space::{in_view_of, unmapped_from};
-pub use arena::OutOfMemory;
+pub use arena::{Limited, OutOfMemory};
 pub use carried::{TrustedDomain, TrustedDomainError};
 pub use channel::{Receiver, RecvError, SendError, Sender, channel};
 pub use config::{Config, ConfigError};

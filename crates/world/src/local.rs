@@ -46,6 +46,8 @@ pub enum Action {
     Requeue,
     /// Put it at the front: it only made way for a pause.
     RequeueFront,
+    /// Put it at the front, and pack threads that wait: it finds no memory.
+    Room,
     /// It parked itself.
     Parked,
     /// Send it to this node.

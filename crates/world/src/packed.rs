@@ -30,11 +30,12 @@ use peregrine_thread::window_image::Head;
 /// Most live bytes of a thread that is packed.
 pub const MOST_BYTES: usize = 256 << 10;
 
-/// Compresses a thread that is in no window. One that is packed already, never ran, or is too large stays as it is.
+/// Compresses a thread that is in no window; tells whether it did. One that is packed already, never ran, or is too large stays as
+/// it is.
 ///
 /// # Safety
 /// The thread is this node's and suspended, and it counts as having run.
-pub unsafe fn pack(number: u32) {
+pub unsafe fn pack(number: u32) -> bool {
     let r = record(number);
     let at = r.stored.load(Ordering::Relaxed);
     // SAFETY: as promised; the scratch memory is the scheduler's.
@@ -42,16 +43,16 @@ pub unsafe fn pack(number: u32) {
         let t = template();
         let raw = scratch();
         let head = match at {
-            UNBORN => return,
+            UNBORN => return false,
             IN_FRAMES if StackKind::of(number) == StackKind::Alias => match gather_frames(number, t, raw) {
                 Some(head) => head,
-                None => return,
+                None => return false,
             },
-            IN_FRAMES => return,
+            IN_FRAMES => return false,
             _ => {
                 let block = &*(at as *const Block);
                 if block.compressed_len != 0 || block.head.len() > MOST_BYTES {
-                    return;
+                    return false;
                 }
                 let from = (at + size_of::<Block>()) as *const u8;
                 core::ptr::copy_nonoverlapping(from, raw as *mut u8, block.head.len());
@@ -68,24 +69,32 @@ pub unsafe fn pack(number: u32) {
         let input =
             core::slice::from_raw_parts((raw + head.statics_len) as *const u8, head.len() - head.statics_len);
         let output = core::slice::from_raw_parts_mut(to as *mut u8, raw + SCRATCH_BYTES - to);
-        let Some(len) = compress(input, output) else { return };
+        let Some(len) = compress(input, output) else { return false };
         let bytes = size_of::<Block>() + head.statics_len + len;
         (block as *mut Block).write(Block { capacity: 0, compressed_len: len, head, model });
-        // Where there is no room for what would make room, it stays as it is.
-        let Some(packed) = keep(block, bytes) else { return };
-        kill_at(Point::PackMade);
-        r.stored.store(packed, Ordering::Relaxed);
-        kill_at(Point::PackKnown);
-        if at > UNBORN {
-            blocks::give_back(at);
+        if let Some(packed) = keep(block, bytes) {
+            kill_at(Point::PackMade);
+            r.stored.store(packed, Ordering::Relaxed);
+            kill_at(Point::PackKnown);
+            if at > UNBORN {
+                blocks::give_back(at);
+            } else {
+                punch_frames(number);
+            }
+        } else if at > UNBORN {
+            // The arena is full. Where its memory was there is room for what it is now.
+            let Some(packed) = blocks::replace(at, block, bytes) else { return false };
+            r.stored.store(packed, Ordering::Relaxed);
+            kill_at(Point::PackKnown);
         } else {
-            punch_frames(number);
+            return false;
         }
     }
     kill_at(Point::PackGivenBack);
     // What was granted is not used any more; it is charged again when the thread is unpacked.
     imaged().memory_used.fetch_sub(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
     world().packed[0].fetch_add(1, Ordering::Relaxed);
+    true
 }
 
 /// Puts the block of so many bytes that has been made at `block` where it stays: in the archive, where an image needs no copy of it,
@@ -97,10 +106,8 @@ unsafe fn keep(block: usize, bytes: usize) -> Option<usize> {
         if let Some(at) = archive::store(core::slice::from_raw_parts(block as *const u8, bytes)) {
             return Some(at);
         }
-        let capacity = bytes.next_multiple_of(16);
-        let place = new_block(capacity)?;
-        (*(block as *mut Block)).capacity = capacity;
-        core::ptr::copy_nonoverlapping(block as *const u8, place.cast(), bytes);
+        let place = new_block(blocks::packed_capacity(bytes))?;
+        blocks::fill(place as usize, block, bytes);
         Some(place as usize)
     }
 }

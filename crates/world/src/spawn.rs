@@ -3,7 +3,7 @@
 use crate::control::world;
 use crate::error::{JoinError, SpawnError};
 use crate::join;
-use crate::sched::in_thread;
+use crate::sched::with_room;
 use crate::thread::{self, Start, ThreadId};
 use crate::transit;
 use peregrine_base::sync::Ordering;
@@ -95,7 +95,7 @@ impl Builder {
     {
         let (bytes, ends) = transit::pack(&argument).map_err(|e| SpawnError::Argument(e.to_string()))?;
         drop(argument);
-        let made = in_thread(|_| {
+        let made = with_room(|_| {
             let kind = self.kind.unwrap_or_else(default_kind);
             // SAFETY: a thread runs, so there is a World.
             let windows = unsafe { template() }.windows;

@@ -246,7 +246,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 fn end((how, bytes, ends): (u32, Vec<u8>, Vec<u32>)) -> ! {
     // A result that finds no room becomes a panic with a shorter message.
-    let written = sched::in_thread(|_| arena::write(&bytes, &ends));
+    let written = sched::with_room(|_| arena::write(&bytes, &ends));
     let (how, result) = match written {
         Some(Ok(at)) => (how, at),
         _ => (ending::PANICKED, 0),

@@ -145,7 +145,7 @@ pub unsafe fn bring(c: &mut Carrier, l: &mut Local, number: u32) {
             if blocks::can_exchange(c, before, number) {
                 let t = template();
                 statics::evict(c, t, before);
-                blocks::exchange(before, number, t);
+                blocks::exchange(c, l, before, number, t);
                 kill_at(Point::WindowEntered);
                 l.windows.set(number, number);
                 return l.windows.note_idle(before);
@@ -297,7 +297,7 @@ pub unsafe fn leave(c: &mut Carrier, l: &mut Local, number: u32) {
         let t = template();
         statics::evict(c, t, number);
         if StackKind::of(number) == StackKind::Copy {
-            blocks::store(c, number, t);
+            blocks::store(c, l, number, t);
         }
     }
     kill_at(Point::WindowLeft);
@@ -315,17 +315,19 @@ pub unsafe fn store_all(c: &Carrier, l: &mut Local) {
         let number = l.windows.owner[1][w];
         if number != 0 {
             // SAFETY: the thread is in its window.
-            unsafe { blocks::store(c, number, template()) };
+            unsafe { blocks::store(c, l, number, template()) };
         }
     }
 }
 
+/// How many threads are packed at a time.
+const AT_ONCE: usize = 8;
+
 /// Packs threads that have been idle for long enough, a few at a time.
 ///
 /// # Safety
-/// In a runtime section or on the scheduler's stack.
+/// On the scheduler's stack.
 pub unsafe fn pack_idle(c: &Carrier, l: &mut Local) {
-    const AT_ONCE: usize = 8;
     let Some(due) = l.windows.next_due() else { return };
     let now = monotonic_ns();
     if due > now {
@@ -336,20 +338,60 @@ pub unsafe fn pack_idle(c: &Carrier, l: &mut Local) {
         match l.windows.idle.first() {
             Some(i) if i.since_ns.saturating_add(after) <= now => {
                 l.windows.idle.pop();
-                let r = record(i.number);
-                let still = r.node.load(Ordering::Relaxed) == c.node
-                    && matches!(r.state.load(Ordering::Relaxed), state::PARKED | state::SLEEPING)
-                    && r.waits.load(Ordering::Relaxed) == i.wait
-                    && !l.windows.is_in(i.number);
-                if still {
-                    node(c.node).note_ran(i.number);
-                    // SAFETY: the thread is ours, suspended, and in no window.
-                    unsafe { packed::pack(i.number) };
-                }
+                // SAFETY: as promised.
+                unsafe { pack_if_idle(c.node, l, i) };
             }
             _ => return,
         }
     }
+}
+
+/// Packs a few threads before their time, for memory is used up: of those that wait the ones that have waited longest, then of those
+/// that can run the ones whose turn comes last. Tells how many; `but` is not among them.
+///
+/// # Safety
+/// On the scheduler's stack.
+pub unsafe fn pack_early(index: u32, l: &mut Local, but: u32) -> usize {
+    let mut count = 0;
+    while count < AT_ONCE
+        && let Some(i) = l.windows.idle.pop()
+    {
+        // SAFETY: as promised.
+        count += usize::from(i.number != but && unsafe { pack_if_idle(index, l, i) });
+    }
+    for place in (0..l.queued()).rev() {
+        if count >= AT_ONCE {
+            break;
+        }
+        let number = l.peek(place);
+        let r = record(number);
+        if is_windowed(number)
+            && number != but
+            && r.node.load(Ordering::Relaxed) == index
+            && r.state.load(Ordering::Relaxed) == state::RUNNABLE
+            && !l.windows.is_in(number)
+        {
+            node(index).note_ran(number);
+            // SAFETY: the thread is ours, suspended, and in no window.
+            count += usize::from(unsafe { packed::pack(number) });
+        }
+    }
+    count
+}
+
+/// Packs the thread of this node's list if it still waits, outside of its window; tells whether it is packed now.
+unsafe fn pack_if_idle(index: u32, l: &Local, i: Idle) -> bool {
+    let r = record(i.number);
+    let still = r.node.load(Ordering::Relaxed) == index
+        && matches!(r.state.load(Ordering::Relaxed), state::PARKED | state::SLEEPING)
+        && r.waits.load(Ordering::Relaxed) == i.wait
+        && !l.windows.is_in(i.number);
+    if !still {
+        return false;
+    }
+    node(index).note_ran(i.number);
+    // SAFETY: the thread is ours, suspended, and in no window.
+    unsafe { packed::pack(i.number) }
 }
 
 /// Gives back all memory of a windowed thread that has ended. In a node, or in the supervisor while all nodes are paused.

@@ -103,15 +103,65 @@ const LEAST_MIB: u64 = 1536;
 
 #[test]
 fn ten_thousand_threads_in_windows_run_under_a_tight_limit_on_address_space() {
-    for kind in ["alias", "copy"] {
+    // Copy threads that wait fill the arena, and are packed when it is full, not after a while.
+    for (kind, pack_after) in [("alias", "100"), ("copy", "3600000")] {
         let program = ten_thousand_live_in_little_address_space();
-        let outcome = under(&program, LEAST_MIB, &[("PEREGRINE_STACK_KIND", kind)]);
+        let settings = [("PEREGRINE_STACK_KIND", kind), ("PEREGRINE_PACK_AFTER", pack_after)];
+        let outcome = under(&program, LEAST_MIB, &settings);
         assert!(outcome.success(), "{kind}: {outcome}");
         let peak: u64 = outcome.stdout.trim().parse().expect("a number");
         println!("{kind}: a node used {peak} MiB of addresses");
         // Their stacks alone would be 9.8 GiB.
         assert!(peak < LEAST_MIB, "{outcome}");
     }
+}
+
+/// More is held by threads that wait than the arena has addresses for, while nodes are killed.
+#[peregrine::test(
+    program,
+    nodes = 2,
+    windows = 16,
+    slots = 1,
+    kill_every_ms = 150,
+    image_interval_ms = 60,
+    least_kills = 3
+)]
+fn wait_for_more_than_the_arena_has() {
+    const THREADS: usize = 1_000;
+    const BYTES: usize = 120 << 10;
+    let (all, answers) = channel::<u64>();
+    let wakes: Vec<Sender<Vec<u8>>> = (0..THREADS)
+        .map(|i| {
+            let (wake, woken) = channel::<Vec<u8>>();
+            let waits = |(seed, woken, all): (u8, Receiver<Vec<u8>>, Sender<u64>)| {
+                let own = Own::new(seed.into());
+                let held = vec![seed; BYTES];
+                for message in woken.iter() {
+                    own.check();
+                    let same = |bytes: &[u8]| bytes.iter().all(|byte| *byte == seed);
+                    assert!(same(&held) && same(&message));
+                    all.send(&message.len().try_into().unwrap()).unwrap();
+                }
+            };
+            let start = Builder::new().kind(StackKind::Copy).node((i % 2) as u32);
+            start.spawn(waits, (i as u8, woken, all.clone())).unwrap();
+            wake
+        })
+        .collect();
+    for round in 1..4 {
+        // Messages need room as well.
+        wakes.iter().enumerate().for_each(|(i, wake)| wake.send(&vec![i as u8; round << 10]).unwrap());
+        let sum: u64 = wakes.iter().map(|_| answers.recv().unwrap()).sum();
+        assert_eq!(sum, (THREADS * (round << 10)) as u64);
+    }
+}
+
+#[test]
+fn threads_that_wait_are_packed_early_when_there_is_no_room_for_them() {
+    // An hour: nothing is packed because time has passed.
+    let outcome =
+        under(&wait_for_more_than_the_arena_has(), LEAST_MIB, &[("PEREGRINE_PACK_AFTER", "3600000")]);
+    assert!(outcome.success() && !outcome.stderr.contains("ulimit"), "{outcome}");
 }
 
 /// Threads in windows move, are killed with their nodes, and `main`, in the only slot, holds more and less on its heap.

@@ -27,7 +27,7 @@ pub use error::RegionError;
 pub(crate) use table::{Table, all};
 
 use crate::arena;
-use crate::sched::in_thread;
+use crate::sched::{in_thread, with_room};
 use core::alloc::Layout;
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use peregrine_vm::{OutOfBounds, Volatile};
@@ -62,7 +62,7 @@ pub fn create(name: &str, len_bytes: usize) -> Result<Region, RegionError> {
     let key = padded(name)?;
     let bad = || RegionError::Empty { name: name.to_owned(), len_bytes };
     let layout = layout(len_bytes).filter(|_| len_bytes > 0).ok_or_else(bad)?;
-    let at = in_thread(|_| arena::allocate(layout)).ok_or(RegionError::NoThread)??;
+    let at = with_room(|_| arena::allocate(layout)).ok_or(RegionError::NoThread)??;
     // Outside the section and unknown to anybody: a preemption, an image or a death in between does no harm.
     zero(at, layout.size());
     let made = with_table(|table| table.make(&key, at, len_bytes))?;

@@ -23,12 +23,14 @@ mod moves;
 mod park;
 mod pause;
 mod post;
+mod shortage;
 pub(crate) mod spin;
 mod switch;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
 pub use post::{announce, nudge, post};
+pub use shortage::{LacksMemory, with_room};
 pub use switch::{reschedule, yield_to_next};
 
 use crate::control::{Lack, NONE, is_domain, node, record, state, world};
@@ -231,10 +233,18 @@ fn settle(c: &mut Carrier, l: &mut Local) {
     at(Point::SettleLeft);
     match action {
         Action::None | Action::Parked => {}
-        Action::Requeue | Action::RequeueFront => {
+        Action::Requeue | Action::RequeueFront | Action::Room => {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
             at(Point::SettleRequeued);
-            if action == Action::Requeue { l.push(slot) } else { l.push_front(slot) }
+            if action == Action::Requeue {
+                l.push(slot)
+            } else {
+                l.push_front(slot)
+            }
+            if action == Action::Room {
+                // SAFETY: on the scheduler's stack.
+                unsafe { windows::pack_early(c.node, l, slot) };
+            }
         }
         Action::Move(to) => {
             r.state.store(state::RUNNABLE, Ordering::Relaxed);
