@@ -138,20 +138,24 @@ struct Said {
     at: Vec<String>,
 }
 
-/// What the compiler says of a crate with this source, by the line that each error points to.
-fn errors_of(source: &str) -> Vec<(usize, Said)> {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("src")).unwrap();
-    // The same dependencies as the crate that runs, which are built by then.
+/// What the compiler says of the crate `name` with this source, which knows ours by the name `ours`: the line that each error points to, and
+/// the error.
+fn errors_of(name: &str, source: &str, ours: &str) -> Vec<(usize, Said)> {
+    // Always the same place, so that cargo keeps one of its kind.
+    let dir = root().join("target/outside/sources").join(name);
+    std::fs::create_dir_all(dir.join("src")).unwrap();
+    // The same dependencies as the crate that runs: they are built once.
     let darkroom = root().join("examples/darkroom");
     let manifest = std::fs::read_to_string(darkroom.join("Cargo.toml")).unwrap();
     let path = root().join("crates/call");
-    let manifest =
-        manifest.replace("../../crates/call", path.to_str().unwrap()).replace("darkroom", "refused");
-    std::fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
-    std::fs::copy(darkroom.join("Cargo.lock"), dir.path().join("Cargo.lock")).unwrap();
-    std::fs::write(dir.path().join("src/lib.rs"), source).unwrap();
-    let output = cargo(&["build", "--quiet", "--message-format=json"], &dir.path().join("Cargo.toml"));
+    let manifest = manifest
+        .replace("../../crates/call", path.to_str().unwrap())
+        .replace("peregrine-call = {", &format!("{ours} = {{ package = \"peregrine-call\","))
+        .replace("darkroom", name);
+    std::fs::write(dir.join("Cargo.toml"), manifest).unwrap();
+    std::fs::copy(darkroom.join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
+    std::fs::write(dir.join("src/lib.rs"), source).unwrap();
+    let output = cargo(&["build", "--quiet", "--message-format=json"], &dir.join("Cargo.toml"));
     let messages = String::from_utf8(output.stdout).unwrap();
     let mut errors = Vec::new();
     for line in messages.lines() {
@@ -170,7 +174,12 @@ fn errors_of(source: &str) -> Vec<(usize, Said)> {
         };
         errors.push((first["line_start"].as_u64().unwrap() as usize, said));
     }
-    assert!(!output.status.success() || errors.is_empty());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        output.status.success(),
+        errors.is_empty(),
+        "what it says is not all about the source: {said}"
+    );
     errors
 }
 
@@ -209,7 +218,7 @@ mod fine { use super::*;
             .for_each(|line| assert!(of_line.insert(line, name.as_str()).is_none()));
     }
     let mut said: BTreeMap<&str, Vec<Said>> = BTreeMap::new();
-    for (line, error) in errors_of(&source) {
+    for (line, error) in errors_of("unfit", &source, "peregrine-call") {
         let name = of_line.get(&line).unwrap_or_else(|| panic!("an error elsewhere: {line}: {error:?}"));
         said.entry(name).or_default().push(error);
     }
@@ -227,4 +236,38 @@ mod fine { use super::*;
         .map(|(name, method, _, says)| format!("{name}: `{method}`: {says:?}: {:?}", said.get(name.as_str())))
         .collect();
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn who_knows_the_crate_by_another_name_says_so() {
+    let source = "#![deny(warnings)]
+//! By another name.
+use calls::{Given, Invocation, LentSlice};
+/// One of each.
+#[calls::interface(crate = \"calls\", version = 2, name = \"each\", reply_bytes = 1 << 10)]
+pub trait Each {
+    /// In every mode.
+    fn all(&self, #[context] call: &Invocation<'_>, a: &str, b: &[u8], #[out] c: &mut u32, #[out(bytes = 9)] d: &mut Vec<u8>, #[inout] e: &mut String, #[inout(bytes = 9)] f: &mut Vec<u8>, #[lend] g: LentSlice<'_, f64>, #[give] h: Given) -> Result<u8, String>;
+    /// Nothing.
+    fn none(&self);
+}
+/// Uses it.
+pub async fn uses(each: &EachClient) -> Result<(), calls::CallError> {
+    let _ = each.none();
+    let _ = each.none_async().await;
+    let [mut d, mut f] = [vec![], vec![]];
+    let _ = each.all_async(\"a\", b\"b\", &mut 0, &mut d, &mut String::new(), &mut f, &[0.5f64], b\"h\").await;
+    Ok(())
+}
+/// Serves it.
+pub fn serves(each: impl Each) -> calls::DomainBuilder {
+    calls::Domain::builder().interface(EachPortal(each))
+}
+";
+    let errors = errors_of("renamed", source, "calls");
+    assert!(errors.is_empty(), "{errors:?}");
+    assert!(
+        !errors_of("renamed", &source.replace("crate = \"calls\", ", ""), "calls").is_empty(),
+        "the default is another"
+    );
 }
