@@ -197,8 +197,11 @@ fn most_bytes(attribute: &Attribute) -> Result<Option<TokenStream>> {
 }
 
 fn plain_in(ty: &Type, mut next: impl FnMut() -> Option<usize>) -> Result<Mode> {
-    refuse_pointers(ty)?;
-    let Type::Reference(r) = ty else { return Ok(Mode::In { held: ty.clone(), by_ref: false }) };
+    let Type::Reference(r) = ty else {
+        refuse_pointers(ty)?;
+        return Ok(Mode::In { held: ty.clone(), by_ref: false });
+    };
+    refuse_pointers(&r.elem)?;
     if r.mutability.is_some() {
         let m = "say how it crosses: #[out] (comes back) or #[inout] (goes and comes back, on success only)";
         return Err(Error::new(ty.span(), m));
@@ -244,10 +247,10 @@ fn refuse_pointers(ty: &Type) -> Result<()> {
         Type::Ptr(_) => refuse("a raw pointer"),
         Type::BareFn(_) => refuse("a function's address"),
         Type::TraitObject(_) | Type::ImplTrait(_) => refuse("a trait object"),
-        Type::Reference(r) => match &*r.elem {
-            Type::Reference(_) => refuse("a reference to a reference"),
-            inner => refuse_pointers(inner),
-        },
+        Type::Reference(r) => Err(Error::new(
+            r.span(),
+            "a reference inside a value can't cross: use the owned type (String, Vec)",
+        )),
         Type::Slice(s) => refuse_pointers(&s.elem),
         Type::Array(a) => refuse_pointers(&a.elem),
         Type::Paren(p) => refuse_pointers(&p.elem),
@@ -256,15 +259,8 @@ fn refuse_pointers(ty: &Type) -> Result<()> {
             for segment in &p.path.segments {
                 if let PathArguments::AngleBracketed(a) = &segment.arguments {
                     for argument in &a.args {
-                        match argument {
-                            GenericArgument::Type(Type::Reference(r)) => {
-                                return Err(Error::new(
-                                    r.span(),
-                                    "a reference inside a value can't cross: use the owned type (String, Vec)",
-                                ));
-                            }
-                            GenericArgument::Type(t) => refuse_pointers(t)?,
-                            _ => {}
+                        if let GenericArgument::Type(t) = argument {
+                            refuse_pointers(t)?;
                         }
                     }
                 }

@@ -3,7 +3,8 @@
 use crate::client::{held, is_packed_result};
 use crate::model::{Interface, Method, Mode};
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
+use quote::{format_ident, quote, quote_spanned};
+use syn::spanned::Spanned;
 
 pub fn generate(i: &Interface) -> TokenStream {
     let (krate, vis, ident) = (&i.krate, &i.vis, &i.ident);
@@ -11,7 +12,7 @@ pub fn generate(i: &Interface) -> TokenStream {
     let about = format!("Serves calls of [`{ident}`] with the implementation in it.");
     let (name, version) = (&i.name, i.version);
     let arms = i.methods.iter().enumerate().map(|(n, m)| arm(krate, ident, m, n as u32));
-    let checks = i.methods.iter().map(|m| checks(krate, m));
+    let checks = i.methods.iter().map(checks);
     quote! {
         #[doc = #about]
         #[derive(Clone, Debug)]
@@ -40,24 +41,36 @@ pub fn generate(i: &Interface) -> TokenStream {
         }
 
         const _: () = {
+            // A name of one word, so that all of a check is where the type is.
+            #[allow(unused_imports)]
+            use #krate::interface as __interface;
             #(#checks)*
         };
     }
 }
 
 /// Has the compiler say which type can't cross, and why, where it is written.
-fn checks(krate: &syn::Path, m: &Method) -> TokenStream {
+fn checks(m: &Method) -> TokenStream {
     let types = m.arguments.iter().filter_map(|a| held(&a.mode)).chain([&m.value]).chain(&m.error);
     let outs = m.arguments.iter().filter_map(|a| match &a.mode {
         Mode::Out { held } => Some(held),
         _ => None,
     });
+    let of = |mode: fn(&Mode) -> bool| m.arguments.iter().filter(move |a| mode(&a.mode)).map(|a| &a.ty);
+    let lent = of(|mode| matches!(mode, Mode::Lend { .. }));
+    let given = of(|mode| matches!(mode, Mode::Give { .. }));
+    let crosses = types.map(|ty| quote_spanned!(ty.span()=> __interface::crosses::<#ty>();));
+    let begins = outs.map(|ty| quote_spanned!(ty.span()=> __interface::begins_empty::<#ty>();));
+    let is_lent = lent.map(|ty| quote_spanned!(ty.span()=> __interface::is_lent::<#ty>();));
+    let is_given = given.map(|ty| quote_spanned!(ty.span()=> __interface::is_given::<#ty>();));
     let ident = &m.ident;
     quote! {
         #[allow(non_snake_case, dead_code)]
         fn #ident() {
-            #(#krate::interface::crosses::<#types>();)*
-            #(#krate::interface::begins_empty::<#outs>();)*
+            #(#crosses)*
+            #(#begins)*
+            #(#is_lent)*
+            #(#is_given)*
         }
     }
 }

@@ -111,6 +111,12 @@ impl<'a> From<&'a [u8]> for Giving<'a> {
     }
 }
 
+impl<'a, const N: usize> From<&'a [u8; N]> for Giving<'a> {
+    fn from(bytes: &'a [u8; N]) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
 impl<'a> From<&'a Vec<u8>> for Giving<'a> {
     fn from(bytes: &'a Vec<u8>) -> Self {
         bytes.as_slice().into()

@@ -125,7 +125,9 @@ pub enum Refusal {
         limit: usize,
     },
     /// The chain of nested calls is as deep as the domain allows.
-    #[error("the chain of calls is {depth} deep, and the domain's limit is {limit} (`Limits::depth`)")]
+    #[error(
+        "the chain of calls is {depth} deep, and the domain's limit is {limit}; nest fewer, or raise it (`Limits::depth`)"
+    )]
     Depth {
         /// Depth that this call would have.
         depth: u32,
@@ -143,6 +145,9 @@ pub enum Refusal {
     NoBuffer(u32),
 }
 
+/// What is too large when the bytes of a client's buffers are: what it lends, and what its large arguments and results take.
+pub(crate) const BUFFER_BYTES: &str = "buffers and room for large arguments";
+
 /// What it is counted in.
 fn unit(what: &str) -> &'static str {
     match what {
@@ -154,10 +159,15 @@ fn unit(what: &str) -> &'static str {
 /// What to do about what is too large.
 fn remedy(what: &str) -> &'static str {
     match what {
-        "result" => "declare more room for it in the call, or raise the domain's `Limits`",
+        "arguments" => "send less, or raise the domain's `Limits::argument_bytes`",
+        "result" => {
+            "declare more room for it in the call (`reply_bytes`, `#[out(bytes = N)]` of an interface), or raise the domain's `Limits::argument_bytes`"
+        }
         "access to a buffer" => "stay within it, or make a larger one",
-        "calls in flight" => "wait for one, or raise the domain's `Limits`",
-        _ => "raise the domain's `Limits` or send less",
+        "calls in flight" => "wait for one, or raise the domain's `Limits::calls_in_flight`",
+        "buffers" => "drop some, or raise the domain's `Limits::buffers`",
+        BUFFER_BYTES => "drop some, or raise the domain's `Limits::buffer_bytes`",
+        _ => "send less, or raise the domain's `Limits`",
     }
 }
 
@@ -262,7 +272,7 @@ mod tests {
         let too_large = |what| CallError::TooLarge { what, asked_bytes: 5, limit_bytes: 2 }.to_string();
         assert_eq!(
             too_large("result"),
-            "result: 5 bytes asked for, and the limit is 2; declare more room for it in the call, or raise the domain's `Limits`"
+            "result: 5 bytes asked for, and the limit is 2; declare more room for it in the call (`reply_bytes`, `#[out(bytes = N)]` of an interface), or raise the domain's `Limits::argument_bytes`"
         );
         assert!(too_large("calls in flight").starts_with("calls in flight: 5 asked for"));
         let confused = CallError::Callee(Failure::arguments()).to_string();

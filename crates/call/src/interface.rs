@@ -296,7 +296,28 @@ pub const fn crosses<T: Serialize + DeserializeOwned>() {}
 #[doc(hidden)]
 pub const fn begins_empty<T: Default>() {}
 
+/// What is lent arrives as such.
+#[doc(hidden)]
+pub const fn is_lent<'a, T: FromLent<'a>>() {}
+
+/// What is given arrives as such.
+#[doc(hidden)]
+pub const fn is_given<T: FromGiven>() {}
+
+/// What a `give` argument can be for the callee: [`Given`](crate::Given).
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be given: an argument that is given is a `Given`",
+    label = "bytes change hands, and nothing else"
+)]
+pub trait FromGiven {}
+impl FromGiven for crate::Given {}
+
 /// What a `lend` argument can be for the callee.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be lent: an argument that is lent is a `Lent` or a `LentSlice`",
+    label = "bytes are lent, or plain data, and nothing else"
+)]
 pub trait FromLent<'a>: Sized {
     /// Takes the lent memory.
     ///

@@ -56,7 +56,7 @@ pub use limits::Limits;
 /// | `#[context]` | `&Invocation<'_>` | nothing | who calls, and the deadline |
 ///
 /// `T` is anything that serde serialises and deserialises: what it points to is copied with it, and what has no serialised form (pointers,
-/// references inside, `Rc`, files) does not compile. `#[out(bytes = N)]` and `#[inout(bytes = N)]` bound a `Vec<u8>` that comes back.
+/// references inside, `Rc`, files) does not compile. (Where serde's feature `rc` is on, an `Rc` has one: the callee's is another.) `#[out(bytes = N)]` and `#[inout(bytes = N)]` bound a `Vec<u8>` that comes back.
 ///
 /// The client is made by `LedgerClient::connect(path)`, or `over(client)` a [`Client`] that is connected already; `connection()` is its
 /// [`Client`], which makes the [`Buffer`]s that it lends (`ledger.connection().buffer(bytes)`), and `within(time)` gives every call of a clone that

@@ -125,6 +125,10 @@ pub(crate) enum Why {
         errno: i32,
     },
     Unexpected,
+    BufferBytes {
+        asked: u64,
+        limit: u64,
+    },
 }
 
 /// Why nothing was received.

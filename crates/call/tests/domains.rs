@@ -177,7 +177,9 @@ fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::
         let running = scope.spawn(|| client.call(hold, Call::new()));
         gate.wait();
         let waiting = scope.spawn(|| client.call(sleep, Call::new().input(&[0])));
-        while domain.stats().waiting == 0 {
+        // One that nobody waits for in the call itself.
+        let begun = client.start(sleep, Call::new().input(&[0])).unwrap();
+        while domain.stats().waiting < 2 {
             std::thread::yield_now();
         }
         scope.spawn(|| {
@@ -188,6 +190,7 @@ fn shutdown_lets_running_calls_end_and_terminates_those_that_wait() -> testkit::
         domain.shutdown();
         assert_eq!(running.join().unwrap(), Ok(()));
         assert_eq!(waiting.join().unwrap(), Err(CallError::Terminated));
+        assert_eq!(begun.wait(), Err(CallError::Terminated));
     });
     assert_eq!(client.call(sleep, Call::new().input(&[0])), Err(CallError::DomainDied));
     assert!(!path.exists());

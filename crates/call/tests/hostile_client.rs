@@ -136,6 +136,68 @@ fn a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones() -> te
     testkit::Outcome::Passed
 }
 
+fn memory_that_its_giver_keeps_is_not_taken_for_a_gift() -> testkit::Outcome {
+    const GIVE: u64 = 5;
+    const GIFT_IN_USE: u32 = 11;
+    const DONE: [u32; 2] = [1, 14];
+    const LEN: u64 = 4096;
+    let served = serve(|d| {
+        portals(d).portal("keep", 1, |call: &mut peregrine_call::Invocation<'_>| {
+            let given = call.take_given(0)?;
+            assert_eq!(given.len() as u64, LEN);
+            Ok(())
+        })
+    });
+    let honest = served.connect();
+    honest_calls(&honest, 10);
+    let before = served.holdings();
+    let socket = Socket::greeted(&served.path()).unwrap();
+    let (line, _) = socket.open_line().unwrap();
+    let mut call = 0;
+    let mut gives = |fd: &std::os::fd::OwnedFd| {
+        let add = FromClient::AddGift { len_bytes: LEN };
+        let (FromDomain::Buffer { id }, _) = socket.ask(&add, Some(fd.as_fd())).unwrap() else {
+            panic!("a gift")
+        };
+        // One argument for portal 2.
+        line.set64(TARGET, 2 | 1 << 32);
+        line.set64(PLACE, 1);
+        for (at, word) in [(0, GIVE | u64::from(id) << 32), (8, LEN), (16, 0)] {
+            line.set64(DESCRIPTORS + at, word);
+        }
+        call += 1;
+        line.set(CALL, call);
+        let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
+        if line.get(MODE) != PARKED {
+            socket.send(&FromClient::Ring { line: 0 }, None);
+        }
+        let begun = Instant::now();
+        while line.get(REPLY) != call {
+            assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
+            std::thread::yield_now();
+        }
+        line.get(STATUS)
+    };
+    let memory = || {
+        let fd = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
+        memfd::seal_size(&fd).unwrap();
+        fd
+    };
+    let kept = memory();
+    let mapped = Memory::map(&kept, LEN as usize).unwrap();
+    assert_eq!(gives(&kept), GIFT_IN_USE, "mapped, to be rewritten under its owner");
+    drop(mapped);
+    // The descriptor alone is of no use: from here on nobody writes.
+    let held = memory();
+    rustix::io::pwrite(&held, &[7], 0).unwrap();
+    assert!(DONE.contains(&gives(&held)));
+    assert!(rustix::io::pwrite(&held, &[8], 0).is_err() && Memory::map(&held, LEN as usize).is_none());
+    assert!(rustix::fs::ftruncate(&held, 0).is_err());
+    drop((socket, line));
+    back_to(&served, before);
+    testkit::Outcome::Passed
+}
+
 fn the_limits_hold_whatever_a_client_thinks_of_them() -> testkit::Outcome {
     const TOO_LARGE: u32 = 8;
     const TOO_DEEP: u32 = 9;
@@ -424,6 +486,7 @@ fn main() -> std::process::ExitCode {
         a_client_that_never_reads_is_dropped_and_others_are_served,
         a_client_that_only_rings_is_dropped,
         a_call_refused_at_a_later_argument_leaves_nothing_of_the_earlier_ones,
+        memory_that_its_giver_keeps_is_not_taken_for_a_gift,
         the_limits_hold_whatever_a_client_thinks_of_them,
         the_short_form_of_a_call_is_checked_each_time_its_header_changes,
         what_was_taken_back_is_lent_no_more_though_its_activation_never_slept,

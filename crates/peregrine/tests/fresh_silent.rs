@@ -41,6 +41,12 @@ fn domain() -> Domain {
             std::thread::sleep(Duration::from_secs(3));
             Ok(())
         })
+        .portal("holds", 1, |call: &mut Invocation<'_>| {
+            std::fs::write(std::str::from_utf8(call.input(0)?).unwrap(), "").unwrap();
+            loop {
+                std::thread::park();
+            }
+        })
         .serve(path)
         .unwrap()
 }
@@ -409,6 +415,35 @@ fn stopped_for_good() {
 #[test]
 fn who_calls_a_domain_that_is_stopped_for_good_is_told_so() {
     with_domains(stopped_for_good());
+}
+
+#[peregrine::test(program, nodes = 2, timeout_s = 110)]
+fn dies_under_its_callers() {
+    const CALLERS: u32 = 20;
+    let held = |i: u32| at(&format!("held{i}"));
+    let pid = portal("good", "pid").call(b"", 4).unwrap();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|i| {
+            let call = |path: PathBuf| portal("good", "holds").call(path.to_str().unwrap().as_bytes(), 0);
+            peregrine::Builder::new().node(i % 2).spawn(call, held(i)).unwrap()
+        })
+        .collect();
+    while !(0..CALLERS).all(|i| held(i).exists()) {
+        sleep(Duration::from_millis(1));
+    }
+    signal::kill(i32::from_ne_bytes(pid.try_into().unwrap()), number::KILL).unwrap();
+    for caller in callers {
+        assert_eq!(caller.join().unwrap(), Err(FreshCallError::DomainDied));
+    }
+    // Its socket is still there, and nobody behind it.
+    let next = portal("good", "pid").call(b"", 4);
+    assert!(matches!(next, Err(FreshCallError::Unreachable(_))), "{next:?}");
+    assert_eq!(tally().rollbacks, 0);
+}
+
+#[test]
+fn a_domain_that_dies_under_its_callers_is_the_error_of_each_and_of_nobody_else() {
+    with_domains(dies_under_its_callers());
 }
 
 fn descriptors() -> usize {

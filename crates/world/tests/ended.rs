@@ -156,6 +156,47 @@ fn stores_a_domain(_: usize, _: Vec<u8>, _: Vec<u32>) -> Ended {
     }
 }
 
+/// So long that it is told of, and not so long that it is ended: in haste as in ordinary time.
+fn takes_its_time() {
+    std::thread::sleep(std::time::Duration::from_secs(1));
+}
+
+fn never_returns() {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Opens a domain whose set-up is slow, one whose set-up never ends, and, when that has been given up, one that is as it should be.
+fn opens_three(_: usize, _: Vec<u8>, _: Vec<u32>) -> Ended {
+    let opened = [("slow", takes_its_time as fn()), ("endless", never_returns), ("well", || ())]
+        .map(|(name, setup)| TrustedDomain::open(name, setup).and_then(|d| d.run(|| name.to_owned())));
+    let [slow, endless, well] = opened;
+    let text = format!("{slow:?} {endless:?} {well:?} {}", tally().rollbacks);
+    Ok(([&[0], text.as_bytes()].concat(), vec![]))
+}
+
+/// In a process of its own: limits of a wait come [`HASTE`] times as fast.
+const HASTY: &str = "PEREGRINE_ENDED_HASTY";
+const HASTE: &str = "24";
+
+fn a_set_up_is_told_of_when_it_takes_long_and_ended_when_it_takes_too_long() -> Outcome {
+    let mut c = std::process::Command::new(std::env::current_exe().expect("known"));
+    c.env(HASTY, "1").env("PEREGRINE_HASTE", HASTE).env_remove("TESTKIT_CHILD");
+    let o = c.output().expect("this program can be run again");
+    let [said, done] = [&o.stderr, &o.stdout].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(o.status.success(), "{:?}: {said}", o.status);
+    let failed = r#"Err(SetupFailed { name: "endless" })"#;
+    assert_eq!(done, format!(r#"Ok("slow") {failed} Ok("well") 0"#), "{said}");
+    let told =
+        |name: &str| said.matches(&format!("all threads wait for the set-up of domain '{name}'")).count();
+    // Once for each process of it.
+    assert_eq!((told("slow"), told("endless"), told("well")), (1, 3, 0), "{said}");
+    assert!(said.contains("; it is ended after 2.5s\n"), "a minute, in haste: {said}");
+    assert!(said.contains("domain 'endless' ended its process 3 times; it is given up"), "{said}");
+    Outcome::Passed
+}
+
 const STORE: &str = "PEREGRINE_ENDED_STORE";
 
 /// In a process of its own: the World that [`stores_a_domain`], or what becomes of its resuming with too many nodes.
@@ -195,7 +236,18 @@ fn an_image_with_domains_is_not_resumed_with_more_nodes_than_leave_room_for_them
     Outcome::Passed
 }
 
+/// In a process of its own: the World that [`opens_three`], and what came of it.
+fn hasty() -> std::process::ExitCode {
+    let ended = peregrine_world::run(Config { nodes: 2, ..Config::default() }, opens_three, 0, &[]);
+    let ended = ended.expect("a World");
+    print!("{}", String::from_utf8_lossy(&ended.result[1..]));
+    std::process::ExitCode::from(ended.code as u8)
+}
+
 fn main() -> std::process::ExitCode {
+    if std::env::var_os(HASTY).is_some() {
+        return hasty();
+    }
     if let Some(store) = std::env::var_os(STORE) {
         return life(store);
     }
@@ -205,6 +257,7 @@ fn main() -> std::process::ExitCode {
         a_zygote_that_a_debugger_holds_is_given_up_with_what_to_do,
         a_world_that_waits_for_a_set_up_is_ended_by_a_signal,
         a_world_that_goes_back_and_waits_for_a_set_up_is_ended_by_a_signal,
+        a_set_up_is_told_of_when_it_takes_long_and_ended_when_it_takes_too_long,
         an_image_with_domains_is_not_resumed_with_more_nodes_than_leave_room_for_them,
     ])
 }

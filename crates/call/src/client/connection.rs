@@ -7,7 +7,7 @@ use super::stopped::Stopped;
 use super::watch::{self, Watched};
 use crate::chain::Deadline;
 use crate::credentials::Credentials;
-use crate::error::{CallError, Refusal};
+use crate::error::{BUFFER_BYTES, CallError, Refusal};
 use crate::line::Words;
 use crate::memory::{Buffer, Forget, Gift, read_only};
 use crate::portal::PortalId;
@@ -283,6 +283,9 @@ pub(super) fn refusal(why: Why) -> CallError {
         }
         Why::Buffers { asked, limit } => {
             CallError::TooLarge { what: "buffers", asked_bytes: asked, limit_bytes: limit }
+        }
+        Why::BufferBytes { asked, limit } => {
+            CallError::TooLarge { what: BUFFER_BYTES, asked_bytes: asked, limit_bytes: limit }
         }
         Why::BadMemory => {
             Refusal::Protocol("the domain does not trust the memory that it was given".into()).into()

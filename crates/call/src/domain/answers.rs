@@ -183,8 +183,11 @@ impl Inner {
             return Err(Why::Buffers { asked: buffers.count() as u64 + 1, limit: limits.buffers as u64 });
         }
         let asked = buffers.total_bytes.saturating_add(len_bytes);
-        if len_bytes == 0 || asked > limits.buffer_bytes {
-            return Err(Why::Buffers { asked, limit: limits.buffer_bytes });
+        if len_bytes == 0 {
+            return Err(Why::BadMemory);
+        }
+        if asked > limits.buffer_bytes {
+            return Err(Why::BufferBytes { asked, limit: limits.buffer_bytes });
         }
         Ok(())
     }

@@ -151,8 +151,19 @@ impl DomainBuilder {
         if self.activations == 0 {
             return config("a domain needs an activation to execute anything".into());
         }
-        if self.limits.argument_bytes > u32::MAX as usize {
-            return config(format!("argument_bytes {} is beyond {}", self.limits.argument_bytes, u32::MAX));
+        let limits = &self.limits;
+        for (what, value) in [
+            ("argument_bytes", limits.argument_bytes),
+            ("argument_stack_bytes", limits.argument_stack_bytes),
+            ("calls_in_flight", limits.calls_in_flight),
+        ] {
+            if value > u32::MAX as usize {
+                return config(format!("Limits::{what} {value} is beyond {}", u32::MAX));
+            }
+        }
+        // A client waits for one of its calls to end, and there would be none.
+        if limits.calls_in_flight == 0 {
+            return config("Limits::calls_in_flight is 0: nobody could call; give one at least".into());
         }
         for (i, portal) in self.portals.iter().enumerate() {
             if portal.name.len() > socket::MAX_NAME {

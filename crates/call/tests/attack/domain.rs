@@ -1,9 +1,11 @@
 //! Domains that do what no library would, against a client that uses this one.
 //!
 //! The oracle: each call ends, within its deadline and a little, with some answer; no result is longer than was declared; the client's
-//! process lives (a SIGBUS or a bad pointer would end it), and keeps no descriptor and no mapping of a connection that it dropped.
+//! process lives (a SIGBUS or a bad pointer would end it), and keeps no descriptor and no mapping of a connection that it dropped. (That who waits
+//! for nothing does not wait is shown by `handshakes.rs`, with domains that are stopped.)
 
-use peregrine_call::{Call, CallError, Client, Deadline, Gift};
+use peregrine_call::chain::Caller;
+use peregrine_call::{Affinity, Call, CallError, Client, Deadline, Gift, Pending};
 use peregrine_sys::process::{self, ForkFlags, Forked};
 use peregrine_sys::{futex, memfd, rustix};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -295,6 +297,86 @@ pub fn use_it(path: &Path, rng: &mut Rng) -> [usize; 3] {
     ended
 }
 
+/// Asks until there is an outcome, or nobody cares any more.
+fn ask<T>(rng: &mut Rng, time: Duration, mut question: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    while begun.elapsed() < time && rng.below(500) > 0 {
+        let asked = Instant::now();
+        let answer = question();
+        assert!(asked.elapsed() < Duration::from_secs(10), "it hangs: {:?}", asked.elapsed());
+        if answer.is_some() {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    None
+}
+
+/// As [`use_it`], by the way of those who wait for nothing: what is asked for, offered and called is looked at again and again, some calls
+/// are under way at once, and any of it may be dropped at any moment.
+pub fn poll_it(path: &Path, rng: &mut Rng) -> [usize; 3] {
+    const AT_ONCE: usize = 4;
+    let mut ended = [0; 3];
+    let time = Duration::from_millis(20);
+    let Ok(mut opening) = Client::open(path, time) else { return ended };
+    let Some(Ok(client)) = ask(rng, time, || opening.try_finish()) else { return ended };
+    let Ok(mut finding) = client.look_for("anything", 1) else { return ended };
+    let Some(Ok(portal)) = ask(rng, time, || finding.try_finish()) else { return ended };
+    for _ in 0..8 {
+        let mut lent = None;
+        if rng.below(3) == 0
+            && let Ok(mut offering) = client.offer(10_000)
+        {
+            lent = ask(rng, time, || offering.try_finish()).and_then(Result::ok);
+        }
+        let input = vec![3u8; [0, 10, 3000, 40_000][rng.below(4)]];
+        let bounds: [usize; AT_ONCE] = core::array::from_fn(|_| rng.below(200));
+        let mut results: [_; AT_ONCE] = core::array::from_fn(|_| (Vec::new(), vec![1; 10]));
+        let mut calls: Vec<Pending<'_>> = Vec::new();
+        for ((out, inout), bound) in results.iter_mut().zip(bounds) {
+            let affinity = [Affinity::Together, Affinity::Apart, Affinity::Anywhere][rng.below(3)];
+            let mut call = Call::new().input(&input).output(out, bound).inout(inout, 50).affinity(affinity);
+            if rng.below(2) == 0 {
+                call = call.deadline(Deadline::after(time));
+            }
+            if rng.below(4) == 0 {
+                call = call.give(Gift::new(5000).unwrap());
+            }
+            if let Some(lent) = &lent {
+                call = call.lend(lent);
+            }
+            let begun = match rng.below(3) {
+                0 => client.start_at_once(Caller::current(), portal, call).and_then(|begun| match begun {
+                    Ok(pending) => Ok(pending),
+                    Err(call) => client.start_for(Caller::current(), portal, call),
+                }),
+                1 => client.start_for(Caller::current(), portal, call),
+                _ => client.begin(portal, call),
+            };
+            calls.extend(begun.inspect_err(|_| ended[2] += 1));
+        }
+        let mut died = false;
+        while let Some(mut pending) = calls.pop() {
+            match ask(rng, 2 * time, || pending.try_finish()) {
+                Some(Ok(())) => ended[0] += 1,
+                None | Some(Err(CallError::Deadline)) => ended[1] += 1,
+                Some(Err(e)) => {
+                    ended[2] += 1;
+                    died |= e == CallError::DomainDied;
+                }
+            }
+        }
+        drop(calls);
+        for ((out, inout), bound) in results.iter().zip(bounds) {
+            assert!(out.len() <= bound && inout.len() <= 50, "results beyond what was declared");
+        }
+        if died {
+            break;
+        }
+    }
+    ended
+}
+
 /// A domain that answers each call at once, with results of any lengths and bits, most of them few; so its callers are hot.
 pub fn forger(path: &Path, seed: u64) -> i32 {
     let listener =
@@ -367,17 +449,21 @@ pub fn fuzz(seed: u64, time: Duration) {
     let pid = hostile(&path, seed, None);
     let mut rng = Rng::new(!seed);
     let before = holdings();
-    let mut ended = [0; 3];
+    let mut ended = [[0; 3]; 2];
     let begun = Instant::now();
     let mut connections = 0;
     while begun.elapsed() < time {
-        let now = use_it(&path, &mut rng);
-        ended.iter_mut().zip(now).for_each(|(sum, n)| *sum += n);
+        let now = [use_it, poll_it][connections % 2](&path, &mut rng);
+        ended[connections % 2].iter_mut().zip(now).for_each(|(sum, n)| *sum += n);
         back_to(before, &format!("seed {seed:#x}, connection {connections}"));
         connections += 1;
     }
-    let [returned, late, wrong] = ended;
-    println!("{connections} connections, calls: {returned} returned, {late} late, {wrong} with other errors");
-    assert!(ended.iter().all(|&n| n > 0), "the fuzzer reaches all of them: {ended:?}");
+    for (how, [returned, late, wrong]) in ["who waits", "who waits for nothing"].iter().zip(ended) {
+        println!("calls of {how}: {returned} returned, {late} late, {wrong} with other errors");
+    }
+    println!("{connections} connections");
+    let reached = |what: usize| ended.iter().map(|by| by[what]).sum::<usize>() > 0;
+    assert!((0..3).all(reached), "the fuzzer reaches all of them: {ended:?}");
+    assert!(ended.iter().all(|by| by.iter().sum::<usize>() > 0), "in both ways: {ended:?}");
     super::scene::kill(pid);
 }

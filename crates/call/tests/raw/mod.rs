@@ -79,6 +79,7 @@ pub enum Why {
     BadMemory,
     Short { errno: i32 },
     Unexpected,
+    BufferBytes { asked: u64, limit: u64 },
 }
 
 pub struct Socket(pub OwnedFd);

@@ -21,6 +21,7 @@ fn calls_of_all_kinds() {
     assert_ne!(there, id().to_ne_bytes(), "another process did it");
     let e = portal("fails").call(b"why", 0).unwrap_err();
     assert_eq!(e, FreshCallError::Callee { code: 7, detail: b"why".to_vec() });
+    assert_eq!(portal("panics").call(b"", 0), Err(FreshCallError::Panicked("burnt".into())));
     assert!(matches!(portal("none").call(b"", 0), Err(FreshCallError::Refused(_))));
     let old = Portal::new(std::env::var(WHERE).unwrap(), "add", 9);
     assert!(matches!(old.call(b"", 0), Err(FreshCallError::Version { theirs: 1, ours: 9, .. })));

@@ -135,6 +135,8 @@ fn with_domain(program: Program) -> (peregrine::testing::Outcome, Domain) {
             let detail = call.input(0)?.to_vec();
             Err(Failure::new(7, detail))
         })
+        .portal("panics", 1, |_: &mut Invocation<'_>| panic!("burnt"))
+        .portal("sees", 1, crate::sees::look)
         .interface(KitchenPortal(Cook))
         .serve(&path)
         .unwrap();

@@ -8,3 +8,4 @@ mod calls;
 mod deaths;
 mod domain;
 mod memory;
+mod sees;
