@@ -12,6 +12,7 @@ use space_recorded::{
     Protection, Sizes, VirtAddr,
 };
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 const SIZES: Sizes = Sizes { members: 2, spaces: 1, nodes: 60, regions: 4, frames: 40 };
@@ -279,6 +280,67 @@ fn whoever_looks_waits_for_nobody_and_sees_all_of_an_operation_or_nothing_of_it(
     look_everywhere("unmap a run", |space, m| space.unmap(m, range(HERE + 6, 4)).unwrap());
     look_everywhere("protect", |space, m| space.protect(m, range(HERE + 6, 4), Protection::None).unwrap());
     look_everywhere("a fault", |space, m| done(space.fault(m, addr(HERE + 8), Access::Write).unwrap()));
+}
+
+/// Somebody who is not thrown out of the epoch, and comes through a link just before it is cut: the node stays what it was for as long as the
+/// epoch waits for them, though nobody else finds it any more.
+fn come_through_while_it_goes(what: &str, operation: fn(&Space, &mut Member<'static>)) {
+    let mut nodes = BTreeSet::new();
+    for rounds in 0..10 {
+        for at in 0.. {
+            let scene = Scene::new();
+            scene.space.unmap(&mut scene.victim.borrow_mut(), range(HERE, 64)).unwrap();
+            for _ in 0..rounds {
+                scene.victim.borrow_mut().tick(scene.frames);
+                scene.other.borrow_mut().tick(scene.frames);
+            }
+            nodes.insert(scene.other.borrow().spaces().nodes_in_use());
+            let (left, came) = (Cell::new(at), Rc::new(Cell::new(false)));
+            let (others, seen) = (scene.clone(), came.clone());
+            let hook = move || match left.get() {
+                _ if seen.get() => {}
+                0 => {
+                    seen.set(true);
+                    let mut other = others.other.borrow_mut();
+                    for _ in 0..3 {
+                        other.tick(others.frames);
+                    }
+                    for page in ELSEWHERE {
+                        map(&others.space, &mut other, page, HOME, Protection::Read);
+                    }
+                }
+                n => left.set(n - 1),
+            };
+            before_each(hook, || operation(&scene.space, &mut scene.victim.borrow_mut()));
+            if !came.get() {
+                break;
+            }
+            let (space, mut other) = (&scene.space, scene.other.borrow_mut());
+            let mut found: Vec<_> = space.entries(&mut other, range(0, 1 << 36)).map(|e| e.range).collect();
+            found.retain(|entry| !range(HERE, 64).contains(entry.start()));
+            assert_eq!(
+                found,
+                ELSEWHERE.map(|page| range(page, 1)),
+                "{what}, {rounds} ticks, before access {at}"
+            );
+        }
+    }
+    assert!(nodes.len() > 1, "{what}: no node went in so many ticks: {nodes:?}");
+}
+
+#[test]
+fn whoever_is_in_a_node_when_its_link_is_cut_finds_what_it_was() {
+    come_through_while_it_goes("query", |space, m| {
+        let found = space.query(m, addr(HERE + 5));
+        assert!(found.is_none(), "nothing is mapped there: {found:?}");
+    });
+    come_through_while_it_goes("viewers", |space, m| {
+        assert!(space.viewers(m, addr(HERE + 5)).is_empty(), "nothing is mapped there");
+    });
+    come_through_while_it_goes("map", |space, m| {
+        map(space, m, HERE + 5, HOME, Protection::Read);
+        assert!(space.query(m, addr(HERE + 5)).is_some(), "it was mapped just now");
+    });
 }
 
 #[test]
