@@ -1,8 +1,10 @@
 //! Who has a slot in view: the nodes that made or ran its thread, and no others; and what becomes of that when it ends.
 
 use peregrine::{
-    Builder, ThreadId, channel, current, in_view_of, migrate_to, node_count, node_id, spawn, unmapped_from,
+    Builder, ThreadId, channel, checkpoint, current, in_view_of, migrate_to, node_count, node_id, sleep,
+    spawn, unmapped_from,
 };
+use peregrine_sys::signal;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -125,5 +127,53 @@ fn sets_stay_right_while_nodes_are_killed() {
         }
         let me = current().unwrap();
         assert!(in_view_of(me).contains(&node_id()), "who runs it has it in view");
+    }
+}
+
+/// The process of a node.
+fn process_of(node: u32) -> u32 {
+    let asks = |node: u32| {
+        migrate_to(node).unwrap();
+        std::process::id()
+    };
+    Builder::new().node(node).spawn(asks, node).unwrap().join().unwrap()
+}
+
+/// Kills a node that had a thread in view, and tells who has it in view when the node is another process.
+fn in_view_after_the_death_of(killed: u32) -> Vec<u32> {
+    let (tell, told) = channel::<Told>();
+    let (go, gone) = channel::<()>();
+    let thread = spawn(
+        |(tell, gone): (peregrine::Sender<Told>, peregrine::Receiver<()>)| {
+            let told = wanders(vec![0, 1, 2, 0]);
+            tell.send(&told).unwrap();
+            gone.recv().unwrap();
+        },
+        (tell, gone),
+    );
+    let (id, _, seen) = told.recv().unwrap();
+    assert_eq!(seen, [0, 1, 2]);
+    let process = process_of(killed);
+    checkpoint();
+    // From here on in each life.
+    while process_of(killed) == process {
+        signal::kill(process as i32, signal::number::KILL).unwrap();
+        sleep(Duration::from_millis(5));
+    }
+    let seen = in_view_of(id);
+    go.send(&()).unwrap();
+    thread.join().unwrap();
+    seen
+}
+
+/// What a killed process had in view went with it; what the others have, they keep, though they dropped what they did. (Now and then a
+/// node out of work took the thread before it waited.)
+#[peregrine::test(nodes = 3)]
+fn after_a_death_the_killed_node_is_in_no_set_and_the_others_are_in_theirs() {
+    for killed in [1, 2] {
+        let others: Vec<u32> = (0..3).filter(|n| *n != killed).collect();
+        let seen: Vec<_> = (0..4).map(|_| in_view_after_the_death_of(killed)).collect();
+        assert!(seen.iter().all(|s| others.iter().all(|n| s.contains(n))), "{killed} was killed: {seen:?}");
+        assert!(seen.contains(&others), "{killed} was killed: {seen:?}");
     }
 }

@@ -7,7 +7,7 @@
 use base_recorded::sync::record::{Access, as_core, note, shared_lines, take};
 use space_recorded::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use space_recorded::{
-    AddressSpace, Backing, Mapping, Member, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes,
+    AddressSpace, Backing, Mapping, Member, Mmu, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes,
     VirtAddr,
 };
 
@@ -108,6 +108,44 @@ fn runs_of_a_node_to_which_a_second_member_came_share_no_written_line() {
         let found = shared_lines(&take());
         assert!(found.is_empty(), "written lines that cores share: {found:?}");
     });
+}
+
+/// A fault on a page that is home locks the block that it fills, or the one record that stands for more: who wants to be alone there
+/// keeps to blocks of its own, and maps them by itself.
+#[test]
+fn faults_on_home_pages_share_a_written_line_with_those_of_their_block_and_of_their_record_only() {
+    const BLOCK: usize = <ModelMmu as Mmu>::BLOCK_PAGES;
+    const CORES: usize = 64 / BLOCK;
+    let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
+    let count = |pages_at_once: usize, page_of: fn(usize) -> usize| {
+        let mut found = 0;
+        with(CORES, Tables::Views, |space, members| {
+            for first in (0..64).step_by(pages_at_once) {
+                let place = Place::Fixed(addr(64 * 1000 + first));
+                space.map(&mut members[first / BLOCK], place, PageCount::new(pages_at_once), &home).unwrap();
+            }
+            let mut fault = || {
+                for (core, m) in members.iter_mut().enumerate() {
+                    as_core(core as u32, || {
+                        let at = addr(64 * 1000 + page_of(core));
+                        let filled = space.fault(m, at, space_recorded::Access::Write).unwrap();
+                        assert_eq!(filled.range.pages().get(), BLOCK);
+                    });
+                }
+            };
+            (0..2).for_each(|_| fault());
+            take();
+            fault();
+            found = shared_lines(&take()).len();
+        });
+        found
+    };
+    for pages_at_once in [1, BLOCK] {
+        assert_eq!(count(pages_at_once, |core| core * BLOCK + 5), 0, "blocks of their own");
+        assert!(count(pages_at_once, |core| BLOCK + core) >= BLOCK, "the locks of one block");
+    }
+    // One slot stands for all 64 pages, and whoever fills a part of them locks it.
+    assert!((1..4).contains(&count(64, |core| core * BLOCK + 5)), "one lock");
 }
 
 #[test]

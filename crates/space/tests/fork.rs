@@ -1,5 +1,6 @@
 //! Families of spaces against naive maps: what a fork shares, what it copies when it is written, and that no stale translation of a
-//! parent's writer reaches what is its child's too.
+//! parent's writer reaches what is its child's too. One object is a file that several mappings show: written in place by those that share
+//! it, and read by those that copy it as long as they have not.
 
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use peregrine_space::{
@@ -14,7 +15,10 @@ type Space<'a> = AddressSpace<'a, &'a ModelMmu, &'a ModelFrames>;
 const MEMBERS: usize = 3;
 const FAMILY: usize = 4;
 const PAGES: u64 = 140;
-const SIZES: Sizes = Sizes { members: MEMBERS, spaces: FAMILY, nodes: 400, regions: 60, frames: 900 };
+/// The object that is a file, and its pages.
+const FILE: u64 = 3;
+const FILE_PAGES: u64 = 48;
+const SIZES: Sizes = Sizes { members: MEMBERS, spaces: FAMILY + 1, nodes: 400, regions: 60, frames: 960 };
 
 /// A page of one space, as anybody would write it down: `cell` says where its word is, so that pages which share it say the same.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +48,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Backing::AnonymousShared),
         1 => (1u64..3, 0u64..5).prop_map(|(object, first)| Backing::ObjectPrivate { object, first }),
         1 => Just(Backing::Home { object: 1 }),
+        2 => (0u64..5).prop_map(|first| Backing::Object { object: FILE, first }),
+        1 => (0u64..5).prop_map(|first| Backing::ObjectPrivate { object: FILE, first }),
     ];
     prop_oneof![
         3 => (page(), 1u64..40, backing).prop_map(|(p, n, b)| Op::Map(p, n.min(PAGES - p), b)),
@@ -82,6 +88,8 @@ struct Family<'a> {
     words: Words,
     /// The cells of home pages: one for each address, whatever the space.
     home: BTreeMap<u64, usize>,
+    /// The cells of the file's pages.
+    file: Vec<usize>,
 }
 
 impl<'a> Family<'a> {
@@ -99,6 +107,9 @@ impl<'a> Family<'a> {
                 space.map(member, Place::Fixed(addr(p)), PageCount::new(n as usize), &mapping).unwrap();
                 for i in 0..n {
                     let cell = match backing {
+                        Backing::Object { first, .. } | Backing::ObjectPrivate { object: FILE, first } => {
+                            self.file[(first + i) as usize]
+                        }
                         Backing::ObjectPrivate { object, first } => {
                             self.words.cell(object * 1000 + first + i)
                         }
@@ -123,6 +134,10 @@ impl<'a> Family<'a> {
                     None => assert!(matches!(result, Err(FaultError::Unmapped(_))), "{result:?}"),
                     Some(page) if page.rights == Protection::ReadWrite => {
                         assert_eq!(result, Ok(self.words.0[page.cell]), "space {which}, page {p}");
+                        let copies = matches!(page.backing, Backing::ObjectPrivate { .. });
+                        if copies && self.file.contains(&page.cell) {
+                            page.cell = self.words.cell(v);
+                        }
                         self.words.0[page.cell] = v;
                         page.touched = true;
                     }
@@ -148,6 +163,9 @@ impl<'a> Family<'a> {
                     // Shared are the frames that there are.
                     let shares = match page.backing {
                         Backing::Home { .. } => true,
+                        Backing::Object { .. } | Backing::ObjectPrivate { object: FILE, .. } => {
+                            self.file.contains(&page.cell)
+                        }
                         Backing::AnonymousShared => page.touched,
                         _ => false,
                     };
@@ -191,22 +209,38 @@ fn check(history: &[(usize, usize, Op)], tables: Tables) {
     let spaces = arena.spaces();
     let mut members: Vec<Member<'_>> = (0..MEMBERS).map(|_| spaces.join().unwrap()).collect();
     let first = AddressSpace::create(&mut members[0], &mmu, &frames).unwrap();
+    // The model's cache forgets what nobody has, and with it what was written: somebody always has the file.
+    let keeper = AddressSpace::create(&mut members[0], &mmu, &frames).unwrap();
+    let whole = Mapping { backing: Backing::Object { object: FILE, first: 0 }, rights: Protection::Read };
+    let pages = PageCount::new(FILE_PAGES as usize);
+    keeper.map(&mut members[0], Place::Fixed(addr(0)), pages, &whole).unwrap();
+    let mut words = Words::default();
+    for p in 0..FILE_PAGES {
+        assert_eq!(keeper.load(&mut members[0], addr(p)), Ok(FILE * 1000 + p));
+        words.cell(FILE * 1000 + p);
+    }
     let mut family = Family {
         spaces: std::iter::once(Some((first, BTreeMap::new())))
             .chain(std::iter::repeat_with(|| None))
             .take(FAMILY)
             .collect(),
-        words: Words::default(),
+        words,
         home: BTreeMap::new(),
+        file: (0..FILE_PAGES as usize).collect(),
     };
     for (who, which, op) in history {
         family.run(&mut members[*who], *which, op);
     }
     family.compare(&mut members[0]);
+    for p in 0..FILE_PAGES {
+        let found = keeper.load(&mut members[1], addr(p));
+        assert_eq!(found, Ok(family.words.0[family.file[p as usize]]), "page {p} of the file");
+    }
     assert_eq!(mmu.violations(), 0, "no access reached a frame that was no longer the page's");
     for (space, _) in family.spaces.into_iter().flatten() {
         space.destroy(&mut members[1]);
     }
+    keeper.destroy(&mut members[2]);
     for _ in 0..60 {
         members.iter_mut().for_each(|member| {
             member.tick(&frames);
@@ -247,6 +281,42 @@ fn a_writer_with_a_stale_translation_writes_its_own_copy_after_a_fork() {
         (0, 1, Store(1, 13)),
         (2, 1, Load(1)),
         (2, 0, Load(1)),
+    ];
+    for tables in [Tables::Views, Tables::Shared, Tables::Hybrid { share_at: 2, private_limit: 3 }] {
+        check(&history, tables);
+    }
+}
+
+#[test]
+fn what_is_written_to_an_object_is_seen_where_it_is_shared_and_where_it_is_copied_until_it_is_written_there()
+{
+    use Op::{Fork, Load, Map, Store};
+    let shared = |first| Backing::Object { object: FILE, first };
+    let private = Backing::ObjectPrivate { object: FILE, first: 1 };
+    let history = [
+        // The object's page 2 at two addresses, and to be copied at a third.
+        (0, 0, Map(0, 4, shared(0))),
+        (1, 0, Map(60, 4, shared(2))),
+        (2, 0, Map(100, 4, private)),
+        (0, 0, Store(2, 10)),
+        (1, 0, Load(60)),
+        (2, 0, Load(101)),
+        (1, 0, Store(60, 11)),
+        (2, 0, Load(101)),
+        (0, 0, Load(2)),
+        // Read and then written, by who shares the object's page with nobody but the object.
+        (1, 0, Map(110, 2, private)),
+        (1, 0, Load(110)),
+        (1, 0, Store(110, 15)),
+        (0, 0, Load(1)),
+        (0, 0, Fork),
+        (1, 1, Store(2, 12)),
+        (0, 0, Load(60)),
+        (2, 0, Store(101, 13)),
+        (1, 1, Load(101)),
+        (2, 0, Store(60, 14)),
+        (1, 1, Load(101)),
+        (1, 0, Load(101)),
     ];
     for tables in [Tables::Views, Tables::Shared, Tables::Hybrid { share_at: 2, private_limit: 3 }] {
         check(&history, tables);

@@ -1,6 +1,6 @@
 //! A member is interrupted before each single access that an operation makes to shared memory, and stands still while another one goes on
 //! without it: throws it out of the epoch, unmaps what it is looking at, frees the nodes and frames there and uses them anew elsewhere.
-//! When it goes on, it must find out; nothing of another's may be changed, shown or lost.
+//! When it goes on, it must find out; nothing of another's may be changed, shown or lost. And whoever only looks meanwhile is told at once.
 //!
 //! The sources are the real ones with recording atomics behind them, whose hook runs the other member between any two accesses. How many
 //! accesses an operation makes is not known here: they are counted off until there are no more.
@@ -12,6 +12,7 @@ use space_recorded::{
     Protection, Sizes, VirtAddr,
 };
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 const SIZES: Sizes = Sizes { members: 2, spaces: 1, nodes: 60, regions: 4, frames: 40 };
@@ -206,6 +207,139 @@ fn a_lookup_tells_nothing_of_what_was_used_anew() {
     check("query of a page that goes", |space, m| {
         let found = space.query(m, addr(HERE + 9));
         assert!(found.is_none_or(|e| e.backing == ANONYMOUS && e.range == range(HERE + 9, 1)), "{found:?}");
+    });
+}
+
+/// What can be seen of the victim's pages, with a lookup for each and by one walk: rights and backing, page by page.
+fn picture(space: &Space, m: &mut Member<'static>) -> Vec<Option<(Protection, Backing)>> {
+    let all = range(HERE, 64);
+    let seen: Vec<_> =
+        (HERE..HERE + 64).map(|page| space.query(m, addr(page)).map(|e| (e.rights, e.backing))).collect();
+    let entries: Vec<_> = space.entries(m, all).map(|e| e.range).collect();
+    for (page, seen) in (HERE..).zip(&seen) {
+        assert_eq!(
+            entries.iter().any(|e| e.contains(addr(page))),
+            seen.is_some(),
+            "page {page}: {entries:?}"
+        );
+    }
+    seen
+}
+
+/// Accesses that a picture may take: about seven for each level and page, and twice that.
+const ENOUGH: usize = 64 * 2 * 6 * 14;
+
+/// Interrupts `operation` before each of its accesses in turn, by somebody who looks at what it changes, and finds all of that before or
+/// after the change, in so many steps.
+fn look_everywhere(what: &str, operation: fn(&Space, &mut Member<'static>)) {
+    let twin = Scene::new();
+    let before = picture(&twin.space, &mut twin.other.borrow_mut());
+    operation(&twin.space, &mut twin.victim.borrow_mut());
+    let after = picture(&twin.space, &mut twin.other.borrow_mut());
+    for at in 0.. {
+        let scene = Scene::new();
+        let (left, enough) = (Cell::new(at), Cell::new(ENOUGH));
+        let found = Rc::new(RefCell::new(None));
+        let (others, seen) = (scene.clone(), found.clone());
+        let said = what.to_owned();
+        let hook = move || match left.get() {
+            0 if enough.get() == ENOUGH => {
+                enough.set(ENOUGH - 1);
+                let picture = picture(&others.space, &mut others.other.borrow_mut());
+                *seen.borrow_mut() = Some(picture);
+                enough.set(usize::MAX);
+            }
+            0 if enough.get() == usize::MAX => {}
+            0 => {
+                enough.set(enough.get() - 1);
+                assert!(enough.get() > 0, "{said}: who looks waits for one that stands before access {at}");
+            }
+            n => left.set(n - 1),
+        };
+        before_each(hook, || operation(&scene.space, &mut scene.victim.borrow_mut()));
+        let Some(found) = found.take() else {
+            assert!(at > 5, "{what} touches shared memory: {at}");
+            return;
+        };
+        assert!(found == before || found == after, "{what}, before access {at}: half done: {found:?}");
+    }
+}
+
+#[test]
+fn whoever_looks_waits_for_nobody_and_sees_all_of_an_operation_or_nothing_of_it() {
+    look_everywhere("map many", |space, m| {
+        let mapping = Mapping { backing: HOME, rights: Protection::Read };
+        space.map(m, Place::Fixed(addr(HERE + 3)), PageCount::new(20), &mapping).unwrap();
+    });
+    look_everywhere("map and admit many", |space, m| {
+        let mapping = Mapping { backing: HOME, rights: Protection::Read };
+        space.map_and_admit(m, Place::Fixed(addr(HERE + 3)), PageCount::new(20), &mapping).unwrap();
+    });
+    look_everywhere("map and admit a run", |space, m| map_and_admit(space, m, HERE + 20, 4));
+    look_everywhere("unmap many", |space, m| space.unmap(m, range(HERE + 3, 20)).unwrap());
+    look_everywhere("unmap a run", |space, m| space.unmap(m, range(HERE + 6, 4)).unwrap());
+    look_everywhere("protect", |space, m| space.protect(m, range(HERE + 6, 4), Protection::None).unwrap());
+    look_everywhere("a fault", |space, m| done(space.fault(m, addr(HERE + 8), Access::Write).unwrap()));
+}
+
+/// Somebody who is not thrown out of the epoch, and comes through a link just before it is cut: the node stays what it was for as long as the
+/// epoch waits for them, though nobody else finds it any more.
+fn come_through_while_it_goes(what: &str, operation: fn(&Space, &mut Member<'static>)) {
+    let mut nodes = BTreeSet::new();
+    for rounds in 0..10 {
+        for at in 0.. {
+            let scene = Scene::new();
+            scene.space.unmap(&mut scene.victim.borrow_mut(), range(HERE, 64)).unwrap();
+            for _ in 0..rounds {
+                scene.victim.borrow_mut().tick(scene.frames);
+                scene.other.borrow_mut().tick(scene.frames);
+            }
+            nodes.insert(scene.other.borrow().spaces().nodes_in_use());
+            let (left, came) = (Cell::new(at), Rc::new(Cell::new(false)));
+            let (others, seen) = (scene.clone(), came.clone());
+            let hook = move || match left.get() {
+                _ if seen.get() => {}
+                0 => {
+                    seen.set(true);
+                    let mut other = others.other.borrow_mut();
+                    for _ in 0..3 {
+                        other.tick(others.frames);
+                    }
+                    for page in ELSEWHERE {
+                        map(&others.space, &mut other, page, HOME, Protection::Read);
+                    }
+                }
+                n => left.set(n - 1),
+            };
+            before_each(hook, || operation(&scene.space, &mut scene.victim.borrow_mut()));
+            if !came.get() {
+                break;
+            }
+            let (space, mut other) = (&scene.space, scene.other.borrow_mut());
+            let mut found: Vec<_> = space.entries(&mut other, range(0, 1 << 36)).map(|e| e.range).collect();
+            found.retain(|entry| !range(HERE, 64).contains(entry.start()));
+            assert_eq!(
+                found,
+                ELSEWHERE.map(|page| range(page, 1)),
+                "{what}, {rounds} ticks, before access {at}"
+            );
+        }
+    }
+    assert!(nodes.len() > 1, "{what}: no node went in so many ticks: {nodes:?}");
+}
+
+#[test]
+fn whoever_is_in_a_node_when_its_link_is_cut_finds_what_it_was() {
+    come_through_while_it_goes("query", |space, m| {
+        let found = space.query(m, addr(HERE + 5));
+        assert!(found.is_none(), "nothing is mapped there: {found:?}");
+    });
+    come_through_while_it_goes("viewers", |space, m| {
+        assert!(space.viewers(m, addr(HERE + 5)).is_empty(), "nothing is mapped there");
+    });
+    come_through_while_it_goes("map", |space, m| {
+        map(space, m, HERE + 5, HOME, Protection::Read);
+        assert!(space.query(m, addr(HERE + 5)).is_some(), "it was mapped just now");
     });
 }
 

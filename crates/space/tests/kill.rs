@@ -308,6 +308,11 @@ fn drop_at(step: usize, killed: bool) -> bool {
         map(&space, &mut who, 60, 70, Backing::Anonymous);
         space.store(&mut who, addr(64), 2).unwrap();
         space.unmap(&mut who, range(62, 20)).unwrap();
+        // A whole block of home pages, and a part of one.
+        for (first, count) in [(144, 16), (163, 5)] {
+            map(&space, &mut who, first, count, Backing::Home { object: 1 });
+            space.store(&mut who, addr(first + 2), 3).unwrap();
+        }
         who.tick(&frames);
     }))
     .is_err();
@@ -328,6 +333,10 @@ fn drop_at(step: usize, killed: bool) -> bool {
     // It has lost what was unmapped, and goes on.
     assert!(space.load(&mut again, addr(11)).is_err());
     space.unmap(&mut again, range(0, PAGES)).unwrap();
+    for page in 0..PAGES {
+        let found = mmu.access(&frames, space.id(), again.id(), addr(page), None);
+        assert!(found.is_err(), "page {page} is in view still, step {step}");
+    }
     for _ in 0..40 {
         survivor.tick(&frames);
         again.tick(&frames);

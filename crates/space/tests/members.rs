@@ -4,7 +4,9 @@ mod killed;
 
 use killed::{Scene, at_every_step, at_random_instructions};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
-use peregrine_space::process::{Config, Filling, MAP_PAGES, MapRangeError, Member, SIGNAL, Space};
+use peregrine_space::process::{
+    BLOCK_PAGES, Config, Filling, MAP_PAGES, MapRangeError, Member, OPEN_PAGES, SIGNAL, Space,
+};
 use peregrine_space::{MapError, OperationKind, Step, UnmapError};
 use peregrine_sys::process::{ChildEnd, ForkFlags, Forked, die_with_parent, exit_now, fork_with, wait_for};
 use peregrine_sys::signal::{self, number};
@@ -341,6 +343,51 @@ fn who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_
     Outcome::Passed
 }
 
+/// Stops its own process where it has filled its view, and holds the lock of all that it might have filled.
+fn stop_when_filled(step: Step) {
+    if step == Step::Filled {
+        signal::kill(std::process::id() as i32, number::STOP).expect("oneself");
+    }
+}
+
+fn a_touch_of_a_closed_page_locks_the_block_that_it_fills_and_no_more() -> Outcome {
+    for (filling, block) in [(Filling::Kernel, OPEN_PAGES), (Filling::Trap, BLOCK_PAGES)] {
+        let (space, board) = (space(filling), board());
+        let touched = part(&space, block + 3, 1);
+        let child = fork_member(&space, |member| {
+            tell(&board, 0, 1);
+            wait_until(&board, 1, 1, || member.poll());
+            member.on_step(Some(stop_when_filled));
+            member.bytes(touched).store_u64(0, 7).expect("in bounds");
+        });
+        wait_until(&board, 0, 1, || ());
+        let mut member = space.join().expect("a member");
+        let inside = [block, 2 * block - 1].map(|page| part(&space, page, 1));
+        let outside = [block - 1, 2 * block].map(|page| part(&space, page, 1));
+        for page in inside.into_iter().chain(outside).chain([touched]) {
+            member.map_at(page, Protection::ReadWrite).expect("map");
+        }
+        tell(&board, 1, 1);
+        until(child, other::Condition::Stopped);
+        member.set_patience(Some(std::time::Duration::from_millis(30)));
+        for page in inside {
+            let Err(UnmapError::Held(holder)) = member.unmap(page) else { panic!("{filling:?}: its block") };
+            let doing = Some((OperationKind::Fill, part(&space, block, block)));
+            assert_eq!((holder.process, holder.doing), (Some(child as u32), doing), "{filling:?}");
+        }
+        for page in outside {
+            assert_eq!(member.unmap(page), Ok(()), "{filling:?}: beside its block");
+        }
+        signal::kill(child, number::CONT).expect("a child");
+        assert_eq!(wait_for(child), Ok(ChildEnd::Exited(0)));
+        for page in inside {
+            assert_eq!(member.unmap(page), Ok(()), "{filling:?}: it has gone on");
+        }
+        assert_eq!(member.bytes(touched).load_u64(0), Ok(7));
+    }
+    Outcome::Passed
+}
+
 /// Lets the other process go where this one holds the lock.
 fn tell_when_locked(step: Step) {
     thread_local!(static TOLD: Cell<bool> = const { Cell::new(false) });
@@ -429,6 +476,7 @@ fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_takes_over,
         who_waits_for_a_lock_obeys_its_holder_meanwhile,
+        a_touch_of_a_closed_page_locks_the_block_that_it_fills_and_no_more,
         a_handler_that_touches_a_closed_page_in_an_operation_is_told_why_it_dies,
         helper_touches_a_closed_page_in_an_operation,
         what_one_member_unmaps_no_other_reaches,

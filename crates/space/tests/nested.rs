@@ -205,6 +205,9 @@ thread_local! {
 const EXPELLER: usize = 0;
 const EXPELLED: usize = 1;
 const REVIEWER: usize = 2;
+/// Of another test: who drops, and who takes.
+const DROPPER: usize = 0;
+const TAKER: usize = 1;
 const X: ObjectId = ObjectId(0);
 
 /// The expeller's hook.
@@ -292,4 +295,39 @@ fn a_delta_that_an_expeller_has_taken_keeps_its_object_alive_whoever_comes_back_
         }
     }
     assert!(zeros > 300, "the object looked dead in many of the cases: {zeros}");
+}
+
+/// More than a way holds: given to the object at once, in the middle of an epoch, of which the giver may be behind.
+const MANY: i32 = 1 << 14;
+
+/// One drops so many that they go to the object at once and it looks dead; another has just taken a reference, and does not tick. That the
+/// giver has seen the next epoch begin says nothing about the other's flush: it takes one epoch more than for what is flushed.
+#[test]
+fn an_object_that_looks_dead_in_the_middle_of_an_epoch_is_not_reviewed_before_all_have_flushed() {
+    let mut zeros = 0;
+    for before in sequences(5) {
+        println!("ticks {before:?}");
+        let scene = Scene::new(0);
+        SCENE.set(Some(scene.clone()));
+        for member in &scene.members {
+            member.borrow().as_ref().expect("nobody stands still").on_step(None);
+        }
+        scene.alive[X.0 as usize].set(true);
+        scene.change(DROPPER, MANY);
+        for _ in 0..2 {
+            (0..MEMBERS).for_each(|who| scene.tick(who));
+        }
+        before.iter().for_each(|who| scene.tick(*who));
+        scene.change(TAKER, 1);
+        scene.change(DROPPER, -MANY);
+        zeros += usize::from(scene.objects[X.0 as usize].global() == 0);
+        for _ in 0..6 {
+            scene.tick(DROPPER);
+            scene.tick(REVIEWER);
+        }
+        assert!(scene.alive[X.0 as usize].get(), "somebody has it");
+        scene.end();
+        SCENE.set(None);
+    }
+    assert!(zeros > 300, "the object looked dead: {zeros}");
 }

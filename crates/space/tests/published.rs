@@ -6,10 +6,12 @@
 use peregrine_space::model::{Delivery, HeapArena, ModelFrames, ModelMmu, Tables};
 use peregrine_space::refcache::{Block, Counted, Epoch, Handle, Object, ObjectId, Reclaim, Refcache};
 use peregrine_space::{
-    AddressSpace, Backing, Change, Contents, FrameId, Frames, Generation, Mapping, Member, MemberId,
-    MemberSet, Mmu, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
+    Access, AddressSpace, Backing, Change, Contents, FrameId, Frames, Generation, MapError, Mapping, Member,
+    MemberId, MemberSet, Mmu, PAGE_SIZE, PageCount, PageRange, Place, Protection, Sizes, SpaceId, VirtAddr,
 };
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::rc::Rc;
 
 const SIZES: Sizes = Sizes { members: 3, spaces: 1, nodes: 2000, regions: 4, frames: 2 };
 const PAGE: VirtAddr = VirtAddr::new(0x10_0000);
@@ -107,6 +109,115 @@ fn a_shootdown_after_the_lock_is_released_leaves_a_remapped_page_reachable_throu
         assert!(space.store(&mut m[1], PAGE, 3).is_err());
     });
     assert_eq!(here, 0);
+}
+
+/// Hardware in the middle of whose next shootdown somebody comes by, before any view is emptied.
+struct Crossed {
+    mmu: ModelMmu,
+    comes_by: RefCell<Option<Box<dyn FnOnce()>>>,
+}
+
+impl Mmu for &'static Crossed {
+    type Error = Infallible;
+    fn fill(
+        &self,
+        space: SpaceId,
+        member: MemberId,
+        range: PageRange,
+        contents: Contents,
+        rights: Protection,
+    ) -> Result<(), Infallible> {
+        self.mmu.fill(space, member, range, contents, rights)
+    }
+    fn shootdown(&self, space: SpaceId, by: MemberId, range: PageRange, targets: &MemberSet, change: Change) {
+        if let Some(comes_by) = self.comes_by.take() {
+            comes_by();
+        }
+        self.mmu.shootdown(space, by, range, targets, change);
+    }
+    fn wait(&self, member: MemberId, owner: MemberId) {
+        self.mmu.wait(member, owner);
+    }
+    fn gives_up(&self, _: MemberId, _: MemberId, _: u32) -> bool {
+        true
+    }
+}
+
+type CrossedSpace = AddressSpace<'static, &'static Crossed, &'static ModelFrames>;
+
+/// A faults in a few pages, and B has them in view; A begins `operation`, and C comes by when views are about to be emptied: it tries to map
+/// one of the pages anew, looks at it, and has as many epochs go by as a frame takes to be given away.
+fn cross(what: &str, operation: fn(&CrossedSpace, &mut Member<'static>)) {
+    cross_after(what, |_, _, _| (), operation);
+}
+
+/// The same, after something else.
+fn cross_after(
+    what: &str,
+    prepare: fn(&CrossedSpace, &mut Member<'static>, &mut Member<'static>),
+    operation: fn(&CrossedSpace, &mut Member<'static>),
+) {
+    let sizes = Sizes { spaces: 2, frames: 60, ..SIZES };
+    let arena: &'static HeapArena = Box::leak(Box::new(HeapArena::new(&sizes)));
+    let frames: &'static ModelFrames = Box::leak(Box::new(ModelFrames::new(SIZES.members, sizes.frames)));
+    let mmu = ModelMmu::new(frames, SIZES.members, Tables::Views, Delivery::Interrupt);
+    let crossed: &'static Crossed = Box::leak(Box::new(Crossed { mmu, comes_by: RefCell::default() }));
+    let [mut a, mut b, mut c] = [(); 3].map(|()| arena.spaces().join().unwrap());
+    let space: &'static CrossedSpace =
+        Box::leak(Box::new(AddressSpace::create(&mut a, crossed, frames).unwrap()));
+    let access = |m: MemberId, value| crossed.mmu.access(frames, space.id(), m, PAGE, value);
+    for (page, count) in [(PAGE, 4), (VirtAddr::new(PAGE.as_usize() + 9 * PAGE_SIZE), 1)] {
+        space.map(&mut a, Place::Fixed(page), PageCount::new(count), &anonymous()).unwrap();
+        space.fault(&mut a, page, Access::Write).unwrap();
+        space.fault(&mut b, page, Access::Write).unwrap();
+    }
+    access(B, Some(7)).unwrap();
+    prepare(space, &mut a, &mut b);
+    let (before, used, violations) = (space.query(&mut b, PAGE), frames.in_use(), crossed.mmu.violations());
+    let found = Rc::new(RefCell::new(None));
+    let seen = found.clone();
+    *crossed.comes_by.borrow_mut() = Some(Box::new(move || {
+        let mapped = space.map(&mut c, Place::Fixed(PAGE), PageCount::new(1), &anonymous());
+        for _ in 0..10 {
+            // They stand still.
+            let _ = (c.expel(A), c.expel(B));
+            c.tick(frames);
+        }
+        *seen.borrow_mut() = Some((mapped, space.query(&mut c, PAGE), frames.in_use()));
+        assert!(crossed.mmu.access(frames, space.id(), B, PAGE, None).is_ok(), "its view is what it was");
+    }));
+    operation(space, &mut a);
+    let (mapped, looked, in_use) = found.take().unwrap_or_else(|| panic!("{what}: nobody was shot down"));
+    assert!(matches!(mapped, Err(MapError::Held(holder)) if holder.member == A), "{what}: {mapped:?}");
+    assert_eq!(looked, before, "{what}: takes effect after the shootdown");
+    assert!(in_use >= used, "{what}: frames are in use until after it");
+    assert_eq!(crossed.mmu.violations(), violations, "{what}");
+    assert!(access(B, Some(8)).is_err(), "{what}: its view has lost what was taken");
+}
+
+#[test]
+fn whoever_comes_while_views_are_emptied_finds_the_range_locked_its_records_as_they_were_and_its_frames() {
+    cross("unmap a page", |space, m| space.unmap(m, ONE).unwrap());
+    cross("unmap many", |space, m| space.unmap(m, PageRange::new(PAGE, PageCount::new(200))).unwrap());
+    cross("unmap a run", |space, m| space.unmap(m, PageRange::new(PAGE, PageCount::new(4))).unwrap());
+    cross("map", |space, m| {
+        space.map(m, Place::Fixed(PAGE), PageCount::new(4), &anonymous()).unwrap();
+    });
+    cross("map and admit", |space, m| {
+        let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
+        space.map_and_admit(m, Place::Fixed(PAGE), PageCount::new(4), &home).unwrap();
+    });
+    cross("protect", |space, m| space.protect(m, ONE, Protection::Read).unwrap());
+    cross("fork", |space, m| {
+        space.fork(m).unwrap();
+    });
+    let shares = |space: &CrossedSpace, a: &mut Member<'static>, b: &mut Member<'static>| {
+        space.fork(a).unwrap();
+        space.fault(b, PAGE, Access::Read).unwrap();
+    };
+    cross_after("write to what is copied then", shares, |space, m| {
+        space.fault(m, PAGE, Access::Write).unwrap();
+    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use peregrine_sys::process::{ChildEnd, wait_for};
 use peregrine_sys::signal::number;
 use puppet::{Order, Puppet};
 use revoke::{Plan, never_reached_again};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use testkit::{Outcome, Rng};
 
@@ -123,6 +124,14 @@ fn what_was_taken_away_traps_and_what_was_not_stays() -> Outcome {
     Outcome::Passed
 }
 
+/// Whether the page table of process `pid` shows a frame at `page`.
+fn is_in_page_table(pid: i32, page: VirtAddr) -> bool {
+    let table = std::fs::File::open(format!("/proc/{pid}/pagemap")).expect("a living child's");
+    let mut entry = [0; 8];
+    table.read_exact_at(&mut entry, (page.as_usize() / PAGE_SIZE * 8) as u64).expect("an entry");
+    u64::from_ne_bytes(entry) >> 63 != 0
+}
+
 fn a_stopped_member_holds_up_no_unmap_and_its_pages_wait_for_its_answer() -> Outcome {
     for filling in FILLINGS {
         println!("{filling:?}");
@@ -134,8 +143,10 @@ fn a_stopped_member_holds_up_no_unmap_and_its_pages_wait_for_its_answer() -> Out
         assert_eq!(puppet.does(Order::Open, at, 2), 0);
         puppet.does(Order::Store, at, 7);
         puppet.stop();
+        assert!(is_in_page_table(puppet.pid, range.start()), "{filling:?}: it wrote there");
         seat.take_away(range, 0b10, Lowering::Close);
         assert_eq!(seat.tally().overdue, 1, "{filling:?}");
+        assert!(!is_in_page_table(puppet.pid, range.start()), "{filling:?}: cut off while it stands still");
         let refused = seat.check_acknowledged(range);
         assert_eq!(
             refused,
@@ -172,6 +183,10 @@ fn a_member_that_blocks_the_signal_gets_no_frame_of_the_next_owner() -> Outcome 
         puppet.stop();
         seat.take_away(range, 0b10, Lowering::Close);
         puppet.go_on();
+        assert!(
+            !is_in_page_table(puppet.pid, range.start()),
+            "{filling:?}: whatever it does about the signal"
+        );
         if filling == Filling::Kernel {
             // It can still write: to a frame that nobody is given.
             puppet.does(Order::Store, at, 666);

@@ -40,6 +40,12 @@
 //! avoid. So such pages are open or closed, a page that can only be read is closed and traps on every access, and whoever wants
 //! rights by the page takes [`Filling::Trap`].
 //!
+//! **What a touch of a closed page locks.** In a trap-filled region the block that is filled: 16 pages ([`BLOCK_PAGES`]) at the first trap in
+//! a part, up to 512 as traps keep coming there. In a kernel-filled one always the aligned 512 pages (2 MiB, [`OPEN_PAGES`]), for taking the
+//! guards off costs one call however many they are. While it lasts (some microseconds), other members' operations and touches within these
+//! pages wait, also where they have nothing in common with it. Members that are not to meet there work 2 MiB apart, or
+//! [`open`](Member::open) what they need before they touch it, which locks that alone.
+//!
 //! **What `unmap` promises.** When it returns, no instruction of any member reaches the frames: members that have the pages in
 //! view acknowledged, are dead, or are stopped and have been cut off. It waits for nobody that can't answer. One wait remains: a
 //! member that is stopped *inside* an operation holds its range's lock, and what it is about to change can't be known. Others wait for

@@ -29,6 +29,8 @@ mod repair;
 mod stuck;
 mod views;
 
+#[cfg(feature = "killpoints")]
+pub use repair::differences;
 pub use repair::{repair, repair_regions, replace};
 
 use crate::control::{MAX_NODES, record, state, world};

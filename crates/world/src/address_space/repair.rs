@@ -97,3 +97,46 @@ pub unsafe fn replace(nodes: impl Iterator<Item = u32>) {
         });
     }
 }
+
+/// What is mapped and should not be, or should be and is not, when these threads live and the table of regions is what it is: for the
+/// oracle.
+///
+/// # Safety
+/// In the supervisor, while every living node is paused outside of operations.
+#[cfg(feature = "killpoints")]
+pub unsafe fn differences(live: &BTreeMap<u32, u32>) -> Vec<String> {
+    let slots = live
+        .iter()
+        .filter(|(slot, _)| !is_windowed(**slot))
+        .map(|(slot, generation)| (slot_range(*slot), Record::Slot { generation: *generation }));
+    let regions = crate::region::all()
+        .into_iter()
+        .map(|(range, entry, generation)| (range, Record::Region { entry, generation }));
+    let wanted: Vec<_> =
+        slots.chain(regions).map(|(range, record)| (range, record, record.mapping())).collect();
+    let mut found = Vec::new();
+    let mut mapped = vec![0; wanted.len()];
+    // SAFETY: as promised.
+    unsafe { held() }.operate(|space, me| {
+        let arena = world().room.arena_bytes.load(Ordering::Relaxed);
+        for (start, bytes) in [(SLOTS, SLOT_COUNT * SLOT_BYTES), (ARENA, arena)] {
+            for entry in space.entries(me, PageRange::covering(VirtAddr::new(start), bytes)) {
+                // One mapping may be several records.
+                let owner = wanted.iter().position(|(range, _, mapping)| {
+                    range.intersect(entry.range) == Some(entry.range) && mapping.backing == entry.backing
+                });
+                match owner {
+                    Some(owner) => mapped[owner] += entry.range.pages().get(),
+                    None => found
+                        .push(format!("{:?} is mapped as {:?}, and is nobody's", entry.range, entry.backing)),
+                }
+            }
+        }
+    });
+    for ((range, record, _), mapped) in wanted.iter().zip(mapped) {
+        if mapped != range.pages().get() {
+            found.push(format!("of {range:?}, {record:?}, {mapped} pages are mapped"));
+        }
+    }
+    found
+}

@@ -1,4 +1,5 @@
-//! The naive oracle of tracking: after every image and every rollback, all memory is what the image says.
+//! The naive oracle of tracking: after every image and every rollback, all memory is what the image says, and the
+//! records of slots and regions are those of its threads and names.
 
 use super::Shadow;
 #[cfg(feature = "killpoints")]
@@ -17,6 +18,10 @@ impl Shadow {
             return;
         }
         self.check_archive(when);
+        // SAFETY: every node is paused outside of operations, or was reset and its operation mended.
+        for what in unsafe { crate::address_space::differences(&self.live) } {
+            crate::killpoint::differs(format_args!("{when} {what}"));
+        }
         for number in self.live.keys() {
             for (address, ours, copied) in self.frames.differences(*number) {
                 // Below the stack pointer nothing means anything. (The last byte of a page that differs is told.)

@@ -24,6 +24,16 @@ pub const PAGES: usize = 512;
 /// Page frames that it has.
 pub const FRAMES: usize = 64;
 
+/// A kernel's own. There can be one in a program, so this compiles only if nothing beneath brings the standard library, which has one:
+/// `cargo rustc -p toy-kernel --lib -- --cfg peregrine_bare` is how CI asks.
+#[cfg(peregrine_bare)]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {
+        peregrine_base::sync::spin_loop();
+    }
+}
+
 /// What the arena is made for.
 pub const SIZES: Sizes = Sizes { members: CORES, spaces: 2, nodes: 64, regions: 8, frames: FRAMES };
 
