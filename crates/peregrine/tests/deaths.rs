@@ -77,6 +77,19 @@ fn thirty_deaths_leak_no_process_and_no_descriptor() {
     }
 }
 
+// The supervisor sleeps until something is due, which nothing is for an hour, unless it is told of the death.
+#[peregrine::test(nodes = 2, image_interval_ms = 3_600_000)]
+fn a_dead_node_is_replaced_at_once_not_when_something_else_is_due() {
+    let marks =
+        std::env::temp_dir().join(format!("peregrine-at-once-{}", std::os::unix::process::parent_id()));
+    std::fs::create_dir_all(&marks).unwrap();
+    for i in 0..5 {
+        spawn(dies_once, marks.join(i.to_string()).display().to_string()).join().unwrap();
+    }
+    let _ = std::fs::remove_dir_all(&marks);
+    assert!(peregrine::tally().rollbacks >= 5);
+}
+
 #[peregrine::test(program, nodes = 3)]
 fn runs_for_minutes() {
     let hogs: Vec<_> = (0..3).map(|i| Builder::new().node(i).spawn(computes, 600_000).unwrap()).collect();

@@ -7,7 +7,7 @@ mod examples;
 
 use examples::example;
 use peregrine_sys::linux_raw_sys::general::__NR_personality;
-use peregrine_sys::process::{CALL_USERFAULTFD, forbid_call};
+use peregrine_sys::process::{CALL_USERFAULTFD, forbid_call, ignore_call};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,36 @@ fn a_container_that_forbids_personality_gets_one_line_that_says_what_to_do() {
     // Without a store no address need be fixed.
     let o = without(steps("1"), __NR_personality).output().unwrap();
     assert!(o.status.success(), "{}", text(&o.stderr));
+}
+
+#[test]
+fn a_sandbox_that_accepts_personality_and_ignores_it_gets_one_line_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let mut c = steps("1");
+    // SAFETY: as in `without`.
+    unsafe {
+        c.pre_exec(|| ignore_call(__NR_personality).map_err(|e| std::io::Error::from_raw_os_error(e.0)))
+    };
+    let o = c.env("PEREGRINE_STORE", &store).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("randomisation was turned off and is still on"), "{lines:?}");
+    assert!(lines[0].contains("link the program static at a fixed address"), "{lines:?}");
+    assert!(!store.exists(), "refused before anything was made");
+}
+
+#[test]
+fn a_store_that_can_t_be_made_gets_one_line_that_says_what_to_do() {
+    // Nobody makes directories there, root included.
+    let o = steps("1").env("PEREGRINE_STORE", "/proc/peregrine-store").output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(
+        lines[0].contains("/proc/peregrine-store") && lines[0].contains("name the right one"),
+        "{lines:?}"
+    );
+    assert_eq!(text(&o.stdout), "", "nothing has run");
 }
 
 #[test]
