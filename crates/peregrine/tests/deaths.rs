@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn kill(pid: i32, signo: i32) -> i32;
+    fn ptrace(request: u32, pid: i32, address: usize, data: usize) -> i64;
 }
 
 /// For a slow machine that does other things.
@@ -77,6 +78,25 @@ fn thirty_deaths_leak_no_process_and_no_descriptor() {
     }
 }
 
+// Nothing is due for an hour.
+#[peregrine::test(program, nodes = 2, image_interval_ms = 3_600_000, timeout_s = 60)]
+fn loses_five_nodes() {
+    let marks = std::env::var("XDG_RUNTIME_DIR").unwrap();
+    for i in 0..5 {
+        spawn(dies_once, format!("{marks}/{i}")).join().unwrap();
+    }
+    println!("{} times back", peregrine::tally().rollbacks);
+}
+
+#[test]
+fn a_dead_node_is_replaced_at_once_not_when_something_else_is_due() {
+    // In a directory of its own: other Worlds look for all that there are, and would wake this one.
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = loses_five_nodes().run_with(&[("XDG_RUNTIME_DIR", dir.path().to_str().unwrap())]);
+    assert!(outcome.success(), "{outcome}");
+    assert_eq!(outcome.stdout, "5 times back\n", "{outcome}");
+}
+
 #[peregrine::test(program, nodes = 3)]
 fn runs_for_minutes() {
     let hogs: Vec<_> = (0..3).map(|i| Builder::new().node(i).spawn(computes, 600_000).unwrap()).collect();
@@ -127,6 +147,44 @@ fn no_process_is_left_after_the_supervisor_is_killed() {
     let took = wait_until("all processes are gone", || processes_of_group(pid).is_empty());
     println!("gone after {took:?}");
     assert_eq!(running.wait().signal, Some(9));
+}
+
+/// Processes of the group with these letters for their state.
+fn in_state(group: i32, state: &str) -> usize {
+    let is = |stat: &String| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state));
+    processes_of_group(group).iter().filter(|stat| is(stat)).count()
+}
+
+#[test]
+fn a_zygote_that_a_debugger_holds_outlives_the_supervisor_only_until_it_is_let_go() {
+    const SEIZE: u32 = 0x4206;
+    const INTERRUPT: u32 = 0x4207;
+    const DETACH: u32 = 17;
+    let running = runs_for_minutes().start(&[]);
+    let pid = running.pid();
+    wait_until("supervisor, zygote and three nodes are up", || processes_of_group(pid).len() == 5);
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    // It was forked first.
+    let zygote: Option<i32> = children.split_whitespace().filter_map(|p| p.parse().ok()).min();
+    // SAFETY: these requests read and write no memory of ours.
+    let held = zygote.filter(|zygote| unsafe {
+        ptrace(SEIZE, *zygote, 0, 0) == 0 && ptrace(INTERRUPT, *zygote, 0, 0) == 0
+    });
+    if held.is_some() {
+        wait_until("it is held", || in_state(pid, "t") == 1);
+    }
+    // SAFETY: only numbers are passed.
+    unsafe { kill(pid, 9) };
+    if let Some(zygote) = held {
+        wait_until("the others are gone", || processes_of_group(pid).len() == 1);
+        assert_eq!(in_state(pid, "t"), 1);
+        // SAFETY: as above.
+        assert_eq!(unsafe { ptrace(DETACH, zygote, 0, 0) }, 0);
+    } else {
+        println!("SKIPPED: needs ptrace, and the kernel's list of children (CONFIG_PROC_CHILDREN)");
+    }
+    wait_until("all processes are gone", || processes_of_group(pid).is_empty());
+    running.wait();
 }
 
 #[test]

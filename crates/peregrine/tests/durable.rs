@@ -434,7 +434,16 @@ fn a_store_in_use_another_build_and_a_second_beginning_are_refused_by_name() {
         );
     }
     refused(&program, "PEREGRINE_STORE", "is a store already");
-    refused(&example("demo"), "PEREGRINE_RESUME", "was written by build");
+    let said = said_to(&example("demo"), "PEREGRINE_RESUME");
+    assert!(said.contains("was written by build") && said.trim_end().lines().count() == 1, "{said}");
+    // It names the executable to run instead, which the store keeps.
+    let mut bin = std::fs::read_dir(store.join("bin")).expect("the store keeps executables");
+    let kept = bin.next().expect("one").expect("its name").path();
+    assert!(said.contains(&format!("run {} instead", kept.display())), "{said}");
+    let mut again = Life { program: &kept, ..life }.start("PEREGRINE_RESUME", 0);
+    assert_eq!(wait_for_images(&mut again, &store, 1), None, "it goes on");
+    again.kill().expect("kill");
+    again.wait().expect("wait");
 }
 
 /// State and parent of a process.

@@ -178,6 +178,19 @@ pub fn wait_for(pid: i32) -> Result<ChildEnd, Errno> {
 /// # Errors
 /// The kernel's, if it has no filters.
 pub fn forbid_call(call: u32) -> Result<(), Errno> {
+    answer_call(call, Errno::EPERM.0)
+}
+
+/// From now on, `call` does nothing and returns 0 in this thread and its children, as in a sandbox that knows its number only.
+///
+/// # Errors
+/// As [`forbid_call`].
+pub fn ignore_call(call: u32) -> Result<(), Errno> {
+    answer_call(call, 0)
+}
+
+/// Has `call` fail with `errno`, or return 0 for 0, without being made.
+fn answer_call(call: u32, errno: i32) -> Result<(), Errno> {
     /// One instruction of the filter machine (`struct sock_filter`).
     #[repr(C)]
     struct Instruction(u16, u8, u8, u32);
@@ -192,7 +205,7 @@ pub fn forbid_call(call: u32) -> Result<(), Errno> {
     let program = [
         Instruction(LOAD_WORD, 0, 0, 0),
         Instruction(JUMP_IF_EQUAL, 0, 1, call),
-        Instruction(RETURN, 0, 0, FAIL_WITH | Errno::EPERM.0 as u32),
+        Instruction(RETURN, 0, 0, FAIL_WITH | errno as u32),
         Instruction(RETURN, 0, 0, ALLOW),
     ];
     let program = Program(program.len() as u16, program.as_ptr());

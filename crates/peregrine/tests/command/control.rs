@@ -3,6 +3,8 @@
 use super::examples::example;
 use super::scene::{Scene, World, parent, said, text, wait_until};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -125,6 +127,103 @@ fn ps_tells_the_truth_about_nodes_threads_and_images() {
     assert!(held["image_age_ms"].as_f64().is_some_and(|ms| (0.0..60_000.0).contains(&ms)), "{held}");
 }
 
+/// The example `poses`, with so many nodes and threads that compute, and more settings.
+fn poses(scene: &Scene, nodes: &str, workers: &str, more: &[(&str, &str)]) -> World {
+    let mut command = Command::new(example("poses"));
+    command.arg(workers).env("XDG_RUNTIME_DIR", scene.dir.path()).env("PEREGRINE_NODES", nodes);
+    let child = command.envs(more.iter().copied()).spawn().expect("cargo test builds the examples");
+    let world = World { child };
+    wait_until("the World is seen", || scene.status().contains("\"sleeps\""));
+    world
+}
+
+#[test]
+fn ps_tells_who_runs_who_is_queued_and_what_the_others_wait_for() {
+    let scene = Scene::new();
+    let store = scene.dir.path().join("store");
+    let store = store.to_str().expect("a plain path");
+    let _world = poses(&scene, "1", "3", &[("PEREGRINE_STORE", store)]);
+    let state = |w: &serde_json::Value, name: &str| of_thread(w, name)["state"].clone();
+    wait_until("one runs, two are queued, the others wait", || {
+        let now = told(&scene);
+        let node = &now["nodes"][0];
+        let mut works: Vec<_> = (0..3).map(|i| state(&now, &format!("works {i}")).to_string()).collect();
+        works.sort();
+        node["state"] == "running"
+            && node["queued"] == 2
+            && works == ["\"ready\"", "\"ready\"", "\"running\""]
+            && now["threads"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|t| t["state"] == "running" && t["id"] == node["runs"]))
+    });
+    let now = told(&scene);
+    assert_eq!(now["store"], store, "{now}");
+    let (hears, sleeps) = (of_thread(&now, "hears"), of_thread(&now, "sleeps"));
+    assert_eq!((&hears["state"], &sleeps["state"]), (&"waiting".into(), &"sleeping".into()), "{now}");
+    let number = |t: &serde_json::Value, before: &str, after: &str| -> Option<u64> {
+        t["waits_for"].as_str()?.strip_prefix(before)?.strip_suffix(after)?.parse().ok()
+    };
+    assert!(number(&hears, "a message on channel ", "").is_some(), "{hears}");
+    // An hour, less what has passed.
+    let left = number(&sleeps, "", " ms to pass").expect("how long");
+    assert!((1..=3_600_000).contains(&left), "{sleeps}");
+    let o = scene.run(&["ps"]);
+    let table = text(&o.stdout);
+    assert!(table.contains(&format!("(store {store})")), "{table}");
+    assert!(table.contains("hears, waits for a message on channel "), "{table}");
+    assert!(table.lines().any(|l| l.contains("sleeps, waits for ") && l.ends_with(" ms to pass")), "{table}");
+}
+
+#[test]
+fn ps_tells_which_node_has_nothing_to_do() {
+    let scene = Scene::new();
+    let _world = poses(&scene, "2", "1", &[]);
+    wait_until("one node runs a thread, the other none", || {
+        let now = told(&scene);
+        let works = of_thread(&now, "works 0");
+        let at = works["node"].as_u64().expect("a number") as usize;
+        let (its, other) = (&now["nodes"][at], &now["nodes"][1 - at]);
+        its["state"] == "running"
+            && its["runs"] == works["id"]
+            && its["queued"] == 0
+            && other["state"] == "idle"
+            && other["runs"].is_null()
+            && other["queued"] == 0
+    });
+    wait_until("the table says so too", || {
+        let table = text(&scene.run(&["ps"]).stdout);
+        let rows = table.lines().skip_while(|l| !l.contains("NODE")).skip(1).take(2);
+        let mut states: Vec<_> = rows.filter_map(|l| l.split_whitespace().nth(2)).collect();
+        states.sort_unstable();
+        states == ["idle", "running"]
+    });
+}
+
+#[test]
+fn nodes_are_processes_of_one_thread_over_memory_that_is_this_users_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    let world = scene.long_world();
+    let processes = world.processes();
+    assert_eq!(processes.len(), 3, "a zygote and two nodes");
+    for pid in processes {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").count();
+        assert_eq!(tasks, 1, "process {pid}");
+    }
+    let held = std::fs::read_dir(format!("/proc/{}/fd", world.child.id())).expect("the supervisor's");
+    let mut names = Vec::new();
+    for fd in held.flatten() {
+        let target = std::fs::read_link(fd.path()).unwrap_or_default();
+        let Some(name) = target.to_str().and_then(|t| t.strip_prefix("/memfd:")) else { continue };
+        let mode = std::fs::metadata(fd.path()).expect("it is open").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600, "{name}");
+        names.push(name.trim_end_matches(" (deleted)").to_owned());
+    }
+    for part in ["control", "arena", "template", "slots", "archive", "frames"] {
+        assert!(names.contains(&format!("peregrine-{part}")), "the supervisor holds {names:?}");
+    }
+}
+
 #[test]
 fn a_move_that_is_said_to_be_done_is_done() {
     let scene = Scene::new();
@@ -197,6 +296,28 @@ fn killing_the_supervisor_leaves_no_process_and_the_next_command_removes_the_nam
     let o = scene.run(&["ps"]);
     assert!(o.status.success() && text(&o.stderr).contains("no World of yours runs"), "{}", said(&o));
     assert_eq!(scene.sockets(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn names_that_the_killed_left_are_inert_and_whatever_command_comes_next_removes_them() {
+    let scene = Scene::new();
+    for (args, code) in [
+        (&["ps"][..], 0),
+        (&["migrate", "main", "0"], 1),
+        (&["checkpoint"], 1),
+        (&["doctor"], 0),
+        (&["run", "cg", "--class", "S", "--quiet"], 0),
+    ] {
+        // Beyond the largest number that a process can have: one that listened, and one that had not begun to.
+        let dir = scene.dir.path().join("peregrine");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).expect("made");
+        drop(UnixListener::bind(dir.join("4194305.sock")).expect("a socket"));
+        drop(UnixListener::bind(dir.join(".4194305")).expect("a socket"));
+        let o = scene.run(args);
+        assert_eq!(o.status.code(), Some(code), "{args:?}: {}", said(&o));
+        assert!(!said(&o).contains("4194305"), "{args:?}: {}", said(&o));
+        assert_eq!(scene.sockets(), Vec::<PathBuf>::new(), "{args:?}");
+    }
 }
 
 #[test]

@@ -103,3 +103,63 @@ fn doctor_finds_that_worlds_can_run_where_they_do() {
     let findings: serde_json::Value = serde_json::from_slice(&o.stdout).expect("JSON");
     assert!(findings.as_array().is_some_and(|f| f.len() > 5), "{}", said(&o));
 }
+
+/// What doctor says where a container's filter forbids a system call: its exit code, and the lines of a finding.
+fn doctor_without(call: u32, what: &str) -> (Option<i32>, String, String) {
+    use peregrine_sys::process::forbid_call;
+    use std::os::unix::process::CommandExt;
+    let scene = Scene::new();
+    let mut c = scene.command(&["doctor"]);
+    // SAFETY: two system calls, nothing is allocated.
+    unsafe { c.pre_exec(move || forbid_call(call).map_err(|e| std::io::Error::from_raw_os_error(e.0))) };
+    let o = c.output().expect("it starts");
+    let all = text(&o.stdout);
+    let finding = all.lines().skip_while(|l| l.split_whitespace().nth(1) != Some(what)).take(2);
+    let finding = finding.collect::<Vec<_>>().join("\n");
+    (o.status.code(), finding, said(&o))
+}
+
+#[test]
+fn doctor_says_what_is_missing_what_is_used_instead_and_what_to_change() {
+    use peregrine_sys::linux_raw_sys::general::{__NR_memfd_create, __NR_personality};
+    use peregrine_sys::process::CALL_MADVISE;
+    for (call, what, verdict, code, words) in [
+        (
+            __NR_personality,
+            "personality",
+            "instead",
+            0,
+            [
+                "personality(2) is refused",
+                "can't be stored and resumed",
+                "allow personality in the container's",
+            ],
+        ),
+        (
+            CALL_MADVISE,
+            "guard-shared",
+            "instead",
+            0,
+            [
+                "madvise(GuardInstall) on a memfd",
+                "guards are made by page protection",
+                "to change it: a seccomp filter",
+            ],
+        ),
+        (
+            __NR_memfd_create,
+            "memfd",
+            "FATAL",
+            1,
+            ["memfd_create: EPERM", "nothing runs without", "to change it: a seccomp filter"],
+        ),
+    ] {
+        let (ended, finding, all) = doctor_without(call, what);
+        assert_eq!(ended, Some(code), "{what}: {all}");
+        assert!(finding.starts_with(verdict), "{what}: {all}");
+        for word in words {
+            assert!(finding.contains(word), "{what}, {word:?}: {all}");
+        }
+        assert_eq!(all.contains("No World can run here."), code != 0, "{what}: {all}");
+    }
+}

@@ -7,6 +7,16 @@ use crate::raw::Errno;
 use crate::uffd::{Access, Features, Uffd};
 use peregrine_base::{PageCount, PageRange, Protection};
 
+/// What helps against an advice that is refused: a kernel that does not know it says EINVAL.
+fn allowed_or(refused: Errno, newer: &str) -> &str {
+    match refused {
+        Errno::EPERM | Errno::ENOSYS => {
+            "a seccomp filter refuses the call: allow madvise in the container's profile"
+        }
+        _ => newer,
+    }
+}
+
 impl Capabilities {
     pub(super) fn probe_userfaultfd(&mut self) {
         use Capability as C;
@@ -98,6 +108,7 @@ impl Capabilities {
             (C::WipeOnFork, Advice::WipeOnFork, "Linux 4.14 has it"),
         ] {
             if let Err(e) = advise(advice) {
+                let remedy = allowed_or(e, remedy);
                 self.miss(capability, Some(e), &format!("madvise({advice:?}): {e}"), remedy);
             }
         }
@@ -121,7 +132,7 @@ impl Capabilities {
                 C::GuardShared,
                 Some(e),
                 &format!("madvise(GuardInstall) on a memfd: {e}"),
-                "Linux 6.15 has it",
+                allowed_or(e, "Linux 6.15 has it"),
             );
         }
     }
