@@ -2,10 +2,11 @@
 
 use super::examples::example;
 use super::scene::{Scene, World, parent, said, text, wait_until};
-use std::io::{BufRead, BufReader};
+use peregrine_sys::signal::{self, number};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -284,6 +285,35 @@ fn ctrl_c_and_sigterm_leave_no_process_and_no_name() {
         wait_until("its processes are gone", || processes.iter().all(|p| parent(*p).is_none()));
         assert_eq!(scene.sockets(), Vec::<PathBuf>::new(), "{signal}");
     }
+}
+
+#[test]
+fn a_terminals_ctrl_c_which_every_process_hears_is_the_supervisors_business_alone() {
+    let scene = Scene::new();
+    let args = ["run", "cg", "--class", "B", "--quiet", "--kill-every", "1d", "--kills", "1"];
+    let mut command = scene.command(&args);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut world = World { child: command.spawn().expect("it starts") };
+    wait_until("its threads run", || scene.status().contains("\"rank 0\""));
+    let processes = world.processes();
+    assert_eq!(processes.len(), 3, "a zygote and two nodes");
+    for pid in &processes {
+        for signal in [number::INT, number::TERM, number::HUP, number::QUIT] {
+            signal::kill(*pid as i32, signal).expect("it runs");
+        }
+    }
+    let o = scene.run(&["checkpoint"]);
+    assert!(o.status.success(), "all nodes paused: {}", said(&o));
+    assert_eq!(world.processes(), processes, "none has ended");
+    assert_eq!(told(&scene)["rollbacks"], 0);
+
+    signal::kill(-(world.child.id() as i32), number::INT).expect("its group");
+    let mut stderr = String::new();
+    world.child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
+    assert_eq!(world.child.wait().expect("it ends").code(), Some(130), "{stderr}");
+    assert!(!stderr.contains("crashed") && !stderr.contains("gone"), "{stderr}");
+    wait_until("its processes are gone", || processes.iter().all(|p| parent(*p).is_none()));
+    assert_eq!(scene.sockets(), Vec::<PathBuf>::new());
 }
 
 #[test]
