@@ -50,6 +50,22 @@ fn ps_shows_what_a_thread_does_that_blocks_its_node() {
     assert!(table.contains("stay_in_the_runtime"), "{table}");
 }
 
+#[test]
+fn ps_says_so_if_a_blocked_node_does_not_even_answer() {
+    let scene = Scene::new();
+    let mut command = Command::new(example("blocks"));
+    command.arg("deaf").env("XDG_RUNTIME_DIR", scene.dir.path()).env("PEREGRINE_NODES", "2");
+    command.env("PEREGRINE_END_PATIENCE", "3600000").stdout(Stdio::null()).stderr(Stdio::null());
+    let _world = World { child: command.spawn().expect("cargo test builds the examples") };
+    wait_until("the node counts as blocked", || scene.status().contains("\"blocked\""));
+    let table = text(&scene.run(&["ps"]).stdout);
+    assert!(table.contains("node 1 is blocked: thread 1"), "{table}");
+    assert!(table.contains("it does not answer a signal either"), "{table}");
+    // The kernel's word on where it waits.
+    let wchan = table.split("(see ").nth(1).and_then(|t| t.split(')').next()).expect("a path");
+    assert!(std::fs::read_to_string(wchan).is_ok(), "{table}");
+}
+
 /// What `ps --json` says of the one World.
 fn told(scene: &Scene) -> serde_json::Value {
     serde_json::from_str(&scene.status()).expect("one World, one object")
@@ -145,13 +161,14 @@ fn ps_tells_who_runs_who_is_queued_and_what_the_others_wait_for() {
     let store = store.to_str().expect("a plain path");
     let _world = poses(&scene, "1", "3", &[("PEREGRINE_STORE", store)]);
     let state = |w: &serde_json::Value, name: &str| of_thread(w, name)["state"].clone();
-    wait_until("one runs, two are queued, the others wait", || {
+    wait_until("one runs, two are queued, one has ended, the others wait", || {
         let now = told(&scene);
         let node = &now["nodes"][0];
         let mut works: Vec<_> = (0..3).map(|i| state(&now, &format!("works {i}")).to_string()).collect();
         works.sort();
         node["state"] == "running"
             && node["queued"] == 2
+            && state(&now, "ended") == "ended"
             && works == ["\"ready\"", "\"ready\"", "\"running\""]
             && now["threads"]
                 .as_array()
