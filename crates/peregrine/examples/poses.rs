@@ -1,4 +1,5 @@
-//! Threads in every state that `peregrine ps` tells of: one waits for a message, one sleeps, and some compute. `poses [COMPUTE]`
+//! Threads in every state that `peregrine ps` tells of: one waits for a message, one sleeps, one has ended, and some
+//! compute. `poses [COMPUTE]`
 
 use peregrine::{Builder, Receiver, channel};
 use std::hint::black_box;
@@ -27,6 +28,7 @@ fn main() {
     for i in 0..count {
         Builder::new().name(format!("works {i}")).spawn(works, ()).expect("there is room");
     }
+    let _ended = Builder::new().name("ended").spawn(|_: ()| 7, ()).expect("there is room");
     Builder::new().name("sleeps").spawn(sleeps, ()).expect("there is room");
     hears.join().expect("it never ends");
 }

@@ -188,6 +188,25 @@ fn an_image_is_not_thawed_where_libraries_lie_elsewhere() {
     assert!(o.status.success(), "it is as good as before: {}", text(&o.stderr));
 }
 
+#[test]
+fn an_image_is_not_thawed_under_a_stack_limit_that_moves_libraries() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let o = steps("1").env("PEREGRINE_STORE", &store).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o.stderr));
+    // Below 128 MiB the kernel leaves libraries where they are.
+    let mut c = Command::new("sh");
+    c.args(["-c", "ulimit -s 1000000 || exit 9; exec \"$@\"", "sh"]).arg(example("steps")).arg("1");
+    let o = c.env("PEREGRINE_RESUME", &store).stdin(Stdio::null()).output().unwrap();
+    if o.status.code() == Some(9) {
+        println!("SKIPPED: needs a hard limit on stacks of a gigabyte or more (ulimit -Hs)");
+        return;
+    }
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("libraries lie was") && lines[0].contains("(ulimit -s)"), "{lines:?}");
+}
+
 /// What a scene on a disk of its own finds.
 const SCENE: &str = "PEREGRINE_TEST_DISK";
 

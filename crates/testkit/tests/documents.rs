@@ -1,6 +1,6 @@
 //! The documents are true where that can be compared: the table of shared structures in ARCHITECTURE.md is whole (every field in
-//! shared memory has a row that says how it survives a node's death, and every group of kill points is named there), and the files
-//! that the documents name exist.
+//! shared memory has a row that says how it survives a node's death, and every group of kill points is named there), the files
+//! that the documents name exist, and the README's test command is the one that must pass.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -66,6 +66,17 @@ fn every_field_in_shared_memory_is_told_of() {
 }
 
 #[test]
+fn every_row_says_how_its_structure_survives() {
+    for row in rows() {
+        assert_eq!(row.len(), 6, "{row:?}");
+        assert!(!row[3].is_empty() && !row[4].is_empty(), "who writes, or what is after a death: {row:?}");
+        // What nobody is killed at is the supervisor's, or is never taken back.
+        let told = ["supervisor", "stays"].iter().any(|w| row[3].contains(w) || row[4].contains(w));
+        assert!(!row[5].is_empty() || told, "nobody is killed at {row:?}");
+    }
+}
+
+#[test]
 fn every_group_of_kill_points_is_a_structures() {
     let text = read("crates/world/src/killpoint.rs");
     let (_, list) = text.split_once("points! {\n").expect("the list");
@@ -82,6 +93,15 @@ fn every_group_of_kill_points_is_a_structures() {
         .filter(|g| !g.is_empty())
         .collect();
     assert_eq!(told, groups);
+}
+
+#[test]
+fn the_readmes_test_command_is_what_must_pass() {
+    let (readme, run) = (read("README.md"), read(".ci/run"));
+    let section = readme.split("## Two commands").nth(1).expect("the section");
+    let commands: Vec<&str> = section.split("```sh\n").skip(1).filter_map(|b| b.lines().next()).collect();
+    assert!(commands[0].starts_with("cargo run --release -- run cg "), "{commands:?}");
+    assert!(run.lines().any(|l| l == format!("step {}", commands[1])), "{commands:?}");
 }
 
 /// Every file below `dir` that is ours.

@@ -250,3 +250,40 @@ pub fn fix_addresses() -> Result<(), ContractError> {
 pub fn build_id() -> Result<BuildId, ContractError> {
     Ok(build_id_of(std::path::Path::new("/proc/self/exe"))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here() -> Contract {
+        let template = peregrine_thread::template::taken().expect("a known libc");
+        Contract::of_this_process(&template, [0x7fff_0000, 0x7fff_2000])
+    }
+
+    #[test]
+    fn a_difference_in_any_part_is_named_in_one_line_with_what_to_do() {
+        here().check(&here()).expect("the same process");
+        // Whoever adds a part adds a line below.
+        let Contract { layout: _, template: _, cpu: _, modules: _, vdso: _, libc: _ } = here();
+        let changes: [(fn(&mut Contract), &str, &str); 7] = [
+            (|c| c.layout[3] += 1, "the layout of slots and windows was", "PEREGRINE_WINDOWS"),
+            (|c| c.template[1] += 64, "the layout of statics and thread-locals was", "use the build"),
+            (|c| c.cpu[11] ^= 1, "the processor was", "the same processor features"),
+            (|c| c.modules[0].1 += 4096, "where the program and its libraries lie was", "(ulimit -s)"),
+            (
+                |c| c.modules.truncate(1),
+                "where the program and its libraries lie was",
+                "use the same libraries",
+            ),
+            (|c| c.vdso[0] -= 4096, "the kernel's vDSO was", "under the same kernel"),
+            (|c| c.libc.push('9'), "the libc was", "the same C library"),
+        ];
+        for (change, what, remedy) in changes {
+            let mut then = here();
+            change(&mut then);
+            let refused = here().check(&then).expect_err(what).to_string();
+            assert!(refused.contains(what) && refused.contains(remedy), "{refused}");
+            assert_eq!(refused.lines().count(), 1, "{refused}");
+        }
+    }
+}

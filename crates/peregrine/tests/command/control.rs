@@ -2,10 +2,11 @@
 
 use super::examples::example;
 use super::scene::{Scene, World, parent, said, text, wait_until};
-use std::io::{BufRead, BufReader};
+use peregrine_sys::signal::{self, number};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -47,6 +48,22 @@ fn ps_shows_what_a_thread_does_that_blocks_its_node() {
     let table = text(&o.stdout);
     assert!(table.contains("node 1 is blocked: thread 1"), "{table}");
     assert!(table.contains("stay_in_the_runtime"), "{table}");
+}
+
+#[test]
+fn ps_says_so_if_a_blocked_node_does_not_even_answer() {
+    let scene = Scene::new();
+    let mut command = Command::new(example("blocks"));
+    command.arg("deaf").env("XDG_RUNTIME_DIR", scene.dir.path()).env("PEREGRINE_NODES", "2");
+    command.env("PEREGRINE_END_PATIENCE", "3600000").stdout(Stdio::null()).stderr(Stdio::null());
+    let _world = World { child: command.spawn().expect("cargo test builds the examples") };
+    wait_until("the node counts as blocked", || scene.status().contains("\"blocked\""));
+    let table = text(&scene.run(&["ps"]).stdout);
+    assert!(table.contains("node 1 is blocked: thread 1"), "{table}");
+    assert!(table.contains("it does not answer a signal either"), "{table}");
+    // The kernel's word on where it waits.
+    let wchan = table.split("(see ").nth(1).and_then(|t| t.split(')').next()).expect("a path");
+    assert!(std::fs::read_to_string(wchan).is_ok(), "{table}");
 }
 
 /// What `ps --json` says of the one World.
@@ -144,13 +161,14 @@ fn ps_tells_who_runs_who_is_queued_and_what_the_others_wait_for() {
     let store = store.to_str().expect("a plain path");
     let _world = poses(&scene, "1", "3", &[("PEREGRINE_STORE", store)]);
     let state = |w: &serde_json::Value, name: &str| of_thread(w, name)["state"].clone();
-    wait_until("one runs, two are queued, the others wait", || {
+    wait_until("one runs, two are queued, one has ended, the others wait", || {
         let now = told(&scene);
         let node = &now["nodes"][0];
         let mut works: Vec<_> = (0..3).map(|i| state(&now, &format!("works {i}")).to_string()).collect();
         works.sort();
         node["state"] == "running"
             && node["queued"] == 2
+            && state(&now, "ended") == "ended"
             && works == ["\"ready\"", "\"ready\"", "\"running\""]
             && now["threads"]
                 .as_array()
@@ -284,6 +302,35 @@ fn ctrl_c_and_sigterm_leave_no_process_and_no_name() {
         wait_until("its processes are gone", || processes.iter().all(|p| parent(*p).is_none()));
         assert_eq!(scene.sockets(), Vec::<PathBuf>::new(), "{signal}");
     }
+}
+
+#[test]
+fn a_terminals_ctrl_c_which_every_process_hears_is_the_supervisors_business_alone() {
+    let scene = Scene::new();
+    let args = ["run", "cg", "--class", "B", "--quiet", "--kill-every", "1d", "--kills", "1"];
+    let mut command = scene.command(&args);
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut world = World { child: command.spawn().expect("it starts") };
+    wait_until("its threads run", || scene.status().contains("\"rank 0\""));
+    let processes = world.processes();
+    assert_eq!(processes.len(), 3, "a zygote and two nodes");
+    for pid in &processes {
+        for signal in [number::INT, number::TERM, number::HUP, number::QUIT] {
+            signal::kill(*pid as i32, signal).expect("it runs");
+        }
+    }
+    let o = scene.run(&["checkpoint"]);
+    assert!(o.status.success(), "all nodes paused: {}", said(&o));
+    assert_eq!(world.processes(), processes, "none has ended");
+    assert_eq!(told(&scene)["rollbacks"], 0);
+
+    signal::kill(-(world.child.id() as i32), number::INT).expect("its group");
+    let mut stderr = String::new();
+    world.child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
+    assert_eq!(world.child.wait().expect("it ends").code(), Some(130), "{stderr}");
+    assert!(!stderr.contains("crashed") && !stderr.contains("gone"), "{stderr}");
+    wait_until("its processes are gone", || processes.iter().all(|p| parent(*p).is_none()));
+    assert_eq!(scene.sockets(), Vec::<PathBuf>::new());
 }
 
 #[test]
