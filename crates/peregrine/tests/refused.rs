@@ -207,6 +207,55 @@ fn an_image_is_not_thawed_under_a_stack_limit_that_moves_libraries() {
     assert!(lines[0].contains("libraries lie was") && lines[0].contains("(ulimit -s)"), "{lines:?}");
 }
 
+/// What the World of the example `holds` says that is resumed with these settings, once an image has what it holds: one line.
+fn resume_of_one_that_holds(what: &str, settings: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+    let life = |settings: &str, variable: &str| {
+        let mut c = Command::new("sh");
+        c.args(["-c", &format!("{settings} exec \"$0\" \"$@\"")]).arg(example("holds")).arg(what);
+        c.env(variable, &store).env("PEREGRINE_OUTPUT", &output).env("PEREGRINE_STORE_INTERVAL", "20");
+        c.env("PEREGRINE_NODES", "1").env("PEREGRINE_MEMORY", "2048").stdin(Stdio::null());
+        c
+    };
+    let mut first = life("", "PEREGRINE_STORE").spawn().unwrap();
+    // What it writes is shown when an image is stored that has it.
+    let begun = Instant::now();
+    while !fs::read_to_string(&output).is_ok_and(|said| said.contains("holds")) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is shown within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    loop {
+        let o = life(settings, "PEREGRINE_RESUME").output().unwrap();
+        let lines = own_lines(&o);
+        // The last of its processes may still be ending.
+        if !text(&o.stderr).contains("in use by") || begun.elapsed() > Duration::from_secs(120) {
+            assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{what}: {}", text(&o.stderr));
+            return lines[0].clone();
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_too_large_for_the_limit_on_address_space_is_refused_with_what_is_too_large() {
+    for (what, named) in [
+        ("heap", "more of a thread's stack and heap than"),
+        ("arena", "more messages, regions and suspended threads than"),
+    ] {
+        let line = resume_of_one_that_holds(what, "ulimit -v 1572864; PEREGRINE_SLOTS=1");
+        assert!(line.contains(named) && line.contains("the limit on address space (1572864 KiB)"), "{line}");
+        assert!(line.contains("or a wider one (ulimit -v)"), "{line}");
+    }
+}
+
+#[test]
+fn an_image_with_more_slots_than_the_world_is_refused_with_the_number_that_would_do() {
+    let line = resume_of_one_that_holds("slots", "PEREGRINE_SLOTS=2");
+    assert!(line.contains("set PEREGRINE_SLOTS to at least 4"), "{line}");
+}
+
 /// What a scene on a disk of its own finds.
 const SCENE: &str = "PEREGRINE_TEST_DISK";
 
