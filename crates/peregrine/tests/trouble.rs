@@ -1,6 +1,8 @@
 //! What goes wrong, goes wrong as promised: it is named, it stays where it is, and the others go on.
 
-use peregrine::{Builder, JoinError, Receiver, RecvError, Sender, channel, node_count, sleep, spawn};
+use peregrine::{
+    Builder, JoinError, Receiver, RecvError, SendError, Sender, channel, node_count, sleep, spawn,
+};
 use std::time::{Duration, Instant};
 
 #[inline(never)]
@@ -134,6 +136,23 @@ fn a_thread_that_brings_down_its_node_before_an_image_holds_it_is_quarantined_to
     let e = h.join().unwrap_err();
     assert!(matches!(e, JoinError::Quarantined { .. }), "{e}");
     assert_eq!(spawn(|n: u32| n, 3).join().unwrap(), 3);
+}
+
+#[peregrine::test(nodes = 2)]
+fn who_sends_to_a_quarantined_thread_is_told() {
+    for is_in_an_image in [false, true] {
+        let (to, from) = channel::<u32>();
+        let crashes = |(is_in_an_image, _from): (bool, Receiver<u32>)| -> u32 {
+            if is_in_an_image {
+                peregrine::checkpoint();
+            }
+            std::process::abort()
+        };
+        let h = Builder::new().name("crasher").spawn(crashes, (is_in_an_image, from)).unwrap();
+        let e = h.join().unwrap_err();
+        assert!(matches!(&e, JoinError::Quarantined { name, .. } if name == "crasher"), "{e}");
+        assert!(matches!(to.send(&1), Err(SendError::Closed)), "nobody will hear it: {is_in_an_image}");
+    }
 }
 
 #[peregrine::test(nodes = 2, image_interval_ms = 0)]

@@ -265,7 +265,8 @@ mod tests {
         here().check(&here()).expect("the same process");
         // Whoever adds a part adds a line below.
         let Contract { layout: _, template: _, cpu: _, modules: _, vdso: _, libc: _ } = here();
-        let changes: [(fn(&mut Contract), &str, &str); 7] = [
+        type Change = fn(&mut Contract);
+        let changes: [(Change, &str, &str); 7] = [
             (|c| c.layout[3] += 1, "the layout of slots and windows was", "PEREGRINE_WINDOWS"),
             (|c| c.template[1] += 64, "the layout of statics and thread-locals was", "use the build"),
             (|c| c.cpu[11] ^= 1, "the processor was", "the same processor features"),

@@ -140,11 +140,7 @@ fn doctor_says_what_is_missing_what_is_used_instead_and_what_to_change() {
             "guard-shared",
             "instead",
             0,
-            [
-                "madvise(GuardInstall) on a memfd",
-                "guards are made by page protection",
-                "to change it: a seccomp filter",
-            ],
+            ["on a memfd: EPERM", "guards are made by page protection", "to change it: a seccomp filter"],
         ),
         (
             __NR_memfd_create,
