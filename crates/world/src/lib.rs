@@ -62,6 +62,7 @@ pub use peregrine_store::{BuildId, Sequence, Store, StoreError};
 pub use peregrine_thread::stack_kind::StackKind;
 pub use peregrine_thread::window::WindowsError;
 pub use rendezvous::{RendezvousError, connect_all};
+pub use shadow::Misfit;
 pub use spawn::{Builder, JoinHandle, spawn};
 pub use status::{NodeStatus, Reply, Request, ThreadStatus, WorldStatus};
 pub use supervisor::{

@@ -1,6 +1,7 @@
 //! The shadow as a store sees it: what it has not written yet, the pages and tables to write, and those that it read back.
 
 use super::Shadow;
+use super::misfit::{self, Misfit};
 use super::pages::{PAGE, arena_bytes, twin};
 use super::table::Table;
 use crate::archive::{self, CHUNK, Chunk};
@@ -101,30 +102,45 @@ impl Shadow {
         }
     }
 
-    /// Makes an image read from elsewhere this one: pages first, by [`Shadow::set_page`], then this.
+    /// Whether there is room for an image, as far as its tables tell.
     ///
     /// # Errors
-    /// The name of what does not fit this World.
-    pub fn adopt(&mut self, image: TableImage) -> Result<(), &'static str> {
+    /// What does not fit this World.
+    pub fn has_room_for(image: &TableImage) -> Result<(), Misfit> {
         let fits = |(addr, bytes): &(usize, Vec<u8>)| {
             crate::control::table_bounds(*addr).is_some_and(|most| bytes.len() <= most)
         };
         if image.tables.len() != TABLES || !image.tables.iter().all(fits) {
-            return Err("tables, which the limit on address space bounds (ulimit -v)");
+            return Err(Misfit::of("threads and channels"));
         }
         let chunks = image.tables.last().map_or(0, |t| t.1.len()) / size_of::<Chunk>();
         if chunks * CHUNK > room().archive_bytes.load(Ordering::Relaxed) {
-            return Err("the archive, which the limit on address space bounds (ulimit -v)");
+            return Err(Misfit::of(misfit::PACKED));
         }
-        if image.arena_used > arena_bytes() || image.live.keys().any(|s| !is_here(*s)) {
-            return Err("extents");
+        if image.arena_used > arena_bytes() {
+            return Err(Misfit::of(misfit::MESSAGES));
         }
+        // The last one: its slot tells how many there must be.
+        image
+            .live
+            .keys()
+            .rev()
+            .find(|s| !is_here(**s))
+            .map_or(Ok(()), |number| Err(Misfit::of_thread(*number)))
+    }
+
+    /// Makes an image read from elsewhere this one: pages first, by [`Shadow::set_page`], then this.
+    ///
+    /// # Errors
+    /// What does not fit this World.
+    pub fn adopt(&mut self, image: TableImage) -> Result<(), Misfit> {
+        Self::has_room_for(&image)?;
         for slot in image.live.keys().filter(|s| !is_windowed(**s)) {
             let end = SlotHeader::bounds(*slot).1;
             let header = twin(SlotHeader::of(*slot) as usize) as *mut SlotHeader;
             // SAFETY: inside the shadow, which only this supervisor writes; the limit of a heap is a plain word.
             if !unsafe { (*header).heap.set_limit(end) } {
-                return Err("a thread's heap, which the limit on address space bounds (ulimit -v)");
+                return Err(Misfit::of(misfit::HEAP));
             }
         }
         self.tables = image.tables.iter().map(|(addr, bytes)| Table::new(*addr, bytes)).collect();

@@ -12,6 +12,7 @@
 //! direction can be half done for an observer: if the supervisor dies, so does the World, and a store keeps its own copy.
 
 mod elsewhere;
+mod misfit;
 mod oracle;
 mod pages;
 mod table;
@@ -23,6 +24,7 @@ use crate::frames::Frames;
 use crate::memory::{MemoryError, map_memfd};
 use crate::room::room;
 pub use elsewhere::{TableImage, Unsaved};
+pub use misfit::Misfit;
 pub use pages::twin;
 use pages::{PAGE, SHADOW, SHADOW_ARENA, arena_bytes, compare_and_copy, copy, discard, punch_slot};
 use peregrine_base::sync::Ordering;

@@ -14,7 +14,7 @@ use crate::control::{self, MAX_NODES, imaged, record, world};
 use crate::killpoint::supervisor_at;
 use crate::memory::STRINGS;
 use crate::output;
-use crate::shadow::{Changes, Shadow, TableImage};
+use crate::shadow::{Changes, Misfit, Shadow, TableImage};
 use crate::windows;
 use peregrine_base::VirtAddr;
 use peregrine_base::sync::Ordering;
@@ -36,6 +36,9 @@ pub enum DurableError {
     /// The image does not fit this process.
     #[error(transparent)]
     Contract(#[from] ContractError),
+    /// The image does not fit into what this process maps.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
     /// No random number for the World's name.
     #[error("cannot read random bytes: {0}")]
     Random(std::io::Error),
@@ -136,6 +139,7 @@ impl Durable {
         let control: Control =
             postcard::from_bytes(image.control()).map_err(|e| DurableError::Control(e.to_string()))?;
         contract.check(&control.contract)?;
+        Shadow::has_room_for(&control.tables)?;
         let pages = read_pages(&store, &image, shadow).map_err(|e| match e {
             DurableError::Store(damage @ (StoreError::Damaged { .. } | StoreError::Replaced { .. })) => {
                 store.latest_damaged(image.sequence(), damage).into()
@@ -143,7 +147,7 @@ impl Durable {
             other => other,
         })?;
         let (old_statics, strings_len) = (control.statics_template, control.strings.len());
-        shadow.adopt(control.tables).map_err(|e| DurableError::Control(e.to_owned()))?;
+        shadow.adopt(control.tables)?;
         put_strings(&control.strings);
         let mend = Mend { then: &old_statics, vdso_then: control.contract.vdso(), vdso_now: contract.vdso() };
         for number in shadow.live().keys() {
@@ -332,7 +336,7 @@ fn read_pages(store: &Store, image: &WorldImage, shadow: &mut Shadow) -> Result<
                 shadow.set_page(address.as_usize(), page)
             };
             if !known {
-                return Err(DurableError::Control(format!("a page at {address}, where none can be")));
+                return Err(Misfit::of_page(address.as_usize()).into());
             }
             pages += 1;
         }
