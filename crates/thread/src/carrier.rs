@@ -87,12 +87,24 @@ pub struct Hooks {
     pub output: fn(i32, &[u8]) -> bool,
     /// May the slot heap grow by this many bytes?
     pub grant: fn(usize) -> bool,
+    /// The slot heap has no room, for this reason: whoever allocates is told so in a moment.
+    pub refused: fn(Refusal),
     /// Move the running thread to the next node; `false` if there is no other.
     pub next_node: fn() -> bool,
     /// How many nodes there are.
     pub node_count: fn() -> u32,
     /// What the program does about a signal from now on, if anything is given; what it did.
     pub disposition: fn(i32, Option<Disposition>) -> Result<Disposition, Errno>,
+}
+
+/// Why a heap does not grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Refusal {
+    /// Its slot or window ends.
+    Range = 1,
+    /// [`Hooks::grant`] said no.
+    Grant = 2,
 }
 
 /// Reasons to take a look at the scheduler.

@@ -8,7 +8,7 @@
 //!
 //! Frees go by address.
 
-use crate::carrier::{carrier, current_slot};
+use crate::carrier::{Refusal, carrier, current_slot};
 use crate::layout::{PROCESS_HEAP, PROCESS_HEAP_BYTES};
 use crate::slot::SlotHeader;
 use crate::window::header_at;
@@ -71,13 +71,19 @@ impl SlotHeap {
     }
 
     #[inline]
-    unsafe fn allocate(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> *mut u8 {
+    unsafe fn allocate(
+        &mut self,
+        layout: Layout,
+        grant: impl FnOnce(usize) -> bool,
+        refused: impl FnOnce(Refusal),
+    ) -> *mut u8 {
         // SAFETY: talc's contract: the layout's size is not zero (callers see to it), and the heap is ours.
         unsafe {
             if let Some(p) = self.talc.try_allocate(layout) {
                 return p.as_ptr();
             }
-            if !self.grow(layout, grant) {
+            if let Err(why) = self.grow(layout, grant) {
+                refused(why);
                 return core::ptr::null_mut();
             }
             self.talc.try_allocate(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
@@ -85,17 +91,17 @@ impl SlotHeap {
     }
 
     #[cold]
-    unsafe fn grow(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> bool {
+    unsafe fn grow(&mut self, layout: Layout, grant: impl FnOnce(usize) -> bool) -> Result<(), Refusal> {
         let now = self.high_water();
         // An eighth more than there is keeps the number of steps logarithmic; a step, of at most 4 KiB, covers talc's own words.
         let step = self.step;
         let need = layout.size().saturating_add(layout.align()).saturating_add(step.min(4096));
         let Some(by) = need.max(step).max((now - self.base) / 8).checked_next_multiple_of(step) else {
-            return false;
+            return Err(Refusal::Range);
         };
-        let Some(new_end) = now.checked_add(by).filter(|e| *e <= self.limit) else { return false };
+        let new_end = now.checked_add(by).filter(|e| *e <= self.limit).ok_or(Refusal::Range)?;
         if !grant(by) {
-            return false;
+            return Err(Refusal::Grant);
         }
         // Before anything is written there: a thread may be suspended in the middle, and its image holds what lies below
         // the high water and nothing else.
@@ -111,7 +117,7 @@ impl SlotHeap {
         if self.end.is_none() {
             self.water = self.base;
         }
-        self.end.is_some()
+        self.end.map(|_| ()).ok_or(Refusal::Range)
     }
 }
 
@@ -205,10 +211,13 @@ fn map_process_heap() -> Option<()> {
 pub unsafe fn allocate(layout: Layout) -> *mut u8 {
     match current_slot() {
         // SAFETY: the thread in slot `i` is the one that runs, and nobody else uses its heap (S5).
-        Some(i) => unsafe { (*SlotHeader::of(i)).heap.allocate(layout, |by| (carrier().hooks.grant)(by)) },
+        Some(i) => unsafe {
+            let (grant, refused) = (|by| (carrier().hooks.grant)(by), |why| (carrier().hooks.refused)(why));
+            (*SlotHeader::of(i)).heap.allocate(layout, grant, refused)
+        },
         None => {
             // SAFETY: the lock is held.
-            let block = with_process_heap(|h| unsafe { h.allocate(layout, |_| true) });
+            let block = with_process_heap(|h| unsafe { h.allocate(layout, |_| true, |_| ()) });
             block.unwrap_or(core::ptr::null_mut())
         }
     }

@@ -232,6 +232,9 @@ pub struct NodeShared {
     pub crash_addr: AtomicUsize,
     /// For which thread the node gave up (slot + 1; 0: it did not), and for lack of what: a [`Lack`].
     pub gave_up: [AtomicU32; 2],
+    /// The last time that a thread's heap had no room here: the thread's identity (0: never), and the
+    /// [`Refusal`](peregrine_thread::carrier::Refusal).
+    pub refused: [AtomicU64; 2],
     /// Whether the supervisor answers writes to units that `window_open` does not name.
     pub seals_answered: AtomicU64,
     /// Whether it is answering one now.

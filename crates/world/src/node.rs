@@ -8,7 +8,7 @@ use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::signal::{self, HandlerFlags, SigInfo, Signo, UContext, number};
 use peregrine_sys::{cpu, futex, process, timer};
-use peregrine_thread::carrier::{Carrier, Hooks, Room, carrier};
+use peregrine_thread::carrier::{Carrier, Hooks, Refusal, Room, carrier};
 use peregrine_thread::layout::{CARRIER, slot_index_of};
 use peregrine_thread::preempt::{self, SIG_RESET, SIG_TRACE};
 use peregrine_thread::seal::Seals;
@@ -61,6 +61,7 @@ pub unsafe fn become_node(index: u32) -> ! {
                 yield_now: context::yield_now,
                 output: output::write,
                 grant,
+                refused,
                 next_node: context::next_node,
                 node_count: context::node_count,
                 disposition: crate::dispositions::disposition,
@@ -125,6 +126,16 @@ fn grant(bytes: usize) -> bool {
     }
     sched::in_thread(|slot| record(slot).granted.fetch_add(bytes as u64, Ordering::Relaxed));
     true
+}
+
+/// Leaves word of it, for the caller may end its node with SIGABRT now, as Rust's collections do.
+fn refused(why: Refusal) {
+    sched::in_thread(|slot| {
+        // SAFETY: on a node.
+        let me = node(unsafe { carrier() }.node);
+        let words = [crate::thread::identity(slot), why as u64];
+        me.refused.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+    });
 }
 
 extern "C" fn ignore(_: Signo, _: *mut SigInfo, _: *mut UContext) {}

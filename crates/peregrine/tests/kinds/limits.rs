@@ -41,6 +41,45 @@ fn a_stack_that_no_window_has_is_refused_with_the_setting_that_would_do() {
     }
 }
 
+/// A thread's heap grows until a collection ends the node, once after somebody has seen a refusal and gone on.
+#[peregrine::test(program, nodes = 2, memory_mib = 64, window_kib = 2048, window_stack_kib = 1024)]
+fn wants_too_much() {
+    let hungry = |_: ()| {
+        let refused = Vec::<u8>::new().try_reserve_exact(2 << 30);
+        assert!(refused.is_err());
+        let mut held = Vec::new();
+        loop {
+            held.push(vec![1u8; 1000]);
+        }
+    };
+    let e: peregrine::JoinError =
+        Result::<(), _>::unwrap_err(Builder::new().name("hungry").spawn(hungry, ()).unwrap().join());
+    println!("{e}");
+    let modest = |_: ()| {
+        let refused = Vec::<u8>::new().try_reserve_exact(2 << 30);
+        assert!(refused.is_err());
+        peregrine::sleep(Duration::from_millis(1));
+        refused.is_err()
+    };
+    assert!(spawn(modest, ()).join().unwrap());
+}
+
+#[test]
+fn a_heap_that_is_full_is_named_with_the_thread_and_what_would_make_room() {
+    for_each_kind(wants_too_much, &[], |kind, o| {
+        let remedy = match kind {
+            StackKind::Isomalloc => {
+                "all threads together use the 64 MiB they may; set PEREGRINE_MEMORY higher"
+            }
+            _ => "its window of 2048 KiB is full; set PEREGRINE_WINDOW higher",
+        };
+        let said = "SIGABRT after its heap had no room: ";
+        let lines = |text: &str| text.lines().filter(|l| l.contains(said) && l.contains(remedy)).count();
+        assert!(o.stderr.contains("'hungry' crashed its node with SIGABRT after"), "{o}");
+        assert!(lines(&o.stderr) >= 3 && lines(&o.stdout) == 1, "{o}");
+    });
+}
+
 /// 10,000 threads with a stack of 1 MiB each, in 128 windows of 2 MiB; prints the node's largest address space in MiB.
 #[peregrine::test(
     program,

@@ -25,6 +25,7 @@ mod image;
 mod new_processes;
 mod outlet;
 mod recover;
+mod refused;
 mod seals;
 mod start;
 mod stats;

@@ -101,7 +101,9 @@ impl Supervisor {
         *count += 1;
         let count = *count;
         let name = thread::name(slot);
-        let what = signal_name(signo);
+        // What a collection does that is refused memory is an abort, which says neither why nor what to do.
+        let refusal = (signo == number::ABRT).then(|| self.refusal(slot)).flatten().unwrap_or_default();
+        let what = signal_name(signo) + &refusal;
         self.stats.crashes += 1;
         self.last_words(slot, &name);
         if count >= MOST_CRASHES {
@@ -209,6 +211,7 @@ impl Supervisor {
 
     /// Rolls the World back and goes on.
     pub(super) fn recover(&mut self) -> Result<(), WorldError> {
+        self.forget_refusals();
         // The end of `main`, if there was one, is taken back too.
         self.ending_since = None;
         let begun = monotonic_ns();
