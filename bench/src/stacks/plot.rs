@@ -104,4 +104,42 @@ mod tests {
         );
         assert!((0..COLOURS.len()).all(|i| flows.contains(&format!("way {i}"))));
     }
+
+    /// The values of attribute `name` of each `element` of a figure.
+    fn values(figure: &str, element: &str, name: &str) -> Vec<f64> {
+        let of_one = |rest: &str| {
+            let (tag, _) = rest.split_once('>')?;
+            tag.split_once(&format!(" {name}=\""))?.1.split_once('"')?.0.parse().ok()
+        };
+        figure.split(&format!("<{element}")).skip(1).filter_map(of_one).collect()
+    }
+
+    #[test]
+    fn axes_are_logarithmic_and_no_text_lies_on_another() {
+        // Each point eight times as far, and a hundred times as high, as the one before.
+        let points =
+            |low: f64| (0..4).map(|i| (f64::powi(8.0, i) * 1024.0, f64::powi(100.0, i) * low)).collect();
+        let over_live = vec![("alias".to_owned(), points(5.0)), ("copy".to_owned(), points(50.0))];
+        let curves = Curves { over_live, over_threads: Vec::new() };
+        let dir = std::env::temp_dir().join(format!("peregrine-axes-{}", std::process::id()));
+        draw(&dir, &curves).unwrap();
+        let live = std::fs::read_to_string(dir.join("switch-over-live-stack.svg")).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        for (name, grows) in [("cx", true), ("cy", false)] {
+            let at = values(&live, "circle", name);
+            assert_eq!(at.len(), 8, "{at:?}");
+            let steps: Vec<f64> = at.chunks(4).flat_map(|c| c.windows(2).map(|w| w[1] - w[0])).collect();
+            assert!(
+                steps.iter().all(|s| (s - steps[0]).abs() <= 1.0 && (*s > 40.0) == grows),
+                "{name}: {at:?}"
+            );
+        }
+        let places: Vec<(f64, f64)> =
+            values(&live, "text", "x").into_iter().zip(values(&live, "text", "y")).collect();
+        assert!(places.len() > 8, "title, axes, and two curves: {places:?}");
+        for (i, a) in places.iter().enumerate() {
+            let over = places[..i].iter().find(|b| (a.0 - b.0).abs() < 50.0 && (a.1 - b.1).abs() < 14.0);
+            assert!(over.is_none(), "{a:?} lies on {over:?}");
+        }
+    }
 }

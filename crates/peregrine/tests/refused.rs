@@ -127,16 +127,21 @@ fn without_the_device(c: Command) -> Option<Command> {
 fn a_container_that_forbids_userfaultfd_is_served_by_comparing_and_told_so() {
     let expected = steps("30").output().unwrap();
     assert!(expected.status.success() && own_lines(&expected).is_empty(), "{}", text(&expected.stderr));
-    let Some(c) = without_the_device(steps("30")) else {
-        println!("SKIPPED: needs a mount namespace (unshare -m) to be without /dev/userfaultfd");
-        return;
-    };
-    let mut c = without(c, CALL_USERFAULTFD);
-    let o = c.env("PEREGRINE_KILL_EVERY", "60").env("PEREGRINE_MOVE_EVERY", "3").output().unwrap();
-    assert!(o.status.success(), "{}", text(&o.stderr));
-    assert_eq!(text(&o.stdout), text(&expected.stdout));
-    let lines = own_lines(&o);
-    assert!(lines.iter().any(|l| l.contains("compared") && l.contains("peregrine doctor")), "{lines:?}");
+    for kind in ["isomalloc", "alias", "copy"] {
+        let mut c = steps("30");
+        c.env("PEREGRINE_STACK_KIND", kind).env("PEREGRINE_WINDOW", "8192").env("PEREGRINE_WINDOWS", "1");
+        c.env("PEREGRINE_KILL_EVERY", "60").env("PEREGRINE_MOVE_EVERY", "3");
+        let Some(c) = without_the_device(c) else {
+            println!("SKIPPED: needs a mount namespace (unshare -m) to be without /dev/userfaultfd");
+            return;
+        };
+        let o = without(c, CALL_USERFAULTFD).output().unwrap();
+        assert!(o.status.success(), "{kind}: {}", text(&o.stderr));
+        assert_eq!(text(&o.stdout), text(&expected.stdout), "{kind}");
+        let lines = own_lines(&o);
+        let told = lines.iter().any(|l| l.contains("compared") && l.contains("peregrine doctor"));
+        assert!(told, "{kind}: {lines:?}");
+    }
 }
 
 /// A shared object made from C source, to be loaded before libc.

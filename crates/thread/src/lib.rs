@@ -11,6 +11,9 @@
 
 pub mod arch;
 pub mod carrier;
+pub mod costs {
+    #![doc = include_str!("../docs/costs.md")]
+}
 pub mod heap;
 pub mod interpose;
 pub mod layout;

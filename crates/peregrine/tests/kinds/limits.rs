@@ -120,6 +120,10 @@ fn ten_thousand_live_in_little_address_space() {
         let sum: u64 = wakes.iter().map(|_| answers.recv().unwrap()).sum();
         assert_eq!(sum, n * (THREADS * (THREADS + 1) / 2));
     }
+    // Neither mappings nor descriptors grow with the threads: a node has both for its windows, and some hundreds besides.
+    let mappings = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    assert!(mappings < 2_000 && descriptors < 200, "{mappings} mappings, {descriptors} descriptors");
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find(|l| l.starts_with("VmPeak:")).unwrap();
     let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();

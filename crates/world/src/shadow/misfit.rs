@@ -9,7 +9,7 @@ use peregrine_thread::stack_kind::is_windowed;
 /// What of an image does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Misfit {
-    /// A wider limit on address space would have room for it ([`Room`](crate::room::Room)).
+    /// A wider limit on address space would have room for it (`room.rs`).
     #[error(
         "the image holds more {what} than there is room for under the limit on address space ({} KiB): resume it under the limit that it was made under, or a wider one (ulimit -v)",
         limit >> 10
