@@ -407,7 +407,7 @@ fn any_number_of_deaths_uses_up_nothing() {
             space.store(m, addr(121 - n), 1).map_or_else(done, done);
         }
         space.unmap(&mut third, range(0, PAGES)).unwrap();
-        for _ in 0..20 {
+        for _ in 0..40 {
             survivor.tick(&frames);
             third.tick(&frames);
         }
