@@ -373,6 +373,49 @@ fn dies_in_the_middle<'a>(space: &Space<'a>, who: &mut Member<'a>) {
     assert!(died && space.at_work().any(|holder| holder.member == who.id()));
 }
 
+/// What was free before a death is free after it: nodes, lines and descriptions.
+#[test]
+fn any_number_of_deaths_uses_up_nothing() {
+    let sizes = Sizes { members: 3, spaces: 1, nodes: 40, regions: 8, frames: 60 };
+    let arena = HeapArena::new(&sizes);
+    let frames = ModelFrames::new(sizes.members, sizes.frames);
+    let mmu = ModelMmu::new(&frames, sizes.members, Tables::Views, Delivery::Interrupt);
+    let spaces = arena.spaces();
+    let (mut survivor, mut third) = (spaces.join().unwrap(), spaces.join().unwrap());
+    let space = AddressSpace::create(&mut survivor, &mmu, &frames).unwrap();
+    // Many times as much as the arena has. (Who finds no line waits for one, for there is one for each slot: a test that never ends has
+    // lost some.)
+    for death in 0..300 {
+        let mut victim = spaces.join().unwrap();
+        LEFT.set(Some(10 + death % 70));
+        victim.on_step(Some(count_down));
+        let died = catch_unwind(AssertUnwindSafe(|| {
+            for first in [10, 60, 120] {
+                map(&space, &mut victim, first, 8, Backing::Object { object: 1, first: 0 });
+                space.store(&mut victim, addr(first + 1), 1).unwrap();
+                space.unmap(&mut victim, range(first, 8)).unwrap();
+            }
+        }))
+        .is_err();
+        LEFT.set(None);
+        assert!(died, "death {death}: there are more steps than that");
+        space.recover(&mut survivor, victim.id());
+        // Two at work side by side take lines, and both descriptions are there to be had.
+        for (n, m) in [&mut survivor, &mut third].into_iter().enumerate() {
+            map(&space, m, 100 + 20 * n, 20, Backing::Object { object: 2, first: 0 });
+            space.store(m, addr(101), 1).unwrap();
+            space.store(m, addr(121 - n), 1).map_or_else(done, done);
+        }
+        space.unmap(&mut third, range(0, PAGES)).unwrap();
+        for _ in 0..40 {
+            survivor.tick(&frames);
+            third.tick(&frames);
+        }
+        let left = (spaces.nodes_in_use(), spaces.regions_in_use(), spaces.lines_in_use(), frames.in_use());
+        assert_eq!(left, (1, 0, 0, 0), "nodes, regions, lines, frames after death {death}");
+    }
+}
+
 #[test]
 fn who_comes_to_mend_a_member_that_was_mended_already_leaves_its_successor_alone() {
     let arena = HeapArena::new(&SIZES);
