@@ -58,6 +58,18 @@ pub enum Action {
     Ended,
 }
 
+/// How often a node ticks: see `sched::tick`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Tick {
+    /// Not at all.
+    Off = 0,
+    /// Each slice.
+    Usual,
+    /// Seldom, for one thread has it for itself.
+    Alone,
+}
+
 /// A waiting timer.
 #[derive(Clone, Copy)]
 struct Timer {
@@ -75,8 +87,8 @@ pub struct Local {
     pub previous: u32,
     /// The tick's timer.
     pub tick: Option<peregrine_sys::timer::Timer>,
-    /// Whether it runs.
-    pub ticking: bool,
+    /// How often it runs out.
+    pub ticking: Tick,
     /// The life of the World that queue and timers belong to; 0: none.
     pub life: u32,
     /// Connections and calls under way, in the process's heap; null before the first. See `fresh`.
@@ -241,6 +253,13 @@ impl Local {
         self.action = Action::None;
         self.previous = NONE;
         self.life = 0;
+    }
+
+    /// Has the tick come in `first_ns`, then every `every_ns`; 0: not at all.
+    pub fn arm(&self, first_ns: u64, every_ns: u64) {
+        if let Some(tick) = self.tick {
+            tick.arm(first_ns, every_ns);
+        }
     }
 
     /// Number of runnable threads waiting.

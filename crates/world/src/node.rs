@@ -2,7 +2,7 @@
 
 use crate::control::{Lack, NONE, PauseKind, node, record, world};
 use crate::killpoint::{Point, at};
-use crate::local::{ALTSTACK_BYTES, altstack_base, local, stack_top};
+use crate::local::{ALTSTACK_BYTES, Tick, altstack_base, local, stack_top};
 use crate::{context, dirty, output, sched};
 use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_sys::raw::Errno;
@@ -77,7 +77,7 @@ pub unsafe fn become_node(index: u32) -> ! {
         local().clear();
         let l = local();
         l.tick = timer::Timer::new(preempt::SIG_TICK).ok();
-        l.ticking = false;
+        l.ticking = Tick::Off;
         if install_handlers().is_err() || l.tick.is_none() {
             process::write_all(2, b"peregrine: a node cannot install its timer or signal handlers\n");
             process::exit_now(70);

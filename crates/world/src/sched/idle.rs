@@ -1,7 +1,8 @@
 //! A node without work: it looks around for a while, then sleeps.
 
 use super::post::{ASLEEP, POLLS};
-use crate::control::{NONE, NodeShared, World, is_domain, node, record, world};
+use super::tick;
+use crate::control::{NONE, NodeShared, World, is_domain, node, record};
 use crate::killpoint::{Point, at};
 use crate::local::Local;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
@@ -11,19 +12,8 @@ use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::{arch, preempt};
 
-pub(super) fn start_ticking(_: &mut Carrier, l: &mut Local) {
-    if !l.ticking
-        && let Some(t) = l.tick
-    {
-        let slice = world().slice_ns.load(Ordering::Relaxed);
-        // The first slice is twice as long: a deadline beyond the kernel's own next tick need not be told to the
-        // processor, and telling it takes 8 us in a virtual machine, which a thread that has just arrived would wait.
-        t.arm(2 * slice, slice);
-        l.ticking = true;
-    }
-}
-
 pub(super) fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
+    tick::nobody_runs(c, l);
     let me = node(c.node);
     let seen = me.wake.load(Ordering::Relaxed);
     let flights = l.flights;
@@ -46,7 +36,7 @@ pub(super) fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
 }
 
 /// When there is something to do though nothing comes from outside.
-fn next_due(l: &Local) -> Option<u64> {
+pub(super) fn next_due(l: &Local) -> Option<u64> {
     match (l.next_deadline(), l.windows.next_due()) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -78,12 +68,7 @@ fn wait_for_work(
     }
     if l.in_flight != 0 {
         // Each tick would end the poll.
-        if l.ticking
-            && let Some(t) = l.tick
-        {
-            l.ticking = false;
-            t.arm(0, 0);
-        }
+        tick::stop(l);
         return sleep_with_calls(l, me, something);
     }
     me.idle.store(ASLEEP, Ordering::Relaxed);
@@ -118,13 +103,8 @@ fn expect(me: &NodeShared, something: impl Fn() -> bool) {
 /// Stops the tick of a node that has slept until one came. Not before: whoever sleeps for less than a slice is woken
 /// without having to start it again.
 fn stop_ticking(c: &Carrier, l: &mut Local) {
-    if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0
-        && l.ticking
-        && let Some(t) = l.tick
-    {
-        // In this order: a reset in between must not leave a node that believes it ticks.
-        l.ticking = false;
-        t.arm(0, 0);
+    if c.pending.load(Ordering::Relaxed) & Pending::TICK != 0 {
+        tick::stop(l);
     }
 }
 

@@ -26,6 +26,7 @@ mod post;
 mod shortage;
 pub(crate) mod spin;
 mod switch;
+mod tick;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
@@ -37,7 +38,7 @@ use crate::control::{Lack, NONE, is_domain, node, record, state, world};
 use crate::killpoint::{Point, at};
 use crate::local::{Action, Local, local};
 use crate::windows;
-use idle::{idle, start_ticking};
+use idle::idle;
 use moves::{donate, send, wanted_elsewhere};
 use pause::pause;
 use peregrine_base::sync::Ordering;
@@ -93,6 +94,9 @@ pub fn on_preempt(why: u32) {
         if l.windows.next_due().is_some_and(|due| due <= monotonic_ns()) {
             // Packing takes the scheduler's stack.
             return reschedule(Action::RequeueFront);
+        }
+        if why & Pending::TICK != 0 {
+            tick::came(c, l);
         }
         if why & Pending::TICK != 0 && l.queued() != 0 {
             let n = node(c.node);
@@ -163,7 +167,7 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         } else if !raise_guards(l, next) {
             crate::node::give_up(next, Lack::Guards);
         }
-        start_ticking(c, l);
+        tick::start(c, l);
         let header = SlotHeader::of(next);
         if (*header).blocked != 0 {
             mask::change(c, None, (*header).blocked);

@@ -2,6 +2,7 @@
 
 use super::post::post;
 use super::switch::may_run;
+use super::tick;
 use crate::control::{NONE, is_domain, mail, record, world};
 use crate::killpoint::{Point, at};
 use crate::local::{Local, local};
@@ -69,6 +70,7 @@ pub unsafe fn launch(slot: u32, on: u32) {
     let on = if is_domain(on) { slot % world().node_count.load(Ordering::Relaxed) } else { on };
     if on == c.node {
         l.push(slot);
+        tick::look(c, l);
     } else {
         record(slot).node.store(on, Ordering::Release);
         at(Point::LaunchedElsewhere);

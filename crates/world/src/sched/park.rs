@@ -2,6 +2,7 @@
 
 use super::post::post;
 use super::switch::reschedule;
+use super::tick;
 use crate::control::{mail, record, state};
 use crate::killpoint::{Point, at};
 use crate::local::{Action, local};
@@ -84,6 +85,7 @@ pub unsafe fn wake(slot: u32) {
                 r.state.store(state::RUNNABLE, Ordering::Relaxed);
                 at(Point::WokenQueued);
                 l.push(slot);
+                tick::look(c, l);
                 return;
             }
         }

@@ -7,6 +7,7 @@
 //! A post that finds the thread gone is forwarded to its new owner.
 
 use super::moves::send;
+use super::tick::ALONE;
 use crate::control::{NONE, is_domain, mail, node, record, state, world};
 use crate::killpoint::{Point, at};
 use crate::local::Local;
@@ -50,14 +51,14 @@ fn push_inbox(to: u32, slot: u32) {
     nudge(to);
 }
 
-/// Wakes node `to` if it sleeps.
+/// Wakes node `to` if it sleeps, and interrupts it if it would not look for long.
 pub fn nudge(to: u32) {
     let n = node(to);
     // Pairs with the fence in `idle`: either we see `idle`, or it sees what we posted.
     fence(Ordering::SeqCst);
     match n.idle.load(Ordering::Relaxed) {
         0 => {}
-        POLLS => {
+        POLLS | ALONE => {
             let pid = n.pid.load(Ordering::Relaxed) as i32;
             let _ = peregrine_sys::signal::kill(pid, preempt::SIG_TICK);
         }
