@@ -55,6 +55,24 @@ fn neighbours_of_threads_that_never_yield_run() {
     region::remove("told").unwrap();
 }
 
+/// A thread that has had its node for itself for a while is interrupted each 8 s here, for slices are of a second, and by nothing else.
+#[peregrine::test(nodes = 2, slice_us = 1_000_000, image_interval_ms = 0)]
+fn who_comes_to_a_node_that_a_thread_had_for_itself_need_not_wait_for_it() {
+    let told = region::create("told", 8).unwrap();
+    let hog = Builder::new().node(1).spawn(computes_until_told, ()).unwrap();
+    // Twice a slice is the first.
+    sleep(Duration::from_secs(3));
+    let begun = Instant::now();
+    // It may be given to a node that has nothing to do then: that is for the node with the hog to see.
+    Builder::new().node(1).spawn(|_: ()| (), ()).unwrap().join().unwrap();
+    let waited = begun.elapsed();
+    assert!(!hog.is_finished() && waited < Duration::from_secs(4), "it had to wait for {waited:?}");
+    told.cells::<u64>().set(0, 1).unwrap();
+    hog.join().unwrap();
+    drop(told);
+    region::remove("told").unwrap();
+}
+
 fn computes_until_moved(times: u32) {
     let mut last = node_id();
     let mut changes = 0;
