@@ -12,7 +12,8 @@ pub struct Config {
     pub nodes: u32,
     /// Time between images. `PEREGRINE_IMAGE_INTERVAL` in milliseconds, 0 for none; default 20 ms.
     pub image_interval: Option<Duration>,
-    /// Time slice of a thread. `PEREGRINE_SLICE` in microseconds; default 2 ms.
+    /// Time slice of a thread. `PEREGRINE_SLICE` in microseconds; default 2 ms. One that has its node for itself is interrupted every eight slices,
+    /// and whenever something comes for that node.
     pub slice: Duration,
     /// The longest that an idle node looks for work before it sleeps. `PEREGRINE_SPIN` in microseconds, 0 for never; default
     /// 50 us. It looks only while that has lately paid, and sleeps at once where there are more nodes than processors.
