@@ -303,6 +303,30 @@ fn no_call_is_made_into_a_domain_that_could_not_be_set_up_again() {
     std::fs::remove_file(broken()).unwrap();
 }
 
+#[peregrine::test(nodes = 2, image_interval_ms = 2000)]
+fn a_value_that_names_no_domain_of_this_world_is_refused() {
+    // As it would come from another World.
+    let value = |place: u8| postcard::from_bytes::<TrustedDomain>(&[place]).unwrap();
+    let unknown = |place, domains| Err(TrustedDomainError::Unknown { place, domains });
+    assert_eq!(value(5).run(|| 3), unknown(5, 0));
+    checkpoint();
+    if tally().rollbacks == 0 {
+        let late = TrustedDomain::open("late", nothing).unwrap();
+        assert_eq!(late, value(0));
+        assert_eq!(value(0).run(|| 4), Ok(4));
+        assert_eq!(value(1).run(|| 4), unknown(1, 1));
+        kill_this_process();
+    }
+    // Taken back, though its process may still be there.
+    assert_eq!(value(0).run(|| 4), unknown(0, 0));
+    let other = TrustedDomain::open("other", nothing).unwrap();
+    assert_eq!(value(0).run(id), Ok(other.pid()), "who has its number now");
+    for name in ["", "a\0b", &"x".repeat(33)] {
+        let refused = TrustedDomain::open(name, nothing);
+        assert_eq!(refused, Err(TrustedDomainError::Name { len: name.len() }));
+    }
+}
+
 #[peregrine::test(nodes = 1)]
 fn there_is_a_bound_on_domains() {
     for i in 0..8 {
