@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Config {
     /// Node processes. `PEREGRINE_NODES`; default: the number of processors.
     pub nodes: u32,
-    /// Time between images. `PEREGRINE_IMAGE_INTERVAL` in milliseconds, 0 for none; default 20 ms.
+    /// Time between images. `PEREGRINE_IMAGE_INTERVAL` in milliseconds, 0 for none; default 40 ms.
     pub image_interval: Option<Duration>,
     /// Time slice of a thread. `PEREGRINE_SLICE` in microseconds; default 2 ms. One that has its node for itself is interrupted every eight slices,
     /// and whenever something comes for that node.
@@ -84,7 +84,7 @@ impl Default for Config {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         Self {
             nodes: cores.clamp(1, crate::control::MAX_NODES as u32),
-            image_interval: Some(Duration::from_millis(20)),
+            image_interval: Some(Duration::from_millis(40)),
             slice: Duration::from_millis(2),
             spin: Duration::from_micros(50),
             memory_bytes: available_memory() / 8 * 3,

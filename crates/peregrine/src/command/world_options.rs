@@ -20,9 +20,9 @@ pub(super) struct WorldOptions {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub move_every: Option<Duration>,
     /// Take an image of all threads this often; 0 for never. A kill loses what was done since the last image, so this
-    /// must be shorter than --kill-every
-    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = time)]
-    pub image_interval: Duration,
+    /// must be shorter than --kill-every [default: 40ms, at most 20ms with --kill-every]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub image_interval: Option<Duration>,
     /// Keep images in this directory too, so that `peregrine resume DIR` goes on after everything was killed
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
@@ -47,6 +47,9 @@ fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The time between images where nodes are killed, if nobody says otherwise.
+const OFTEN: Duration = Duration::from_millis(20);
+
 /// Why these options can't be used together.
 #[derive(Debug)]
 pub(super) struct Clash(String);
@@ -70,8 +73,12 @@ impl WorldOptions {
         let mut config = Config::from_env()?;
         config.nodes = self.nodes;
         config.seed = self.seed;
-        config.image_interval = given(self.image_interval);
         config.kill_every = self.kill_every.and_then(given);
+        config.image_interval = match self.image_interval {
+            Some(t) => given(t),
+            None if config.kill_every.is_some() => config.image_interval.map(|t| t.min(OFTEN)),
+            None => config.image_interval,
+        };
         config.move_every = match self.move_every {
             Some(t) => given(t),
             None => (config.kill_every.is_some() && self.nodes > 1).then_some(Duration::from_millis(10)),
