@@ -14,7 +14,7 @@ pub enum Affinity {
     /// Right for calls that come now and then, and wherever cores are fewer than threads.
     #[default]
     Together,
-    /// On another core, where it spins for a moment (12 µs at most) for the next call while the caller spins for the
+    /// On another core, where it spins for a moment (18 µs at most) for the next call while the caller spins for the
     /// reply (20 µs). A call of few arguments, without other attributes and deadline, then goes the shortest way. Right for calls that come thick and fast on a machine with a core to spare.
     ///
     /// A copied argument crosses between the cores' caches line by line, which is most of what a large one costs: 64 KiB take about 10 µs

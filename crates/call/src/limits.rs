@@ -40,7 +40,7 @@ impl Default for Limits {
             buffer_bytes: 1 << 30,
             buffers: 256,
             depth: 64,
-            spin: Duration::from_micros(12),
+            spin: Duration::from_micros(18),
         }
     }
 }
