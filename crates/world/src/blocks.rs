@@ -10,11 +10,11 @@
 //!
 //! *Between two threads*: no static, no thread-local, no panic, no allocation but in the arena.
 
-use crate::control::{Lack, node, record};
+use crate::control::{Lack, node, record, world};
 use crate::killpoint::{Point, at as kill_at};
 use crate::local::Local;
 use crate::windows::{self, UNBORN};
-use crate::{archive, arena, node as this_node};
+use crate::{archive, arena, node as this_node, sched};
 use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_sys::futex;
 use peregrine_thread::carrier::Carrier;
@@ -122,27 +122,31 @@ unsafe fn block_for(c: &Carrier, l: &mut Local, number: u32, head: Head, but: u3
     block
 }
 
-/// A block of `capacity` bytes that the arena has room for once threads are packed: this node's, or, in a while, those of others.
+/// A block of `capacity` bytes that the arena has room for once threads are packed: this node's, or those of others, which are asked. An
+/// image that this node is waited for is put off: who has paused for it packs nothing.
 ///
 /// # Safety
 /// On the scheduler's stack.
 #[cold]
 unsafe fn after_packing(c: &Carrier, l: &mut Local, capacity: usize, but: u32) -> Option<*mut Block> {
-    /// How long others are waited for: a few times as long as a thread waits before it is packed, if nobody has said otherwise.
-    const PATIENCE_MS: u32 = 300;
-    let mut waited_ms = 0;
-    while waited_ms < PATIENCE_MS {
+    /// How long others are waited for: they may be in the middle of something, or not have been given a processor for a while.
+    const PATIENCE_MS: u32 = 500;
+    let (lacking, bit) = (&world().lacking, 1 << c.node);
+    let (mut waited_ms, mut found) = (0, None);
+    while found.is_none() && waited_ms < PATIENCE_MS {
         // SAFETY: as promised.
         if unsafe { windows::pack_early(c.node, l, but) } == 0 {
+            lacking.fetch_or(bit, Ordering::Relaxed);
+            sched::want_room(c.node);
             futex::wait(&AtomicU32::new(0), 0, Some(1_000_000));
             waited_ms += 1;
         }
         // SAFETY: as promised.
-        if let Some(block) = unsafe { new_block(capacity) } {
-            return Some(block);
-        }
+        found = unsafe { new_block(capacity) };
     }
-    None
+    // A death or a rollback in between clears it as well.
+    lacking.fetch_and(!bit, Ordering::Relaxed);
+    found
 }
 
 /// What a packed thread of so many bytes takes in the arena.

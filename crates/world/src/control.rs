@@ -138,6 +138,10 @@ pub struct World {
     pub default_kind: AtomicU32,
     /// How long a thread is idle before it is packed, in ns; `u64::MAX`: never.
     pub pack_after_ns: AtomicU64,
+    /// Until when every node packs idle threads at once, for somebody found no room; 0: nobody did.
+    pub room_wanted_until: AtomicU64,
+    /// Nodes, one bit each, that stand still until there is room for a thread which has to leave its window.
+    pub lacking: AtomicU64,
     /// Threads packed and unpacked so far.
     pub packed: [AtomicU64; 2],
     /// Length of a time slice in ns.

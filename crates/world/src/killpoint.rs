@@ -65,7 +65,7 @@ points! {
     "timers" { TimerSet, TimerDue, TimerQueued }
     "moves" { SendEvicted, SendCounted, SendMarked, SendHanded, DonateTaken, ArriveCounted, MoveAsked }
     "statics window" { WindowBrought }
-    "thread windows" { WindowLeft, WindowFreed, WindowMapped, WindowEntered, BirthPrepared, BirthCharged }
+    "thread windows" { WindowLeft, WindowFreed, WindowMade, WindowMapped, WindowEntered, BirthPrepared, BirthCharged }
     "copy blocks" { BlockMade, BlockKnown, BlockFilled, BlockBuried }
     "packed threads" { ModelMade, ModelKnown, PackMade, PackKnown, PackGivenBack, Unpacked, UnpackGivenBack, UnpackCharged }
     "archive" { ArchiveTaken, ArchiveWritten, ArchiveGivenBack }

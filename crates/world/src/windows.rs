@@ -35,8 +35,9 @@ use crate::{node as this_node, packed};
 use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, Protection, VirtAddr};
 use peregrine_sys::mem::{self, MapOptions, Placement, Source};
-use peregrine_sys::{memfd, timer::monotonic_ns};
+use peregrine_sys::{memfd, signal, timer::monotonic_ns};
 use peregrine_thread::carrier::Carrier;
+use peregrine_thread::preempt::SIG_RESET;
 use peregrine_thread::slot::{GUARD_BYTES, SlotHeader};
 use peregrine_thread::stack_kind::{MOST_THREADS, StackKind, is_windowed};
 use peregrine_thread::statics;
@@ -74,6 +75,20 @@ pub struct Idle {
     number: u32,
     wait: u32,
     since_ns: u64,
+}
+
+/// How long a thread is idle before it is packed: not at all while somebody wants room.
+fn pack_after_ns() -> u64 {
+    let w = world();
+    let until = w.room_wanted_until.load(Ordering::Relaxed);
+    if until != 0 {
+        if monotonic_ns() < until {
+            return 0;
+        }
+        // Unless it has just been put off, nobody need look at the clock for it again.
+        let _ = w.room_wanted_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+    w.pack_after_ns.load(Ordering::Relaxed)
 }
 
 fn shape() -> &'static Windows {
@@ -120,8 +135,7 @@ impl Owners {
 
     /// When the next one may be packed.
     pub fn next_due(&self) -> Option<u64> {
-        let after = world().pack_after_ns.load(Ordering::Relaxed);
-        self.idle.first().map(|i| i.since_ns.saturating_add(after))
+        self.idle.first().map(|i| i.since_ns.saturating_add(pack_after_ns()))
     }
 }
 
@@ -183,13 +197,19 @@ unsafe fn map(l: &mut Local, w: &Windows, number: u32) {
     let at = VirtAddr::new(start);
     let place = if known { Placement::Replace(at) } else { Placement::At(at) };
     let options = MapOptions { no_reserve: true, ..MapOptions::default() };
+    // A reset between the two would leave a window that is mapped and not known to be, and could not be mapped again.
+    let mask = (!known).then(|| signal::set_mask(signal::bit(SIG_RESET)));
     // SAFETY: what is replaced was mapped by this function, and nobody is in the window.
     let done =
         unsafe { mem::map(PageCount::for_bytes(end - start), Protection::ReadWrite, source, place, options) };
     if done.is_err() {
         this_node::give_up(number, Lack::Window);
     }
+    kill_at(Point::WindowMade);
     *word |= bit;
+    if let Some(mask) = mask {
+        signal::set_mask(mask);
+    }
     if !known && alias && w.count() <= ANCHORED {
         anchor(start - GUARD_BYTES, GUARD_BYTES);
         anchor(end, w.tail_bytes());
@@ -323,17 +343,22 @@ pub unsafe fn store_all(c: &Carrier, l: &mut Local) {
 /// How many threads are packed at a time.
 const AT_ONCE: usize = 8;
 
-/// Packs threads that have been idle for long enough, a few at a time.
+/// Packs threads that have been idle for long enough, a few at a time; of a node that others wait for, more than those.
 ///
 /// # Safety
 /// On the scheduler's stack.
 pub unsafe fn pack_idle(c: &Carrier, l: &mut Local) {
+    if world().lacking.load(Ordering::Relaxed) & !(1 << c.node) != 0 {
+        // SAFETY: as promised.
+        unsafe { pack_early(c.node, l, NONE) };
+        return;
+    }
     let Some(due) = l.windows.next_due() else { return };
     let now = monotonic_ns();
     if due > now {
         return;
     }
-    let after = world().pack_after_ns.load(Ordering::Relaxed);
+    let after = pack_after_ns();
     for _ in 0..AT_ONCE {
         match l.windows.idle.first() {
             Some(i) if i.since_ns.saturating_add(after) <= now => {

@@ -72,6 +72,7 @@ fn run_program(
         "after an image or a rollback, memory was not what the image says"
     );
     assert_eq!((s.crashes, s.quarantined), (0, 0), "no thread is to blame for a kill");
+    assert_eq!(s.gave_up, 0, "a survivor has all that it had");
     killpoint::table()
 }
 

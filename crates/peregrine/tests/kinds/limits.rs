@@ -207,6 +207,47 @@ fn threads_that_wait_are_packed_early_when_there_is_no_room_for_them() {
     assert!(outcome.success() && !outcome.stderr.contains("ulimit"), "{outcome}");
 }
 
+/// The threads of node 1 hold more than there is room for, and go on holding it: nothing is packed but where room is wanted. Then
+/// threads of node 0 that have nothing to pack need some to leave their windows, in the middle of images too, and messages do.
+#[peregrine::test(program, nodes = 2, windows = 16, slots = 1, image_interval_ms = 5)]
+fn need_what_threads_of_another_node_hold() {
+    const BYTES: usize = 120 << 10;
+    let holder = |on: u32, i: usize| {
+        let (wake, woken) = channel::<Vec<u8>>();
+        let (done, answers) = channel::<usize>();
+        let holds = |(seed, woken, done): (u8, Receiver<Vec<u8>>, Sender<usize>)| {
+            let own = Own::new(seed.into());
+            let held = vec![seed; BYTES];
+            done.send(&0).unwrap();
+            for message in woken.iter() {
+                own.check();
+                assert!(held.iter().chain(&message).all(|byte| *byte == seed));
+                done.send(&message.len()).unwrap();
+            }
+        };
+        let start = Builder::new().kind(StackKind::Copy).node(on).name(format!("{on}/{i}"));
+        start.spawn(holds, (i as u8, woken, done)).unwrap();
+        assert_eq!(answers.recv(), Ok(0));
+        (wake, answers)
+    };
+    let all: Vec<_> =
+        [(1, 700), (0, 40)].into_iter().flat_map(|(on, n)| (0..n).map(move |i| (on, i))).collect();
+    let all: Vec<_> = all.into_iter().map(|(on, i)| (i, holder(on, i))).collect();
+    for (i, (wake, _)) in &all {
+        wake.send(&vec![*i as u8; 8 << 10]).unwrap();
+    }
+    for (_, (_, answers)) in &all {
+        assert_eq!(answers.recv(), Ok(8 << 10));
+    }
+}
+
+#[test]
+fn threads_of_another_node_are_packed_when_there_is_no_room() {
+    let program = need_what_threads_of_another_node_hold();
+    let outcome = under(&program, LEAST_MIB, &[("PEREGRINE_PACK_AFTER", "3600000")]);
+    assert!(outcome.success() && !outcome.stderr.contains("ulimit"), "{outcome}");
+}
+
 /// Threads in windows move, are killed with their nodes, and `main`, in the only slot, holds more and less on its heap.
 #[peregrine::test(
     program,

@@ -31,7 +31,7 @@ mod tick;
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
 pub use post::{announce, nudge, post};
-pub use shortage::{LacksMemory, with_room};
+pub use shortage::{LacksMemory, want_room, with_room};
 pub use switch::{reschedule, yield_to_next};
 
 use crate::control::{Lack, NONE, is_domain, node, record, state, world};
@@ -48,7 +48,7 @@ use peregrine_thread::slot::SlotHeader;
 use peregrine_thread::stack_kind::is_windowed;
 use peregrine_thread::{arch, mask, statics};
 use post::drain;
-use switch::{enter, may_run};
+use switch::{enter, may_run, through_scheduler};
 
 /// Inbox, timers, and a look at who is out of work. Called in a runtime section or by the scheduler, which keeps the
 /// first `own` threads of the queue: one that is about to run here anyway is not sent away.
@@ -76,6 +76,15 @@ fn service(c: &mut Carrier, l: &mut Local, own: usize) {
     crate::dispositions::look(l);
 }
 
+/// Whether there is something to do that takes the scheduler's stack: packing, taking a thread out of its window, or taking up the
+/// outcomes of calls.
+fn needs_scheduler(c: &Carrier, l: &Local) -> bool {
+    l.in_flight != 0
+        || node(c.node).inbox.load(Ordering::Relaxed) != NONE
+        || world().lacking.load(Ordering::Relaxed) & !(1 << c.node) != 0
+        || l.windows.next_due().is_some_and(|due| due <= monotonic_ns())
+}
+
 /// Acts on a tick, a pause or a post, on the running thread's stack.
 pub fn on_preempt(why: u32) {
     // SAFETY: called in a section that `preempt` opened.
@@ -91,20 +100,19 @@ pub fn on_preempt(why: u32) {
             n.preempted_moves.store(n.preempted_moves.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             return reschedule(Action::Move(to));
         }
-        if l.windows.next_due().is_some_and(|due| due <= monotonic_ns()) {
-            // Packing takes the scheduler's stack.
-            return reschedule(Action::RequeueFront);
-        }
         if why & Pending::TICK != 0 {
             tick::came(c, l);
         }
-        if why & Pending::TICK != 0 && l.queued() != 0 {
+        let others_turn = why & Pending::TICK != 0 && l.queued() != 0;
+        if others_turn {
             let n = node(c.node);
             n.preemptions.store(n.preemptions.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            reschedule(Action::Requeue);
-        } else if l.in_flight != 0 {
-            // Outcomes are taken up by the scheduler, on its own stack.
-            reschedule(Action::RequeueFront);
+        }
+        let action = if others_turn { Action::Requeue } else { Action::RequeueFront };
+        if needs_scheduler(c, l) {
+            through_scheduler(action);
+        } else if others_turn {
+            reschedule(action);
         }
     }
 }

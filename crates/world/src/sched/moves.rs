@@ -41,8 +41,17 @@ pub(super) fn send(c: &mut Carrier, l: &mut Local, slot: u32, to: u32) {
     post(slot, mail::ARRIVE);
 }
 
+/// Whether a suspended thread of this node can be sent here and now. One that has to leave its window may need room, and the
+/// scheduler alone makes room, on its own stack.
+pub(super) fn can_send(c: &Carrier, l: &Local, slot: u32) -> bool {
+    c.current.load(Ordering::Relaxed) == NONE || !is_windowed(slot) || !l.windows.is_in(slot)
+}
+
 #[cold]
 pub(super) fn donate(c: &mut Carrier, l: &mut Local, to: u32) {
+    if !can_send(c, l, l.peek(l.queued() - 1)) {
+        return;
+    }
     // Whoever resets the bit gives.
     let bit = 1 << to;
     if world().hungry.fetch_and(!bit, Ordering::AcqRel) & bit != 0

@@ -6,7 +6,7 @@
 //!
 //! A post that finds the thread gone is forwarded to its new owner.
 
-use super::moves::send;
+use super::moves::{can_send, send};
 use super::tick::ALONE;
 use crate::control::{NONE, is_domain, mail, node, record, state, world};
 use crate::killpoint::{Point, at};
@@ -147,6 +147,10 @@ fn take_mail(c: &mut Carrier, l: &mut Local, slot: u32) {
         at(Point::MailMoves);
         if to == NONE || to == c.node {
             r.move_to.store(NONE, Ordering::Release);
+        } else if !can_send(c, l, slot) {
+            // The scheduler finds it in its inbox.
+            at(Point::MailKept);
+            post(slot, mail::MOVE);
         } else if now == state::PARKED || now == state::SLEEPING || (now == state::RUNNABLE && l.remove(slot))
         {
             send(c, l, slot, to);

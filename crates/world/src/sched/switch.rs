@@ -22,7 +22,7 @@ pub unsafe fn yield_to_next() {
     // SAFETY: on a node, in a runtime section.
     unsafe {
         if !switch_directly(true) {
-            switch_to_scheduler(Action::Requeue);
+            through_scheduler(Action::Requeue);
         }
     }
 }
@@ -41,7 +41,7 @@ pub unsafe fn reschedule(action: Action) {
             _ => false,
         };
         if !done {
-            switch_to_scheduler(action);
+            through_scheduler(action);
         }
     }
 }
@@ -52,7 +52,7 @@ pub unsafe fn reschedule(action: Action) {
 /// As [`reschedule`].
 #[cold]
 #[inline(never)]
-unsafe fn switch_to_scheduler(action: Action) {
+pub(super) unsafe fn through_scheduler(action: Action) {
     // SAFETY: on a node, in a runtime section.
     unsafe {
         let (c, l) = (carrier(), local());

@@ -16,6 +16,7 @@
 //! World is stored as it is, less the threads that have no whole state: the one that was killed, and what lay in windows of its node.
 //! For that the node must not have been killed inside the runtime, with locks held, which its [`Carrier`] tells.
 
+use super::image::lacks_room;
 use super::{Supervisor, WorldError, reap};
 use crate::control::{NONE, PauseKind, ending, node, record, state, world};
 use crate::{arena, ends, join, output, thread};
@@ -62,6 +63,12 @@ impl Supervisor {
         }
         if (0..self.nodes.len()).any(|i| self.is_dead(i)) {
             self.collect_from_paused();
+            return Ok(None);
+        }
+        if lacks_room() {
+            // Not for long: it gets some, or gives up.
+            self.collect_from_paused();
+            self.resume();
             return Ok(None);
         }
         self.stats.hide_status();

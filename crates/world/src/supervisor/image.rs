@@ -21,6 +21,14 @@ use std::time::Duration;
 /// After an image was given up because a node did not pause, the next is tried this much later.
 const GIVEN_UP_FOR_NS: u64 = 2_000_000_000;
 
+/// After an image was put off because a node waits for others to make room, the next is tried this much later.
+const LACKS_ROOM_FOR_NS: u64 = 5_000_000;
+
+/// Whether a node can't pause until another has made room, which it can't while it pauses.
+pub(super) fn lacks_room() -> bool {
+    world().lacking.load(Ordering::Relaxed) != 0
+}
+
 impl Supervisor {
     /// Asks every node to pause and waits; `false` if one died or does not come.
     pub(super) fn pause(&mut self, kind: PauseKind, patience: Duration) -> bool {
@@ -58,6 +66,7 @@ impl Supervisor {
         let word = w.pause.load(Ordering::Relaxed);
         let deadline = monotonic_ns() + patience.as_nanos() as u64;
         let mut kicked = monotonic_ns();
+        let is_image = w.pause_kind.load(Ordering::Relaxed) == PauseKind::Image as u32;
         loop {
             let acks = w.acks.load(Ordering::Acquire);
             let missing: Vec<u32> = (0..self.nodes.len() as u32)
@@ -67,14 +76,14 @@ impl Supervisor {
             if missing.is_empty() {
                 return true;
             }
-            if missing.iter().any(|i| self.is_dead(*i as usize)) {
+            if missing.iter().any(|i| self.is_dead(*i as usize)) || (is_image && lacks_room()) {
                 return false;
             }
             let now = monotonic_ns();
             if now > deadline {
                 return false;
             }
-            if now - kicked > 500_000 && w.pause_kind.load(Ordering::Relaxed) == PauseKind::Image as u32 {
+            if now - kicked > 500_000 && is_image {
                 // It may have begun a thread since, or been in the vDSO.
                 kicked = now;
                 for i in &missing {
@@ -148,13 +157,18 @@ impl Supervisor {
                 self.collect_from_paused();
                 return Ok(false);
             }
-            self.stats.images_given_up += 1;
-            self.stats.blocked_nodes = self.unpaused();
+            let after = if lacks_room() {
+                LACKS_ROOM_FOR_NS
+            } else {
+                self.stats.images_given_up += 1;
+                self.stats.blocked_nodes = self.unpaused();
+                // The others must not stand still for it each time.
+                GIVEN_UP_FOR_NS
+            };
             // What some nodes have reported already must not be lost.
             self.collect_from_paused();
             self.resume();
-            // The others must not stand still for it each time.
-            self.image_due = Some(monotonic_ns() + GIVEN_UP_FOR_NS);
+            self.image_due = Some(monotonic_ns() + after);
             return Ok(false);
         }
         supervisor_at("paused");

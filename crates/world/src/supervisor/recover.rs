@@ -65,8 +65,10 @@ impl Supervisor {
             strays::end_those_of(&dead, &ours);
             let current = n.current.load(Ordering::Relaxed);
             let exited = status.and_then(WaitStatus::exit_status);
+            let gave_up = n.gave_up[0].swap(0, Ordering::Relaxed).checked_sub(1);
             if let Some(code) = exited
                 && current != NONE
+                && gave_up.is_none()
             {
                 // std::process::exit.
                 return Ok(Some(code));
@@ -83,7 +85,7 @@ impl Supervisor {
             if current != NONE && is_crash(signo) {
                 self.blame(current, signo);
             }
-            if let Some(slot) = n.gave_up[0].swap(0, Ordering::Relaxed).checked_sub(1) {
+            if let Some(slot) = gave_up {
                 self.note_given_up(i, slot, n.gave_up[1].load(Ordering::Relaxed));
             }
             if signo == number::KILL && !was_ours() && current != NONE {
@@ -120,6 +122,7 @@ impl Supervisor {
     /// A node had not what it takes to run a thread. Going back may help, for others gave back what they had taken; if it does not,
     /// the World would go back for ever.
     fn note_given_up(&mut self, node: usize, slot: u32, lack: u32) {
+        self.stats.gave_up += 1;
         let identity = thread::identity(slot);
         let count = self.given_up.entry(identity).or_default();
         *count += 1;
@@ -257,6 +260,7 @@ impl Supervisor {
             node(i).inbox.store(NONE, Ordering::Relaxed);
         }
         world().hungry.store(0, Ordering::Relaxed);
+        world().lacking.store(0, Ordering::Relaxed);
         self.carry_out_quarantine()?;
         self.retire_strangers();
         self.make_room_for_domains();

@@ -26,6 +26,8 @@ pub struct Stats {
     pub deaths: u64,
     /// Deaths that a thread caused.
     pub crashes: u64,
+    /// Nodes that ended because they lacked what a thread needs to run.
+    pub gave_up: u64,
     /// Threads taken away.
     pub quarantined: u64,
     /// Moves asked for by the supervisor.
