@@ -1,7 +1,7 @@
 //! What goes wrong, goes wrong as promised: it is named, it stays where it is, and the others go on.
 
 use peregrine::{
-    Builder, JoinError, Receiver, RecvError, SendError, Sender, channel, node_count, sleep, spawn,
+    Builder, JoinError, Receiver, RecvError, SendError, Sender, StackKind, channel, node_count, sleep, spawn,
 };
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,54 @@ fn a_stack_without_room_for_the_preempting_signal_is_reported_as_an_overflow() {
     assert!(outcome.success(), "{outcome}");
     let crashes = outcome.stderr.matches("'brimful' crashed with SIG").count();
     assert_eq!(crashes, 0, "an overflow must be called one\n{outcome}");
+}
+
+/// Threads of which each is interrupted where fewer bytes of its stack are left than the kernel's frame for a signal takes.
+#[peregrine::test(program, nodes = 2, slice_us = 200, window_stack_kib = 64)]
+fn leaves_no_room_for_a_signals_frame() {
+    #[inline(never)]
+    fn deeper(low: usize) -> u64 {
+        let here = 0u64;
+        if std::hint::black_box(&raw const here) as usize > low + 800 {
+            return deeper(low) + std::hint::black_box(here);
+        }
+        let mut n = 0u64;
+        while n < 1 << 40 {
+            n = std::hint::black_box(n + 1);
+        }
+        n
+    }
+    for kind in [StackKind::Isomalloc, StackKind::Alias, StackKind::Copy] {
+        let start = Builder::new().kind(kind).name("brimful").stack_size(64 << 10);
+        let h = start.spawn(
+            |windowed: bool| {
+                let byte = 0u8;
+                let here = &raw const byte as usize;
+                let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+                let (low, _) = maps
+                    .lines()
+                    .filter_map(|line| line.split(' ').next()?.split_once('-'))
+                    .map(|(low, high)| [low, high].map(|hex| usize::from_str_radix(hex, 16).unwrap()))
+                    .find_map(|[low, high]| (low..high).contains(&here).then_some((low, high)))
+                    .unwrap();
+                // A window's mapping begins with the stack. In a slot there is more below, but this is one of the stack's first pages.
+                deeper(if windowed { low } else { (here | 4095) + 1 - (64 << 10) })
+            },
+            kind != StackKind::Isomalloc,
+        );
+        println!("{}", h.unwrap().join().is_err());
+    }
+}
+
+#[test]
+fn a_stack_without_room_for_a_signals_frame_is_reported_as_an_overflow() {
+    let outcome = leaves_no_room_for_a_signals_frame().run();
+    assert!(outcome.success(), "{outcome}");
+    assert_eq!(outcome.stdout, "true\n".repeat(3), "{outcome}");
+    let named = outcome.stderr.matches("'brimful' has overflowed its stack").count();
+    let crashes = outcome.stderr.matches("'brimful' crashed with SIG").count();
+    // Three threads, three times each, and again if a rollback goes back to before one was taken away.
+    assert!(named >= 9 && crashes == 0, "{outcome}");
 }
 
 #[peregrine::test(program, nodes = 2)]

@@ -135,6 +135,28 @@ pub unsafe fn install_masked(
         .map(drop)
 }
 
+/// `si_code` of a signal from the kernel that tells no more (`SI_KERNEL`): of SIGSEGV that there was no room for a signal's frame, or that
+/// an address was none at all.
+pub const SI_KERNEL: i32 = k::SI_KERNEL as i32;
+
+/// How far below the stack pointer the kernel may write when it delivers a signal: the frame (`AT_MINSIGSTKSZ`), behind the red zone.
+///
+/// ```
+/// // Registers alone take some hundred bytes, AVX-512 two thousand more.
+/// assert!((1024..65536).contains(&peregrine_sys::signal::frame_bytes()));
+/// ```
+pub fn frame_bytes() -> usize {
+    /// As much as any processor of before the kernel told needs.
+    const UNTOLD: usize = 4096;
+    const RED_ZONE: usize = 128;
+    unsafe extern "C" {
+        fn getauxval(kind: u64) -> u64;
+    }
+    // SAFETY: reads what the kernel told the process at its start; 0 if it did not.
+    let told = unsafe { getauxval(linux_raw_sys::auxvec::AT_MINSIGSTKSZ.into()) } as usize;
+    RED_ZONE + if told == 0 { UNTOLD } else { told }
+}
+
 /// Gives `signo` its default action.
 ///
 /// # Errors

@@ -181,6 +181,21 @@ extern "C" fn on_reset(_: Signo, _: *mut SigInfo, _: *mut UContext) {
     unsafe { arch::jump_to(stack_top(), sched::scheduler) }
 }
 
+/// Whether the thread met the guard of its stack, or would have: the kernel gives no address when there is no room there for the frame
+/// of a signal, be it the tick's or one that comes while that is dealt with.
+fn has_overflowed(current: u32, header: &SlotHeader, info: &SigInfo, sp: usize) -> bool {
+    let is_guard = |addr| {
+        if is_windowed(current) {
+            // SAFETY: on a node, which has a template.
+            window::is_guard(unsafe { &template().windows }, current, addr)
+        } else {
+            slot_index_of(addr) == Some(current) && header.is_guard(addr)
+        }
+    };
+    let no_frame = info.code == signal::SI_KERNEL && info.addr == 0;
+    is_guard(info.addr) || (no_frame && is_guard(sp.saturating_sub(signal::frame_bytes())))
+}
+
 /// Says what crashed, then lets the kernel do what it would have done.
 extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext) {
     // SAFETY: the kernel's own structures; S3: this allocates nothing and locks nothing.
@@ -197,12 +212,7 @@ extern "C" fn on_fault(signo: Signo, info: *mut SigInfo, context: *mut UContext)
             line.text("thread ").number(current as usize).text(" '");
             let name = &*crate::control::name_of(current);
             line.bytes(&name[..name.iter().position(|b| *b == 0).unwrap_or(0)]);
-            let overflow = if is_windowed(current) {
-                window::is_guard(&template().windows, current, addr)
-            } else {
-                slot_index_of(addr) == Some(current) && header.is_guard(addr)
-            };
-            if overflow {
+            if has_overflowed(current, header, &*info, (*context).sp()) {
                 line.text("' has overflowed its stack of ").number(header.stack_pages() as usize * 4096);
                 line.text(" bytes; give it more with Builder::stack_size");
             } else {
