@@ -193,6 +193,32 @@ fn an_image_is_not_thawed_where_libraries_lie_elsewhere() {
     assert!(o.status.success(), "it is as good as before: {}", text(&o.stderr));
 }
 
+/// The example, by a shell with these limits.
+fn steps_under(limits: &str) -> Command {
+    let mut c = Command::new("sh");
+    c.args(["-c", &format!("{limits} && exec \"$0\" 1")]).arg(example("steps"));
+    c.env("PEREGRINE_NODES", "2").stdin(Stdio::null());
+    c
+}
+
+#[test]
+fn where_too_few_files_may_be_open_one_line_names_the_limit_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+    let mut c = steps_under("ulimit -n 256");
+    let o = c.env("PEREGRINE_STORE", &store).env("PEREGRINE_OUTPUT", &output).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("open files is 256") && lines[0].contains("needs 801"), "{lines:?}");
+    assert!(lines[0].contains("ulimit -Hn 1024") && lines[0].contains("LimitNOFILE=1024"), "{lines:?}");
+    assert!(!store.exists() && !output.exists(), "refused before anything was made");
+    // The least that will do.
+    let o = steps_under("ulimit -n 801").output().unwrap();
+    assert!(o.status.success() && own_lines(&o).is_empty(), "{}", text(&o.stderr));
+    let o = steps_under("ulimit -n 800").output().unwrap();
+    assert_eq!(o.status.code(), Some(70), "{}", text(&o.stderr));
+}
+
 #[test]
 fn an_image_is_not_thawed_under_a_stack_limit_that_moves_libraries() {
     let dir = tempfile::tempdir().unwrap();
