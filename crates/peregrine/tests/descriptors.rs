@@ -110,7 +110,7 @@ fn what_was_opened_since_the_image_is_closed() {
 }
 
 #[test]
-fn who_goes_on_from_disk_has_no_file_open_and_no_other_gets_its_number() {
+fn who_goes_on_from_disk_has_no_file_open_and_no_other_gets_its_number_and_has_no_child() {
     let at = tempfile::tempdir().unwrap();
     let (files, store) = (at.path().join("files"), at.path().join("store"));
     std::fs::create_dir(&files).unwrap();
