@@ -1,4 +1,5 @@
-//! Has a file open, kills everything, and goes on from disk: the file is gone, and its number stands for no other.
+//! Has a file open and a child, kills everything, and goes on from disk: the file is gone, and its number stands for no other; nobody knows
+//! how the child ended.
 
 use peregrine::{checkpoint, sleep, tally};
 use peregrine_sys::signal::{self, number};
@@ -6,6 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 #[peregrine::main]
@@ -14,6 +16,7 @@ fn main() {
     let create = |name: &str| File::create(at.join(name)).expect("the directory can be written");
     let mut lost = create("lost");
     write!(lost, "in the first life").expect("the file is open");
+    let mut child = Command::new("true").spawn().expect("it is there");
     checkpoint();
     if !tally().resumed {
         // The supervisor.
@@ -28,5 +31,7 @@ fn main() {
     let number = lost.as_raw_fd();
     drop(lost);
     assert_eq!(create("again").as_raw_fd(), number, "the lowest that is free");
+    const ECHILD: i32 = 10;
+    assert_eq!(child.wait().expect_err("it was another life's").raw_os_error(), Some(ECHILD));
     println!("gone on from disk");
 }

@@ -110,7 +110,7 @@ fn what_was_opened_since_the_image_is_closed() {
 }
 
 #[test]
-fn who_goes_on_from_disk_has_no_file_open_and_no_other_gets_its_number() {
+fn who_goes_on_from_disk_has_no_file_open_and_no_other_gets_its_number_and_has_no_child() {
     let at = tempfile::tempdir().unwrap();
     let (files, store) = (at.path().join("files"), at.path().join("store"));
     std::fs::create_dir(&files).unwrap();
@@ -125,4 +125,19 @@ fn who_goes_on_from_disk_has_no_file_open_and_no_other_gets_its_number() {
     assert!(second.status.success(), "{second:?}");
     assert_eq!(String::from_utf8_lossy(&second.stdout), "gone on from disk\n");
     assert_eq!(std::fs::read_to_string(files.join("lost")).unwrap(), "in the first life");
+}
+
+#[test]
+fn files_are_told_apart_where_few_may_be_open_unless_more_are_asked_for() {
+    for test in [
+        "what_was_closed_since_the_image_is_closed_and_its_number_given_to_nobody",
+        "who_goes_back_writes_into_no_file_that_took_the_number_of_its_own",
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -Sn 256 && ulimit -Hn 4096 && exec \"$0\" \"$@\""]);
+        shell.arg(std::env::current_exe().unwrap()).args(["--exact", test]);
+        let o = shell.output().unwrap();
+        assert!(o.status.success(), "{test}: {o:?}");
+        assert!(String::from_utf8_lossy(&o.stdout).contains("1 passed"), "{test}: {o:?}");
+    }
 }

@@ -130,6 +130,47 @@ fn a_handler_that_is_installed_right_after_a_rollback_is_not_taken_for_the_lost_
     }
 }
 
+/// Until this node does something about SIGUSR2; nothing of the runtime's is called.
+fn computes(started: peregrine::Sender<u32>) {
+    started.send(&std::process::id()).unwrap();
+    // SAFETY: nothing is changed.
+    while unsafe { signal::change(SIGUSR2, None) }.unwrap().handler == 0 {}
+}
+
+/// Whether the process has a handler for the signal.
+fn has_handler(pid: u32, signo: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & bit(signo) != 0
+}
+
+/// A thread that has its node for itself is interrupted every eight seconds here: twenty changes that it saw no sooner would take longer than
+/// the test may.
+#[peregrine::test(nodes = 2, slice_us = 1_000_000, image_interval_ms = 3_600_000, timeout_s = 60)]
+fn a_node_that_is_seldom_interrupted_has_a_handler_when_another_one_installs_it() {
+    let (to, started) = peregrine::channel();
+    let lone = Builder::new().node(1).spawn(computes, to).unwrap();
+    let its_node = started.recv().unwrap();
+    migrate_to(0).unwrap();
+    for _ in 0..20 {
+        // As when a slice ends: it finds the thread alone.
+        signal::kill(its_node as i32, peregrine_thread::preempt::SIG_TICK).unwrap();
+        sleep(Duration::from_millis(5));
+    }
+    for round in 0..20 {
+        let wanted = round % 2 == 0;
+        let handler = if wanted { hears as *const () as usize } else { 0 };
+        // SAFETY: the handler adds to a static.
+        unsafe { signal(SIGUSR1, handler) };
+        while has_handler(its_node, SIGUSR1) != wanted {
+            sleep(Duration::from_millis(1));
+        }
+    }
+    assert!(!lone.is_finished());
+    install(SIGUSR2);
+    lone.join().unwrap();
+}
+
 #[peregrine::test(nodes = 2)]
 fn what_was_asked_for_is_told_as_it_was_asked_for() {
     let all = !0u64 >> 2 & !(3 << 31);

@@ -68,3 +68,14 @@ fn nodes_share_one_table_of_descriptors() {
     drop(file);
     assert!(!spawn(seen, fd).join().unwrap());
 }
+
+#[test]
+fn the_runtime_is_out_of_the_way_also_where_few_files_may_be_open() {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "ulimit -Sn 256 && ulimit -Hn 4096 && exec \"$0\" \"$@\""]);
+    shell.arg(std::env::current_exe().unwrap());
+    let o =
+        shell.args(["--exact", "what_the_runtime_has_open_is_out_of_the_way_of_programs"]).output().unwrap();
+    assert!(o.status.success(), "{o:?}");
+    assert!(String::from_utf8_lossy(&o.stdout).contains("1 passed"), "{o:?}");
+}

@@ -6,9 +6,9 @@
 mod examples;
 
 use examples::example;
-use peregrine_sys::linux_raw_sys::general::__NR_personality;
+use peregrine_sys::linux_raw_sys::general::{__NR_execve, __NR_execveat, __NR_personality};
 use peregrine_sys::process::{CALL_USERFAULTFD, forbid_call, ignore_call};
-use std::ffi::OsStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,43 @@ fn a_container_that_forbids_personality_gets_one_line_that_says_what_to_do() {
     // Without a store no address need be fixed.
     let o = without(steps("1"), __NR_personality).output().unwrap();
     assert!(o.status.success(), "{}", text(&o.stderr));
+}
+
+/// Becomes `program` by `execveat`, with `execve` forbidden to it.
+fn become_without_execve(program: &CStr, env: &CStr) -> std::io::Error {
+    let failed = |e: peregrine_sys::raw::Errno| std::io::Error::from_raw_os_error(e.0);
+    if let Err(e) = forbid_call(__NR_execve) {
+        return failed(e);
+    }
+    const HERE: isize = -100;
+    let (args, env) = ([program.as_ptr(), c"1".as_ptr(), std::ptr::null()], [env.as_ptr(), std::ptr::null()]);
+    // SAFETY: strings and lists that end with null, as execveat(2) wants them.
+    let r = unsafe {
+        let [program, args, env] = [program.as_ptr() as usize, args.as_ptr() as usize, env.as_ptr() as usize];
+        peregrine_sys::raw::syscall6(__NR_execveat, HERE as usize, program, args, env, 0, 0)
+    };
+    failed(peregrine_sys::raw::check(r).expect_err("it has come back"))
+}
+
+#[test]
+fn a_sandbox_in_which_no_program_executes_another_gets_one_line_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let c_string = |text: String| CString::new(text).unwrap();
+    let program = c_string(example("steps").display().to_string());
+    let env = c_string(format!("PEREGRINE_STORE={}", store.display()));
+    let mut c = Command::new("true");
+    // SAFETY: system calls only.
+    unsafe { c.pre_exec(move || Err(become_without_execve(&program, &env))) };
+    let o = c.stdin(Stdio::null()).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("steps could not be executed once more"), "{lines:?}");
+    assert!(
+        lines[0].contains("allow execve(2)") && lines[0].contains("static at a fixed address"),
+        "{lines:?}"
+    );
+    assert!(!store.exists(), "refused before anything was made");
 }
 
 #[test]
@@ -191,6 +228,32 @@ fn an_image_is_not_thawed_where_libraries_lie_elsewhere() {
     assert!(lines[0].contains("use the same libraries and stack limit"), "{lines:?}");
     let o = steps("1").env("PEREGRINE_RESUME", &store).output().unwrap();
     assert!(o.status.success(), "it is as good as before: {}", text(&o.stderr));
+}
+
+/// The example, by a shell with these limits.
+fn steps_under(limits: &str) -> Command {
+    let mut c = Command::new("sh");
+    c.args(["-c", &format!("{limits} && exec \"$0\" 1")]).arg(example("steps"));
+    c.env("PEREGRINE_NODES", "2").stdin(Stdio::null());
+    c
+}
+
+#[test]
+fn where_too_few_files_may_be_open_one_line_names_the_limit_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, output) = (dir.path().join("store"), dir.path().join("output"));
+    let mut c = steps_under("ulimit -n 256");
+    let o = c.env("PEREGRINE_STORE", &store).env("PEREGRINE_OUTPUT", &output).output().unwrap();
+    let lines = own_lines(&o);
+    assert_eq!((o.status.code(), lines.len()), (Some(70), 1), "{}", text(&o.stderr));
+    assert!(lines[0].contains("open files is 256") && lines[0].contains("needs 801"), "{lines:?}");
+    assert!(lines[0].contains("ulimit -Hn 1024") && lines[0].contains("LimitNOFILE=1024"), "{lines:?}");
+    assert!(!store.exists() && !output.exists(), "refused before anything was made");
+    // The least that will do.
+    let o = steps_under("ulimit -n 801").output().unwrap();
+    assert!(o.status.success() && own_lines(&o).is_empty(), "{}", text(&o.stderr));
+    let o = steps_under("ulimit -n 800").output().unwrap();
+    assert_eq!(o.status.code(), Some(70), "{}", text(&o.stderr));
 }
 
 #[test]

@@ -3,10 +3,44 @@
 use crate::raw::Errno;
 use crate::rustix;
 use core::mem::MaybeUninit;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// Descriptors from this number on are the runtime's own; a program has those below, unless it has many.
 pub const PROGRAMS_BELOW: RawFd = 500;
+
+/// Descriptors that the runtime may need at once: three for each node, and what closes those of the dead.
+const FOR_THE_RUNTIME: u64 = 300;
+
+/// What the limit on descriptors (`RLIMIT_NOFILE`) must be at least: with less the runtime's would be among the program's, and come and go.
+pub const LEAST_LIMIT: u64 = PROGRAMS_BELOW as u64 + FOR_THE_RUNTIME + 1;
+
+/// What a lower soft limit is raised to, where the hard one allows: what most systems give, and the most that `select` can do with.
+pub const USUAL_LIMIT: u64 = 1024;
+
+/// The soft and the hard limit on descriptors of this process (`RLIMIT_NOFILE`); `u64::MAX` for none.
+pub fn limits() -> [u64; 2] {
+    let now = getrlimit(Resource::Nofile);
+    [now.current, now.maximum].map(|limit| limit.unwrap_or(u64::MAX))
+}
+
+/// Raises a soft limit on descriptors of less than [`LEAST_LIMIT`] to [`USUAL_LIMIT`], or to the hard one if that is less; the hard one
+/// stays.
+///
+/// # Errors
+/// The limit that stays, which is less than [`LEAST_LIMIT`]: the hard one, or the soft one if a filter forbids to raise it.
+pub fn have_enough() -> Result<(), u64> {
+    let [soft, hard] = limits();
+    if soft >= LEAST_LIMIT {
+        return Ok(());
+    }
+    if hard < LEAST_LIMIT {
+        return Err(hard);
+    }
+    let now = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: Some(USUAL_LIMIT.min(hard)), maximum: now.maximum };
+    setrlimit(Resource::Nofile, raised).map_err(|_| soft)
+}
 
 /// Gives `fd` a number from [`PROGRAMS_BELOW`] on (`F_DUPFD_CLOEXEC`), if there is one: out of the way of a program that shares the table of descriptors,
 /// counts on low numbers, or closes one that it had in another life.

@@ -34,7 +34,9 @@ pub enum ContractError {
         path: PathBuf,
     },
     /// The executable can't be executed again.
-    #[error("cannot execute {path} again: {source}")]
+    #[error(
+        "a World with a store needs fixed addresses, and {path} could not be executed once more to have them ({source}): allow execve(2) in the sandbox's profile, or link the program static at a fixed address"
+    )]
     Exec {
         /// The executable.
         path: PathBuf,

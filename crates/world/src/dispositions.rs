@@ -16,9 +16,11 @@ use crate::control::imaged;
 use crate::killpoint::{Point, at};
 use crate::local::{Local, local};
 use crate::lock::Lock;
+use crate::sched;
 use peregrine_base::sync::{AtomicU64, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::signal::{self, Disposition, bit};
+use peregrine_thread::carrier::carrier;
 use peregrine_thread::mask::RUNTIME;
 
 const SIGNALS: usize = 64;
@@ -125,7 +127,7 @@ pub fn disposition(signo: i32, new: Option<Disposition>) -> Result<Disposition, 
         // SAFETY: nothing is changed.
         return asked.map_or_else(|| unsafe { signal::change(signo, None) }, Ok);
     };
-    table.asked.with(|a| {
+    let was = table.asked.with(|a| {
         let was = l.in_force.tell(signo, &new)?;
         at(Point::DispositionTold);
         let was = if a.set & bit(signo) != 0 { a.list[place] } else { was };
@@ -141,5 +143,9 @@ pub fn disposition(signo: i32, new: Option<Disposition>) -> Result<Disposition, 
             l.in_force.version = version + 1;
         }
         Ok(was)
-    })
+    });
+    // Who is seldom interrupted would see it late.
+    // SAFETY: on a node, in a section.
+    sched::nudge_lone(unsafe { carrier() }.node);
+    was
 }

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use peregrine_sys::capabilities::{Capabilities, Capability};
+use peregrine_sys::descriptors::{self, LEAST_LIMIT, USUAL_LIMIT};
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -65,6 +66,7 @@ pub(super) fn run(options: &DoctorOptions) -> ExitCode {
     findings.push(of_libc());
     findings.push(of_personality());
     findings.push(of_mappings(capabilities.max_map_count()));
+    findings.push(of_descriptors());
     findings.push(of_runtime_directory());
     let fatal = findings.iter().any(|f| f.verdict == Verdict::Fatal);
     if options.json {
@@ -152,6 +154,23 @@ fn of_mappings(most: usize) -> Finding {
             "few threads fit; raise sysctl vm.max_map_count to 65530".into(),
         )
     }
+}
+
+fn of_descriptors() -> Finding {
+    let [soft, hard] = descriptors::limits();
+    let found = format!("{soft} a process, and no more than {hard} (ulimit -Sn, -Hn)");
+    let (verdict, advice) = if soft >= LEAST_LIMIT {
+        (Verdict::Good, String::new())
+    } else if hard >= LEAST_LIMIT {
+        let raised = USUAL_LIMIT.min(hard);
+        (Verdict::Instead, format!("a World raises its own to {raised}; to change it: ulimit -Sn {raised}"))
+    } else {
+        let advice = format!(
+            "a World needs {LEAST_LIMIT}; raise the hard limit (ulimit -Hn {USUAL_LIMIT}; of a service LimitNOFILE, of a container --ulimit nofile)"
+        );
+        (Verdict::Fatal, advice)
+    };
+    finding("open files", verdict, &found, advice)
 }
 
 fn of_runtime_directory() -> Finding {

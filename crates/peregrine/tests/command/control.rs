@@ -67,12 +67,12 @@ fn ps_says_so_if_a_blocked_node_does_not_even_answer() {
 }
 
 /// What `ps --json` says of the one World.
-fn told(scene: &Scene) -> serde_json::Value {
+pub(super) fn told(scene: &Scene) -> serde_json::Value {
     serde_json::from_str(&scene.status()).expect("one World, one object")
 }
 
 /// What it says of the thread of that name.
-fn of_thread(world: &serde_json::Value, name: &str) -> serde_json::Value {
+pub(super) fn of_thread(world: &serde_json::Value, name: &str) -> serde_json::Value {
     let all = world["threads"].as_array().expect("threads");
     all.iter().find(|t| t["name"] == name).unwrap_or_else(|| panic!("no {name}: {world}")).clone()
 }

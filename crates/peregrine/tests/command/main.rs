@@ -6,3 +6,4 @@ mod examples;
 mod offers;
 mod runs;
 mod scene;
+mod waits;

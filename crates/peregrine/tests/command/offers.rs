@@ -159,3 +159,38 @@ fn doctor_says_what_is_missing_what_is_used_instead_and_what_to_change() {
         assert_eq!(all.contains("No World can run here."), code != 0, "{what}: {all}");
     }
 }
+
+#[test]
+fn doctor_tells_how_many_files_may_be_open_and_what_a_world_does_about_it() {
+    let scene = Scene::new();
+    for (limits, verdict, code, words) in [
+        ("ulimit -Sn 1000 && ulimit -Hn 4096", "good", 0, ["1000 a process", "no more than 4096"]),
+        (
+            "ulimit -Sn 256 && ulimit -Hn 4096",
+            "instead",
+            0,
+            ["256 a process", "a World raises its own to 1024"],
+        ),
+        (
+            "ulimit -Sn 256 && ulimit -Hn 900",
+            "instead",
+            0,
+            ["no more than 900", "a World raises its own to 900"],
+        ),
+        ("ulimit -n 256", "FATAL", 1, ["a World needs 801", "ulimit -Hn 1024"]),
+    ] {
+        let doctor = scene.command(&["doctor"]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{limits} && exec \"$0\" \"$@\"")]);
+        shell.arg(doctor.get_program()).args(doctor.get_args()).env("XDG_RUNTIME_DIR", scene.dir.path());
+        let o = shell.output().expect("a shell");
+        let all = text(&o.stdout);
+        let finding: Vec<_> = all.lines().skip_while(|l| !l.contains("  open files")).take(2).collect();
+        let finding = finding.join("\n");
+        assert_eq!(o.status.code(), Some(code), "{limits}: {}", said(&o));
+        assert!(finding.starts_with(verdict), "{limits}: {}", said(&o));
+        for word in words {
+            assert!(finding.contains(word), "{limits}, {word:?}: {}", said(&o));
+        }
+    }
+}

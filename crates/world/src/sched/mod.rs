@@ -30,7 +30,7 @@ mod tick;
 
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
-pub use post::{announce, nudge, post};
+pub use post::{announce, nudge, nudge_lone, post};
 pub use shortage::{LacksMemory, want_room, with_room};
 pub use switch::{reschedule, yield_to_next};
 

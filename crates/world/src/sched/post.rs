@@ -8,7 +8,7 @@
 
 use super::moves::{can_send, send};
 use super::tick::ALONE;
-use crate::control::{NONE, is_domain, mail, node, record, state, world};
+use crate::control::{MAX_NODES, NONE, is_domain, mail, node, record, state, world};
 use crate::killpoint::{Point, at};
 use crate::local::Local;
 use peregrine_base::sync::{Ordering, fence};
@@ -66,6 +66,17 @@ pub fn nudge(to: u32) {
             n.wake.fetch_add(1, Ordering::Relaxed);
             at(Point::NudgeBumped);
             let _ = futex::wake(&n.wake, 1);
+        }
+    }
+}
+
+/// Interrupts the nodes but `me` that tick seldom: there is something to see that is posted to nobody.
+pub fn nudge_lone(me: u32) {
+    // Pairs with the fence in `tick::came`, as in `nudge`.
+    fence(Ordering::SeqCst);
+    for other in (0..MAX_NODES as u32).filter(|i| *i != me) {
+        if node(other).idle.load(Ordering::Relaxed) == ALONE {
+            nudge(other);
         }
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! A tick costs up to 30 us where the kernel is a guest: a timer told to the processor and an interrupt, both by way of the host, a signal,
 //! and what all that evicts. Each 2 ms that is more than one part in a hundred, and a thread that has its node for itself has nothing of it. So it is interrupted
-//! less often then, and whoever posts to the node sends it the signal of the tick ([`ALONE`], `post::nudge`).
+//! less often then, and whoever posts to the node, or changes what is done about a signal, sends it the signal of the tick ([`ALONE`], `post::nudge`).
 
 use super::idle::next_due;
 use crate::control::{NONE, node, world};
@@ -20,8 +20,7 @@ use peregrine_thread::carrier::Carrier;
 /// `NodeShared::idle` of a node that ticks seldom.
 pub(super) const ALONE: u32 = 3;
 
-/// How many slices there are between two ticks then. What nobody posts (another node without work, a changed handler of a signal) is seen
-/// as late as that.
+/// How many slices there are between two ticks then. What nobody posts (another node without work) is seen as late as that.
 const SLICES: u64 = 8;
 
 fn slice_ns() -> u64 {
@@ -77,6 +76,8 @@ pub(super) fn came(c: &Carrier, l: &mut Local) {
         // The next tick finds it.
         return me.idle.store(0, Ordering::Relaxed);
     }
+    // Nor has anybody told us of a signal that is changed since `service` looked.
+    crate::dispositions::look(l);
     l.ticking = Tick::Alone;
     l.arm(SLICES * slice_ns(), SLICES * slice_ns());
 }

@@ -166,6 +166,35 @@ impl Client {
 }
 
 impl Supervisor {
+    /// Between two looks at new processes, while all threads wait for them: `ps` is answered at once, for nobody runs who could be blocked,
+    /// and nothing else can be done.
+    pub(super) fn serve_control_while_all_wait(&mut self) {
+        self.control.accept();
+        let mut clients = std::mem::take(&mut self.control.clients);
+        clients.retain_mut(|client| {
+            if !client.hear() {
+                return false;
+            }
+            if matches!(client.wait, Some(Wait::Busy { .. } | Wait::Trace { .. })) {
+                client.say(&Reply::Status(Box::new(self.status(&[]))));
+            }
+            match client.next_request() {
+                None => {}
+                Some(Err(why)) => client.say(&Reply::Refused { why }),
+                Some(Ok(Request::Status)) => client.say(&Reply::Status(Box::new(self.status(&[])))),
+                Some(Ok(_)) => {
+                    let why = format!(
+                        "all threads wait for {}; ask again when it is up",
+                        self.what_is_waited_for()
+                    );
+                    client.say(&Reply::Refused { why });
+                }
+            }
+            client.send()
+        });
+        self.control.clients = clients;
+    }
+
     /// Hears and answers clients; what they ask of the supervisor, as bits of [`request`].
     pub(super) fn serve_control(&mut self) -> u32 {
         self.control.accept();

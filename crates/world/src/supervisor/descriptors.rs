@@ -20,13 +20,10 @@ use crate::control::{NodeShared, imaged, node};
 use crate::zygote::ZygoteError;
 use peregrine_base::sync::{AtomicU32, Ordering};
 use peregrine_sys::descriptors::{OpenFile, PROGRAMS_BELOW, open_files};
-use peregrine_sys::rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, RawFd};
 
-/// Descriptors that the runtime may need at once: three for each node, and what closes those of the dead.
-const FOR_THE_RUNTIME: u64 = 300;
 /// Words of the table of numbers in an image.
 const NUMBER_WORDS: usize = PROGRAMS_BELOW as usize / 64 + 1;
 
@@ -36,8 +33,7 @@ pub(super) type Files = BTreeMap<RawFd, OpenFile>;
 /// The shared table, and what the last image knows of it.
 #[derive(Debug)]
 pub(super) struct Descriptors {
-    /// `/proc/PID/fd` of the zygote; none where there is no `/proc` to read, or descriptors are too few (`ulimit -n`). Then nothing is set
-    /// right.
+    /// `/proc/PID/fd` of the zygote; none where there is no `/proc` to read. Then nothing is set right.
     table: Option<File>,
     imaged: Files,
     /// What was open before the program began.
@@ -49,10 +45,7 @@ pub(super) struct Descriptors {
 impl Descriptors {
     /// The table of process `zygote`.
     pub fn of(zygote: i32) -> Self {
-        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        // With fewer the runtime's are among the program's, and come and go.
-        let apart = most > PROGRAMS_BELOW as u64 + FOR_THE_RUNTIME;
-        let table = apart.then(|| File::open(format!("/proc/{zygote}/fd")).ok()).flatten();
+        let table = File::open(format!("/proc/{zygote}/fd")).ok();
         let mut me = Self { table, imaged: Files::new(), inherited: Files::new(), closing: Files::new() };
         me.inherited = me.all().unwrap_or_default();
         me

@@ -5,6 +5,7 @@ use crate::contract::ContractError;
 use crate::control::MAX_NODES;
 use crate::memory::MemoryError;
 use crate::zygote::ZygoteError;
+use peregrine_sys::descriptors::{LEAST_LIMIT, USUAL_LIMIT};
 use peregrine_sys::rustix;
 use peregrine_thread::template::TemplateError;
 use peregrine_thread::window::WindowsError;
@@ -36,6 +37,14 @@ pub enum WorldError {
     /// The store refuses any further image.
     #[error("the World was stopped, for its store can't go on: {0}")]
     Store(peregrine_store::StoreError),
+    /// So few descriptors are allowed that the program's can't be told from the runtime's.
+    #[error(
+        "the limit on open files is {hard}, hard, and a World needs {LEAST_LIMIT}, to tell its own from the threads' when it takes these back: raise it (ulimit -Hn {USUAL_LIMIT}; of a service LimitNOFILE={USUAL_LIMIT}, of a container --ulimit nofile={USUAL_LIMIT})"
+    )]
+    Descriptors {
+        /// The hard limit (`RLIMIT_NOFILE`).
+        hard: u64,
+    },
     /// `main` could not be started.
     #[error("cannot start the main thread: {0}")]
     Main(#[from] crate::error::SpawnError),

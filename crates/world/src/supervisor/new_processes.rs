@@ -2,7 +2,7 @@
 //!
 //! A node is up in a millisecond. A domain runs its set-up first, which is the user's code and may take as long as it likes, or never end; and
 //! any new process may be stopped. All threads stand still meanwhile. So whoever waits says after a while for what, ends what takes too long,
-//! and hears a signal that ends the World.
+//! and hears a signal that ends the World, and `peregrine ps`.
 
 use super::Supervisor;
 use crate::control::node;
@@ -96,7 +96,14 @@ impl Supervisor {
                 }
             }
         }
+        self.serve_control_while_all_wait();
         is_told_to_end()
+    }
+
+    /// What the threads wait for, in words.
+    pub(super) fn what_is_waited_for(&self) -> String {
+        let all: Vec<String> = self.unpaused().into_iter().map(|i| self.what_is_made(i)).collect();
+        if all.is_empty() { "a new process".to_owned() } else { all.join(", ") }
     }
 
     /// What keeps node `i` from being up, in words.

@@ -11,7 +11,7 @@ use crate::memory::{self, WorldMemory};
 use crate::shadow::{Changes, Shadow};
 use crate::zygote::Zygote;
 use peregrine_base::sync::Ordering;
-use peregrine_sys::descriptors::out_of_the_way;
+use peregrine_sys::descriptors::{self, out_of_the_way};
 use peregrine_sys::process;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
@@ -28,6 +28,8 @@ impl Supervisor {
             config.image_interval.get_or_insert(config.store_interval);
         }
         assert_eq!(threads_of_this_process(), 1, "a World must be started from a process with one thread");
+        // Before anything is made; nodes inherit it.
+        descriptors::have_enough().map_err(|hard| WorldError::Descriptors { hard })?;
         let outlet = outlet::Outlet::new(config.output.as_deref(), is_new)?;
         let memory = WorldMemory::new(config.slots.clamp(1, SLOT_COUNT), config.nodes)?;
         // SAFETY: just mapped; no node exists.

@@ -11,7 +11,9 @@ use peregrine_thread::slot::SlotHeader;
 impl Supervisor {
     pub(super) fn status(&self, blocked: &[u32]) -> WorldStatus {
         let now = monotonic_ns();
-        let age_ms = now.saturating_sub(self.last_image_ns) as f64 / 1e6;
+        // While the first processes of a resume are waited for, the image is as old as this life.
+        let image_ns = self.last_image_ns.max(self.stats.started_ns);
+        let age_ms = now.saturating_sub(image_ns) as f64 / 1e6;
         WorldStatus {
             pid: world().supervisor.load(Ordering::Relaxed),
             program: command_line(),
@@ -93,16 +95,17 @@ pub(super) fn find(wanted: &str) -> Result<ThreadId, String> {
 fn thread_status(id: ThreadId, image_age_ms: Option<f64>) -> ThreadStatus {
     let r = record(id.slot);
     let now = r.state.load(Ordering::Relaxed);
+    let waits = matches!(now, state::PARKED | state::SLEEPING);
+    let (waiting, on) = (r.waiting.load(Ordering::Relaxed), r.waiting_on.load(Ordering::Relaxed));
     let state = match now {
         state::RUNNABLE => "ready",
         state::RUNNING => "running",
-        state::PARKED => "waiting",
-        state::SLEEPING => "sleeping",
+        state::SLEEPING if waiting == wait::SLEEP => "sleeping",
+        // With or without a time to look again.
+        state::PARKED | state::SLEEPING => "waiting",
         _ => "ended",
     };
-    let waits = matches!(now, state::PARKED | state::SLEEPING);
-    let on = r.waiting_on.load(Ordering::Relaxed);
-    let waits_for = match r.waiting.load(Ordering::Relaxed) {
+    let waits_for = match waiting {
         _ if !waits => None,
         wait::RECEIVE => Some(format!("a message on channel {on}")),
         wait::JOIN => Some(format!("the end of thread {}", id_of(on))),
