@@ -20,14 +20,34 @@ fn wait_until(what: &str, happened: impl Fn() -> bool) {
     }
 }
 
-/// Ends the node of a thread on node `node`, for the first life only: a rollback follows.
-fn node_is_killed_in_the_first_life(node: u32) {
+/// Ends that node's process, for the first life only: a rollback follows.
+fn is_killed_in_the_first_life(node: u32) {
     if tally().rollbacks == 0 {
-        let dies = |_: ()| signal::kill(std::process::id() as i32, number::KILL).unwrap();
-        let _ = Builder::new().node(node).spawn(dies, ()).unwrap();
+        signal::kill(node as i32, number::KILL).unwrap();
         sleep(PATIENCE);
     }
     assert_eq!(tally().rollbacks, 1);
+}
+
+/// The processes of both nodes.
+fn both() -> [u32; 2] {
+    let one = std::process::id();
+    loop {
+        // A node that has nothing to do may have taken the thread.
+        let there = Builder::new().node(1 - node_id()).spawn(|_: ()| std::process::id(), ()).unwrap();
+        let other = there.join().unwrap();
+        if other != one {
+            return [one, other];
+        }
+    }
+}
+
+/// The node that started the process, and the other one.
+fn parent_and_other(child: u32, both: [u32; 2]) -> [u32; 2] {
+    let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(both.contains(&parent));
+    [parent, if both[0] == parent { both[1] } else { both[0] }]
 }
 
 /// Whether the process runs: not gone, and no zombie.
@@ -52,9 +72,11 @@ fn echo_of(child: &mut Child, word: &str) -> String {
 
 #[peregrine::test(nodes = 2, image_interval_ms = 3_600_000)]
 fn a_child_of_a_dead_node_lives_on_and_who_waits_for_it_is_told_that_there_is_none() {
+    let both = both();
     let mut child = echoes();
+    let [parent, _] = parent_and_other(child.id(), both);
     checkpoint();
-    node_is_killed_in_the_first_life(node_id());
+    is_killed_in_the_first_life(parent);
     // It is the same, and hears and is heard as before: the pipes are in the image.
     assert!(runs(child.id()));
     assert_eq!(child.try_wait().unwrap_err().raw_os_error(), ECHILD);
@@ -67,9 +89,11 @@ fn a_child_of_a_dead_node_lives_on_and_who_waits_for_it_is_told_that_there_is_no
 
 #[peregrine::test(nodes = 2, image_interval_ms = 3_600_000)]
 fn a_child_of_a_node_that_lives_is_waited_for_after_a_rollback() {
+    let both = both();
     let mut child = echoes();
+    let [_, other] = parent_and_other(child.id(), both);
     checkpoint();
-    node_is_killed_in_the_first_life(1 - node_id());
+    is_killed_in_the_first_life(other);
     assert_eq!(child.try_wait().unwrap(), None);
     assert_eq!(echo_of(&mut child, "on"), "heard on\n");
     assert!(child.wait().unwrap().success());
@@ -77,12 +101,14 @@ fn a_child_of_a_node_that_lives_is_waited_for_after_a_rollback() {
 
 #[peregrine::test(nodes = 2, image_interval_ms = 3_600_000)]
 fn who_waited_for_a_child_since_the_image_can_not_do_so_again() {
+    let both = both();
     let mut child = Command::new("true").spawn().unwrap();
+    let [_, other] = parent_and_other(child.id(), both);
     checkpoint();
     if tally().rollbacks == 0 {
         assert!(child.wait().unwrap().success());
     }
-    node_is_killed_in_the_first_life(1 - node_id());
+    is_killed_in_the_first_life(other);
     assert_eq!(child.wait().unwrap_err().raw_os_error(), ECHILD);
 }
 
@@ -98,7 +124,7 @@ fn what_was_started_since_the_image_lives_on_and_is_started_again() {
     let mut child =
         Command::new("sh").args(["-c", "echo $$ >> \"$0\"; exec sleep 600"]).arg(&file).spawn().unwrap();
     wait_until("it runs", || numbers_in(&file).contains(&child.id()));
-    node_is_killed_in_the_first_life(node_id());
+    is_killed_in_the_first_life(std::process::id());
     let all = numbers_in(&file);
     assert_eq!((all.len(), all[1]), (2, child.id()));
     assert!(all.iter().all(|pid| runs(*pid)), "{all:?}");

@@ -131,8 +131,8 @@ fn a_handler_that_is_installed_right_after_a_rollback_is_not_taken_for_the_lost_
 }
 
 /// Until this node does something about SIGUSR2; nothing of the runtime's is called.
-fn computes(started: peregrine::Sender<u32>) {
-    started.send(&std::process::id()).unwrap();
+fn computes(started: peregrine::Sender<(u32, u32)>) {
+    started.send(&(node_id(), std::process::id())).unwrap();
     // SAFETY: nothing is changed.
     while unsafe { signal::change(SIGUSR2, None) }.unwrap().handler == 0 {}
 }
@@ -150,8 +150,8 @@ fn has_handler(pid: u32, signo: i32) -> bool {
 fn a_node_that_is_seldom_interrupted_has_a_handler_when_another_one_installs_it() {
     let (to, started) = peregrine::channel();
     let lone = Builder::new().node(1).spawn(computes, to).unwrap();
-    let its_node = started.recv().unwrap();
-    migrate_to(0).unwrap();
+    let (number, its_node) = started.recv().unwrap();
+    migrate_to(1 - number).unwrap();
     for _ in 0..20 {
         // As when a slice ends: it finds the thread alone.
         signal::kill(its_node as i32, peregrine_thread::preempt::SIG_TICK).unwrap();
