@@ -290,7 +290,9 @@ pub(super) fn refusal(why: Why) -> CallError {
         Why::BadMemory => {
             Refusal::Protocol("the domain does not trust the memory that it was given".into()).into()
         }
-        Why::Short { errno } => CallError::System { what: "in the domain", errno: Errno(errno) },
+        Why::Short { errno } => {
+            CallError::System { what: "the domain lacks memory or descriptors", errno: Errno(errno) }
+        }
         Why::Unexpected => Refusal::Protocol("the domain did not expect the question".into()).into(),
     }
 }

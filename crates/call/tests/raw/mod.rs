@@ -138,7 +138,7 @@ impl Socket {
     /// Connected, and made welcome.
     pub fn greeted(path: &Path) -> Option<Self> {
         let socket = Self::connect(path)?;
-        match socket.ask(&FromClient::Hello { protocol: 3 }, None)? {
+        match socket.ask(&FromClient::Hello { protocol: 4 }, None)? {
             (FromDomain::Welcome { .. }, _) => Some(socket),
             _ => None,
         }
