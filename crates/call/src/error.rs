@@ -92,8 +92,9 @@ pub enum CallError {
     /// What the domain wrote as its reply contradicts what was declared. The domain is broken or hostile.
     #[error("the domain's reply is not valid: {0}")]
     BadReply(&'static str),
-    /// A system call of our own failed.
-    #[error("{what}: {errno}")]
+    /// A system call failed: one of our own, or of the domain's, where `what` says so. It has no memory or no descriptor left, mostly. Nothing was
+    /// executed, unless `what` speaks of results.
+    #[error("{what}: {errno}{}", shortage_remedy(*errno))]
     System {
         /// What was tried.
         what: &'static str,
@@ -243,6 +244,20 @@ pub enum DomainError {
     /// What was asked for makes no sense together.
     #[error("configuration: {0}")]
     Config(String),
+}
+
+/// What to do about what a process, here or there, has not enough of.
+fn shortage_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EMFILE => {
+            "; that process has no descriptor left: raise its `RLIMIT_NOFILE`, or have it close some"
+        }
+        Errno::ENFILE => "; the machine has no open file left: raise `fs.file-max`, or close some",
+        Errno::ENOMEM => {
+            "; that process has no memory left, or no mapping: free some, or raise `vm.max_map_count`"
+        }
+        _ => "",
+    }
 }
 
 /// What to do where no socket can be made.

@@ -35,7 +35,7 @@ const IN_PIECES: u64 = 1 << 11;
 
 impl Header {
     #[inline(always)]
-    pub fn write(&self, words: Words<'_>) {
+    pub fn raw(&self) -> RawHeader {
         let affinity = match self.affinity {
             Affinity::Together => 0,
             Affinity::Apart => 1,
@@ -60,13 +60,8 @@ impl Header {
             None => [Deadline::to_wire(self.deadline), payload],
         };
         let place = u64::from(self.depth) | u64::from(self.cpu) << 32 | u64::from(self.nice as u8) << 48;
-        // Relaxed: published by the store to `call` that follows.
-        words.word64(callers::TARGET).store(u64::from(self.portal) | flags << 32, Ordering::Relaxed);
-        words.word64(callers::DEADLINE).store(deadline, Ordering::Relaxed);
-        words.word64(callers::CHAIN[0]).store(self.chain.0[0], Ordering::Relaxed);
-        words.word64(callers::CHAIN[1]).store(self.chain.0[1], Ordering::Relaxed);
-        words.word64(callers::PLACE).store(place, Ordering::Relaxed);
-        words.word64(callers::PAYLOAD).store(payload, Ordering::Relaxed);
+        let target = u64::from(self.portal) | flags << 32;
+        RawHeader([target, deadline, self.chain.0[0], self.chain.0[1], place, payload])
     }
 
     /// What the words of a private copy say. Any bits make a header; what they mean is checked by the domain.
@@ -98,24 +93,34 @@ impl Header {
     }
 }
 
-/// The words of a header: a private copy, for whoever has the line.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The words of a header: a private copy, for whoever has the line. By default those of new memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct RawHeader([u64; 6]);
+
+/// Where they lie.
+const PLACES: [usize; 6] = [
+    callers::TARGET,
+    callers::DEADLINE,
+    callers::CHAIN[0],
+    callers::CHAIN[1],
+    callers::PLACE,
+    callers::PAYLOAD,
+];
 
 impl RawHeader {
     /// Each word is read once.
     #[inline(always)]
     pub fn read(words: Words<'_>) -> Self {
         // Relaxed: ordered by the load of `call` that preceded.
-        let word = |at| words.word64(at).load(Ordering::Relaxed);
-        Self([
-            word(callers::TARGET),
-            word(callers::DEADLINE),
-            word(callers::CHAIN[0]),
-            word(callers::CHAIN[1]),
-            word(callers::PLACE),
-            word(callers::PAYLOAD),
-        ])
+        Self(PLACES.map(|at| words.word64(at).load(Ordering::Relaxed)))
+    }
+
+    #[inline(always)]
+    pub fn write(&self, words: Words<'_>) {
+        for (at, word) in PLACES.into_iter().zip(self.0) {
+            // Relaxed: published by the store to `call` that follows.
+            words.word64(at).store(word, Ordering::Relaxed);
+        }
     }
 
     /// Whether they are the same, by a comparison without a branch for each.

@@ -1,20 +1,25 @@
 //! A line: the piece of shared memory that one call at a time passes through, and what lies where in it.
 //!
 //! ```text
-//! 0x000 caller's half  call   wait  portal/args/flags  deadline  chain  depth/cpu/nice  payload  cancel  alerts
-//! 0x040 domain's half  reply  mode  status/code        cpu_ns    result lengths ×8      charge rows  core
+//! 0x000 the gate       call  wait │ reply  mode   then the domain's   status/code  result lengths ×8  charge rows
+//! 0x040 the header     portal/args/flags  deadline  chain  depth/cpu/nice  payload  cancel  alerts │ core
 //! 0x080 descriptors of the arguments, 24 bytes each ×8
 //! 0x140 charge rows: (domain, ns) ×8; of a call in pieces, for which nobody is charged, the bytes that are written: `pieces.rs`
-//! 0x1c0 payload: bytes of `in` and `inout` arguments, and of lent ones that are in no buffer, each from a multiple of 8
+//! 0x1c0 the domain's   cpu_ns
+//! 0x200 payload: bytes of `in` and `inout` arguments, and of lent ones that are in no buffer, each from a multiple of 8
 //!       results: from the next multiple of 64 after the payload, in the order of the arguments
 //! ```
 //!
-//! What the halves say is in `header.rs` and `reply.rs`.
+//! What the caller says is in `header.rs`, what the domain says in `reply.rs`: the *halves*.
+//!
+//! **The first cache line is what changes cores at a call**, there and back: who calls again as before has its header there already and does not write
+//! it (`client/line.rs`), so the domain finds it in its own cache. With a line for each half, a call took 100 ns longer on some processors: each of the two
+//! had to be taken back from who had read it before it was written again (`docs/costs.md`).
 //!
 //! That is the general form. Most calls have the *short* one (`short.rs`): descriptors in the header, in the words of deadline and payload;
-//! the payload from 0x080 on; and results, if there are few bytes of them, in the domain's half itself, from 0x050 on.
+//! the payload from 0x080 on; and results, if there are few bytes of them, in the first cache line itself, from 0x018 on.
 //!
-//! Its first two words on each side are the gate, by which the line is handed to and fro: `gate.rs`.
+//! The first four words are the gate, by which the line is handed to and fro: `gate.rs`.
 //!
 //! **Nobody relies on it.** Both halves are writable by both processes; the domain keeps its own count of what it served, the
 //! caller its own count of what it asked, and each copies the other's half once and checks the copy. A peer that scribbles can
@@ -28,38 +33,38 @@ use peregrine_base::sync::{AtomicU32, AtomicU64, Ordering};
 /// Arguments that one call may have.
 pub(crate) const MAX_ARGS: usize = 8;
 
-/// The caller's half, by the byte: what `gate.rs` and `header.rs` call their words.
+/// What the caller writes, by the byte: what `gate.rs` and `header.rs` call their words.
 pub(crate) mod callers {
     pub const CALL: usize = 0x00;
     pub const WAIT: usize = 0x04;
-    pub const TARGET: usize = 0x08;
-    pub const DEADLINE: usize = 0x10;
-    pub const CHAIN: [usize; 2] = [0x18, 0x20];
-    pub const PLACE: usize = 0x28;
-    pub const PAYLOAD: usize = 0x30;
-    pub const CANCEL: usize = 0x38;
+    pub const TARGET: usize = 0x40;
+    pub const DEADLINE: usize = 0x48;
+    pub const CHAIN: [usize; 2] = [0x50, 0x58];
+    pub const PLACE: usize = 0x60;
+    pub const PAYLOAD: usize = 0x68;
+    pub const CANCEL: usize = 0x70;
 }
 
-/// The domain's half: the words of `gate.rs` and `reply.rs`.
+/// What the domain writes: the words of `gate.rs` and `reply.rs`.
 pub(crate) mod domains {
-    pub const REPLY: usize = 0x40;
-    pub const MODE: usize = 0x44;
-    pub const STATUS: usize = 0x48;
-    pub const CPU_NS: usize = 0x50;
-    pub const LENGTHS: usize = 0x58;
-    pub const CHARGE_ROWS: usize = 0x78;
-    pub const CORE: usize = 0x7c;
+    pub const REPLY: usize = 0x08;
+    pub const MODE: usize = 0x0c;
+    pub const STATUS: usize = 0x10;
+    pub const LENGTHS: usize = 0x18;
+    pub const CHARGE_ROWS: usize = 0x38;
+    pub const CORE: usize = 0x78;
     pub const CHARGES: usize = 0x140;
-    /// Results that lie in the half itself.
-    pub const HERE: usize = 0x50;
+    pub const CPU_NS: usize = 0x1c0;
+    /// Results that lie there themselves: no call that has them is charged, and their lengths are in the code.
+    pub const HERE: usize = 0x18;
     /// The most bytes of them.
-    pub const HERE_BYTES: usize = CHARGE_ROWS - HERE;
+    pub const HERE_BYTES: usize = 0x40 - HERE;
 }
 
 const DESCRIPTORS: usize = 0x80;
 const DESCRIPTOR_BYTES: usize = 24;
 /// Where the payload begins in a line's own memory.
-pub(crate) const PAYLOAD_AT: usize = 0x1c0;
+pub(crate) const PAYLOAD_AT: usize = 0x200;
 /// The same for a call of the short form.
 pub(crate) const SHORT_PAYLOAD_AT: usize = 0x80;
 
@@ -192,7 +197,7 @@ mod tests {
             short: None,
             in_pieces: true,
         };
-        header.write(words);
+        header.raw().write(words);
         assert_eq!(Header::of(RawHeader::read(words)), header);
         let descriptor = Descriptor { kind: Kind::Lend, id: 8, len: u64::MAX, bound: 3 };
         descriptor.write(words, MAX_ARGS - 1);

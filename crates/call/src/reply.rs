@@ -44,6 +44,8 @@ pub(crate) enum Status {
     DoneHere,
     /// The arguments did not come, piece by piece as they were to: nothing was executed, and the caller is to send them whole. See `pieces.rs`.
     Stalled,
+    /// The domain lacks memory or a descriptor: `code` is the kernel's error number, the first length what it was for.
+    Short,
 }
 
 impl Status {
@@ -65,6 +67,7 @@ impl Status {
             13 => Self::Late,
             14 => Self::DoneHere,
             15 => Self::Stalled,
+            16 => Self::Short,
             _ => return None,
         })
     }

@@ -6,10 +6,10 @@
 //!
 //! ```text
 //!        general form                            short form
-//! 0x000  header (deadline … payload, spill)      header (… four words of descriptors)
-//! 0x040  reply head, lengths                     reply head, lengths, results of 40 bytes at most
+//! 0x000  gate, reply head, lengths               gate, reply head, results of 40 bytes at most
+//! 0x040  header (deadline … payload, spill)      header (… four words of descriptors)
 //! 0x080  descriptors                             payload
-//! 0x1c0  payload
+//! 0x200  payload
 //!  then  results                                 results that are longer
 //! ```
 //!

@@ -12,8 +12,8 @@ use crate::strays::{self, Strays};
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::io::Errno;
 use peregrine_sys::rustix::net::{
-    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut};
@@ -21,7 +21,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes with every incompatible change of messages or line.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// No message is longer.
 const MAX_MESSAGE: usize = 1024;
@@ -143,6 +143,24 @@ pub(crate) enum RecvError {
     Kernel(Errno),
 }
 
+/// What came with a message.
+#[derive(Debug)]
+pub(crate) enum Came {
+    Alone,
+    With(OwnedFd),
+    /// A descriptor that was sent was lost: this process has room for no more.
+    Short,
+}
+
+impl Came {
+    pub fn with(self) -> Option<OwnedFd> {
+        match self {
+            Self::With(fd) => Some(fd),
+            Self::Alone | Self::Short => None,
+        }
+    }
+}
+
 /// Sends without waiting for room.
 pub(crate) fn send<T: Serialize>(
     socket: impl AsFd,
@@ -173,7 +191,7 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
     socket: impl AsFd,
     flags: RecvFlags,
     strays: Strays,
-) -> Result<(T, Option<OwnedFd>), RecvError> {
+) -> Result<(T, Came), RecvError> {
     let mut bytes = [0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(strays::MOST_IN_A_MESSAGE))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -185,8 +203,8 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
             other => break other,
         }
     };
-    let len = match got {
-        Ok(got) => got.bytes,
+    let (len, is_short) = match got {
+        Ok(got) => (got.bytes, got.flags.contains(ReturnFlags::CTRUNC)),
         Err(Errno::AGAIN) => return Err(RecvError::Nothing),
         Err(Errno::PIPE) => return Err(RecvError::Closed),
         Err(e) => return Err(RecvError::Kernel(e)),
@@ -211,7 +229,13 @@ pub(crate) fn receive<T: for<'de> Deserialize<'de>>(
         return Err(RecvError::Closed);
     }
     let message = postcard::from_bytes(bytes.get(..len).ok_or(RecvError::Garbage)?);
-    message.map(|m| (m, sent)).map_err(|_| RecvError::Garbage)
+    // There is room for as many as a message brings, so nothing else cuts them off.
+    let came = match sent {
+        Some(fd) => Came::With(fd),
+        None if is_short => Came::Short,
+        None => Came::Alone,
+    };
+    message.map(|m| (m, came)).map_err(|_| RecvError::Garbage)
 }
 
 /// Ends a connection on both sides, and leaves nothing in it that could make its closing block.
@@ -246,7 +270,7 @@ mod tests {
         send(&a, &sent, Some(memory.as_fd())).unwrap();
         let (got, fd) = receive::<FromClient>(&b, RecvFlags::empty(), Strays::Thread).unwrap();
         assert_eq!(got, sent);
-        assert!(fd.is_some());
+        assert!(matches!(fd, Came::With(_)));
         assert!(matches!(
             receive::<FromClient>(&b, RecvFlags::DONTWAIT, Strays::Thread),
             Err(RecvError::Nothing)

@@ -166,17 +166,7 @@ fn memory_that_its_giver_keeps_is_not_taken_for_a_gift() -> testkit::Outcome {
             line.set64(DESCRIPTORS + at, word);
         }
         call += 1;
-        line.set(CALL, call);
-        let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
-        if line.get(MODE) != PARKED {
-            socket.send(&FromClient::Ring { line: 0 }, None);
-        }
-        let begun = Instant::now();
-        while line.get(REPLY) != call {
-            assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
-            std::thread::yield_now();
-        }
-        line.get(STATUS)
+        socket.call(&line, call, std::thread::yield_now)
     };
     let memory = || {
         let fd = memfd::create(c"peregrine-brought", PageCount::new(1), memfd::Pages::Base).unwrap();
@@ -218,17 +208,7 @@ fn the_limits_hold_whatever_a_client_thinks_of_them() -> testkit::Outcome {
         line.set64(TARGET, target);
         line.set64(PLACE, depth);
         line.set64(PAYLOAD, payload);
-        line.set(CALL, call);
-        let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
-        if line.get(MODE) != PARKED {
-            socket.send(&FromClient::Ring { line: 0 }, None);
-        }
-        let begun = Instant::now();
-        while line.get(REPLY) != call {
-            assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
-            std::thread::yield_now();
-        }
-        line.get(STATUS)
+        socket.call(&line, call, std::thread::yield_now)
     };
     // More bytes than it takes, a deeper chain, and a portal that is not for us, asked for by its number.
     assert_eq!(status(1, 1, (1 << 20) + 1), TOO_LARGE);
@@ -287,23 +267,13 @@ fn short_call(
     line: &Memory,
     (call, portal, count): (u32, u64, u64),
     words: [u32; 4],
-    mut meanwhile: impl FnMut(),
+    meanwhile: impl FnMut(),
 ) -> u32 {
     let [a, b, c, d] = words.map(u64::from);
     line.set64(TARGET, portal | count << 32 | SHORT);
     line.set64(DEADLINE, a | b << 32);
     line.set64(PAYLOAD, c | d << 32);
-    line.set(CALL, call);
-    let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
-    if line.get(MODE) != PARKED {
-        socket.send(&FromClient::Ring { line: 0 }, None);
-    }
-    let begun = Instant::now();
-    while line.get(REPLY) != call {
-        assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
-        meanwhile();
-    }
-    line.get(STATUS)
+    socket.call(line, call, meanwhile)
 }
 
 fn the_short_form_of_a_call_is_checked_each_time_its_header_changes() -> testkit::Outcome {

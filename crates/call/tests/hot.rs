@@ -492,6 +492,30 @@ fn a_hot_caller_of_a_domain_that_is_stopped_is_told() -> testkit::Outcome {
     testkit::Outcome::Passed
 }
 
+fn hot_callers_with_fewer_lines_than_they_are_all_come_through() -> testkit::Outcome {
+    for lines in [1, 2] {
+        let limits = peregrine_call::Limits { calls_in_flight: lines, ..peregrine_call::Limits::default() };
+        let served = serve(|d| portals(d).limits(limits));
+        let client = served.connect();
+        let mix = client.portal("mix", 1).unwrap();
+        std::thread::scope(|s| {
+            for me in 0..3u8 {
+                let client = &client;
+                s.spawn(move || {
+                    for i in 0..CALLS {
+                        let (given, mut out) = ([4, 0, me, i as u8], Vec::new());
+                        let call = Call::new().affinity(Affinity::Apart);
+                        client.call(mix, call.input(&given).output(&mut out, 8)).unwrap();
+                        assert_eq!(out, [me, i as u8, me, i as u8]);
+                    }
+                });
+            }
+        });
+        assert_eq!(client.usage().unwrap().calls, 3 * CALLS as u64);
+    }
+    testkit::Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         every_call_is_what_it_says_whatever_the_one_before_was,
@@ -506,5 +530,6 @@ fn main() -> std::process::ExitCode {
         an_activation_that_sleeps_holds_nothing_that_was_lent_to_it,
         what_a_call_asks_for_beyond_its_arguments_it_gets_though_the_ones_before_were_hot,
         a_hot_caller_of_a_domain_that_is_stopped_is_told,
+        hot_callers_with_fewer_lines_than_they_are_all_come_through,
     ])
 }

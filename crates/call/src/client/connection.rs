@@ -48,6 +48,8 @@ pub(crate) struct Connection {
     pub(super) dead: AtomicBool,
     /// The line that was used last, if nobody uses it: taken and put back without a lock.
     pub(super) warm: AtomicPtr<Line>,
+    /// Whether anybody has ever had to wait for a line.
+    pub(super) contended: AtomicBool,
     /// The memory of all lines, for who wakes their callers when the domain dies.
     pub(super) mapped: Mutex<Vec<Arc<Shared>>>,
     /// Whether somebody watches for the domain's death: see `watch.rs`.
@@ -86,6 +88,7 @@ impl Connection {
             most_lines: (calls_in_flight as usize).min(MOST_LINES),
             dead: AtomicBool::new(false),
             warm: AtomicPtr::new(std::ptr::null_mut()),
+            contended: AtomicBool::new(false),
             mapped: Mutex::default(),
             watched: Watched::default(),
         })
@@ -290,7 +293,9 @@ pub(super) fn refusal(why: Why) -> CallError {
         Why::BadMemory => {
             Refusal::Protocol("the domain does not trust the memory that it was given".into()).into()
         }
-        Why::Short { errno } => CallError::System { what: "in the domain", errno: Errno(errno) },
+        Why::Short { errno } => {
+            CallError::System { what: "the domain lacks memory or descriptors", errno: Errno(errno) }
+        }
         Why::Unexpected => Refusal::Protocol("the domain did not expect the question".into()).into(),
     }
 }

@@ -1,6 +1,6 @@
 //! The shortest way: a call of the short form (`short.rs`) to an activation that looks for it on another core.
 //!
-//! Caller and activation are awake, and what takes time is that cache lines change cores: the caller's half of the line and the domain's, and those that
+//! Caller and activation are awake, and what takes time is that cache lines change cores: the first of the line, there and back, and those that
 //! the arguments fill. All that is added to that is on the critical path of both sides, so a call is looked at once for whether it needs more, and goes
 //! without what it does not need: no plan for its arguments, no clock, and no question on which core it is. The last is known from the call before: a line
 //! is *hot* when its last call was answered while its caller looked. A thread that was moved since finds out when the reply does not come at once, and
@@ -32,7 +32,7 @@ impl Connection {
     pub fn call(self: &Arc<Self>, portal: PortalId, call: &mut Call<'_>) -> Result<(), CallError> {
         let caller = Caller::current();
         if is_plain(call, &caller)
-            && let Some(line) = self.take_warm()
+            && let Some(line) = self.reserve_warm()
         {
             if line.is_hot.get() && call.args.is_empty() {
                 return self.call_hot(line, portal, call, caller, &Shortened::default());
@@ -42,6 +42,7 @@ impl Connection {
             {
                 return self.call_hot(line, portal, call, caller, &shortened);
             }
+            self.unreserve();
             return self.call_on(Guard::new(self, line), portal, call, caller);
         }
         let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
@@ -86,9 +87,10 @@ impl Connection {
             && let Some(here) = ReplyHead::done_here(line.words(), call.args.len())
         {
             let outcome = if call.args.is_empty() { Ok(()) } else { copy_here(line.words(), here, call) };
-            self.put_back_over(line);
+            self.put_back_reserved(line);
             return outcome;
         }
+        self.unreserve();
         self.finish(Guard::new(self, line), bell, portal, call, caller, shortened)
     }
 
@@ -156,7 +158,7 @@ impl Line {
             short: Some(shortened.short),
             in_pieces: false,
         };
-        header.write(self.words());
+        self.head(&header);
         self.call = self.call.wrapping_add(1);
         let gate = self.words().gate();
         gate.publish(self.call, AWAKE);

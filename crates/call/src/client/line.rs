@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use crate::chain::Deadline;
+use crate::header::{Header, RawHeader};
 use crate::line::Words;
 use crate::look::Patience;
 use crate::shared::Shared;
@@ -28,6 +29,8 @@ pub(crate) struct Line {
     pub shared: Arc<Shared>,
     /// The number of the last call made on it; the shared words are not asked what we did ourselves.
     pub call: u32,
+    /// The header that it has; what the domain makes of its memory hurts nobody but the domain.
+    header: RawHeader,
     /// The core that the caller of the last call was on.
     pub cpu: u16,
     /// Whether the last call was answered while its caller spun: see `hot.rs`.
@@ -52,6 +55,7 @@ impl Line {
             index,
             shared,
             call: 0,
+            header: RawHeader::default(),
             cpu: 0,
             is_hot: Cell::new(false),
             spill: None,
@@ -66,6 +70,16 @@ impl Line {
     #[inline]
     pub fn words(&self) -> Words<'_> {
         Words(&self.shared)
+    }
+
+    /// Says what is called, where that is not what was called last.
+    #[inline(always)]
+    pub fn head(&mut self, header: &Header) {
+        let raw = header.raw();
+        if !raw.is(&self.header) {
+            raw.write(self.words());
+            self.header = raw;
+        }
     }
 
     /// Whether the reply to the last call is there (or none was made).

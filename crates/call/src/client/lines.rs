@@ -1,7 +1,7 @@
 //! The lines of a connection: which are free, who gets one, and where new ones come from.
 //!
-//! The line that was used last waits in a place of its own, which takes no lock; the others in a stack, the warmest on top. A line whose call
-//! was given up is *abandoned* until its reply comes, for until then the domain may still write it.
+//! The line that was used last waits in a place of its own, which takes no lock, and which a hot call keeps for it meanwhile; the others in a stack,
+//! the warmest on top. A line whose call was given up is *abandoned* until its reply comes, for until then the domain may still write it.
 
 use super::connection::{ANOTHER_ANSWER, Connection};
 use super::line::{Guard, Line};
@@ -39,13 +39,58 @@ impl Lines {
     }
 }
 
+/// In the place of the warm line: it is in use and comes back there.
+const RESERVED: *mut Line = std::ptr::without_provenance_mut(1);
+
+fn is_line(warm: *mut Line) -> bool {
+    !warm.is_null() && warm != RESERVED
+}
+
 impl Connection {
     #[inline]
     pub(super) fn take_warm(&self) -> Option<Box<Line>> {
-        // Acquire pairs with the store in `put_back`.
-        let line = self.warm.swap(std::ptr::null_mut(), Ordering::Acquire);
-        // SAFETY: from `Box::into_raw` in `put_back`, and the swap gave it to us alone.
-        (!line.is_null()).then(|| unsafe { Box::from_raw(line) })
+        self.take_warm_for(std::ptr::null_mut())
+    }
+
+    /// As [`take_warm`](Self::take_warm), and keeps its place for it: [`put_back_reserved`](Self::put_back_reserved) or
+    /// [`unreserve`](Self::unreserve) follows, soon, for meanwhile all others take the lock.
+    #[inline(always)]
+    pub(super) fn reserve_warm(&self) -> Option<Box<Line>> {
+        self.take_warm_for(RESERVED)
+    }
+
+    #[inline(always)]
+    fn take_warm_for(&self, instead: *mut Line) -> Option<Box<Line>> {
+        let line = self.warm.load(Ordering::Relaxed);
+        if !is_line(line) {
+            return None;
+        }
+        // Acquire pairs with the stores of those who put it back.
+        self.warm.compare_exchange(line, instead, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        // SAFETY: from `Box::into_raw` in `put_back_over` or `put_back_reserved`, and the exchange gave it to us alone.
+        Some(unsafe { Box::from_raw(line) })
+    }
+
+    /// The line that the place was kept for goes another way.
+    pub(super) fn unreserve(&self) {
+        // Nobody but who reserved it changes it.
+        self.warm.store(std::ptr::null_mut(), Ordering::Release);
+    }
+
+    /// Puts a line back in the place that was kept for it, its call over: by a plain store, for a locked instruction here costs as much as a
+    /// cache line's journey.
+    #[inline(always)]
+    pub(super) fn put_back_reserved(&self, line: Box<Line>) {
+        let line = Box::into_raw(line);
+        if self.contended.load(Ordering::Relaxed) {
+            // SeqCst: as in `put_back_over`.
+            self.warm.swap(line, Ordering::SeqCst);
+            self.tell_waiter();
+        } else {
+            // Release: pairs with the exchange of who takes it. A waiter that comes at this moment, the first of the connection, may not be told: it looks
+            // again soon (`wait_for_line`).
+            self.warm.store(line, Ordering::Release);
+        }
     }
 
     /// A line that nobody uses.
@@ -98,7 +143,11 @@ impl Connection {
         }
         // SeqCst, as in `put_back`: it sees the waiter, or the waiter sees its line.
         self.waiters.fetch_add(1, Ordering::SeqCst);
-        if !self.warm.load(Ordering::SeqCst).is_null() {
+        if !self.contended.swap(true, Ordering::SeqCst) {
+            // Who puts a line back just now may not have seen that.
+            slice = slice.min(Duration::from_millis(1));
+        }
+        if is_line(self.warm.load(Ordering::SeqCst)) {
             self.waiters.fetch_sub(1, Ordering::Relaxed);
             return Ok(lines);
         }

@@ -17,8 +17,9 @@
 use super::connection::{Connection, refusal};
 use crate::chain::Deadline;
 use crate::error::{CallError, Refusal, system};
-use crate::socket::{self, FromClient, FromDomain, RecvError};
+use crate::socket::{self, Came, FromClient, FromDomain, RecvError};
 use crate::step::reach;
+use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::{PollFd, PollFlags, poll};
 use peregrine_sys::rustix::net::RecvFlags;
@@ -54,7 +55,7 @@ pub(super) struct Mail {
     /// The one that has no answer yet; 0 for none.
     under_way: u64,
     /// Answers that their askers have yet to fetch.
-    answers: Vec<(u64, Answer)>,
+    answers: Vec<(u64, Result<Answer, CallError>)>,
     /// Buffers to be forgotten, which the domain had no room to be told.
     owed: Vec<u32>,
 }
@@ -63,7 +64,8 @@ struct Results {
     line: u32,
     call: u32,
     len_bytes: u64,
-    fd: OwnedFd,
+    /// `None`: this process had no room for it.
+    fd: Option<OwnedFd>,
 }
 
 /// A question on its way.
@@ -85,11 +87,16 @@ impl Inquiry {
     }
 }
 
+/// A descriptor came that this process has no room for.
+const fn no_room_for(what: &'static str) -> CallError {
+    CallError::System { what, errno: Errno::EMFILE }
+}
+
 impl Mail {
     /// What has come, and nobody has fetched yet.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
-        let answers = self.answers.iter().filter_map(|(_, (_, fd))| fd.as_ref());
-        answers.chain(self.results.iter().map(|results| &results.fd)).map(AsRawFd::as_raw_fd)
+        let answers = self.answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()?.1.as_ref());
+        answers.chain(self.results.iter().filter_map(|results| results.fd.as_ref())).map(AsRawFd::as_raw_fd)
     }
 }
 
@@ -115,7 +122,7 @@ impl Connection {
             self.collect(&mut mail)?;
         }
         let Some(at) = mail.answers.iter().position(|a| a.0 == inquiry.number) else { return Ok(None) };
-        match mail.answers.swap_remove(at).1 {
+        match mail.answers.swap_remove(at).1? {
             (FromDomain::Refused(why), _) => Err(refusal(why)),
             answer => Ok(Some(answer)),
         }
@@ -129,8 +136,9 @@ impl Connection {
         let mut mail = self.mail();
         match mail.answers.iter().position(|a| a.0 == inquiry.number) {
             Some(at) => {
-                let (_, answer) = mail.answers.swap_remove(at);
-                self.adopt(&mut mail, answer);
+                if let (_, Ok(answer)) = mail.answers.swap_remove(at) {
+                    self.adopt(&mut mail, answer);
+                }
             }
             // The number of nobody: what comes for it is adopted.
             None if mail.under_way == inquiry.number => mail.under_way = u64::MAX,
@@ -142,7 +150,8 @@ impl Connection {
     fn collect(&self, mail: &mut Mail) -> Result<usize, CallError> {
         for read in 0..AT_A_TIME {
             match socket::receive(&self.socket, RecvFlags::DONTWAIT, self.strays) {
-                Ok((FromDomain::Results { line, call, len_bytes }, Some(fd))) => {
+                Ok((FromDomain::Results { line, call, len_bytes }, came @ (Came::With(_) | Came::Short))) => {
+                    let fd = came.with();
                     if !mail.lines.contains(&line) {
                         return Err(self.break_with("results of a line that was never opened"));
                     }
@@ -152,15 +161,18 @@ impl Connection {
                 Ok(_) if mail.under_way == 0 => {
                     return Err(self.break_with("an answer to no question"));
                 }
-                Ok(answer) => {
-                    if let FromDomain::Line { index, .. } = answer.0 {
+                Ok((what, came)) => {
+                    if let FromDomain::Line { index, .. } = what {
                         mail.lines.push(index);
                     }
-                    let number = std::mem::take(&mut mail.under_way);
-                    if number == u64::MAX {
-                        self.adopt(mail, answer);
-                    } else {
-                        mail.answers.push((number, answer));
+                    let answer = match came {
+                        Came::Short => Err(no_room_for("what the domain sent along")),
+                        came => Ok((what, came.with())),
+                    };
+                    match (std::mem::take(&mut mail.under_way), answer) {
+                        (u64::MAX, Ok(answer)) => self.adopt(mail, answer),
+                        (u64::MAX, Err(_)) => {}
+                        (number, answer) => mail.answers.push((number, answer)),
                     }
                 }
                 Err(RecvError::Nothing) => return Ok(read),
@@ -286,7 +298,7 @@ impl Connection {
         loop {
             if let Some(at) = mail.results.iter().position(|r| (r.line, r.call) == (line, call)) {
                 let Results { len_bytes, fd, .. } = mail.results.swap_remove(at);
-                return Ok((len_bytes, fd));
+                return Ok((len_bytes, fd.ok_or_else(|| no_room_for("results that the domain sent"))?));
             }
             let more = self.collect(&mut mail)?;
             read += more;

@@ -14,6 +14,7 @@ use crate::reply::{self, HERE, HERE_BYTES, Here, MAX_CHARGES, ReplyHead, Status,
 use crate::shared::{Shared, map_from_peer};
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
+use peregrine_sys::raw::Errno;
 use std::os::fd::AsFd;
 
 impl Line {
@@ -79,6 +80,10 @@ impl Line {
             Status::GiftInUse => Err(Refusal::GiftInUse.into()),
             Status::Terminated => Err(CallError::Terminated),
             Status::Late => Err(CallError::Deadline),
+            Status::Short => Err(CallError::System {
+                what: about::lacking(head.lengths[0]),
+                errno: Errno(head.code.cast_signed()),
+            }),
             // Those that are in pieces are sent again instead.
             Status::Stalled => Err(CallError::BadReply("arguments that were there did not come")),
         }

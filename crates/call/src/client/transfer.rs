@@ -119,7 +119,7 @@ impl Line {
             short,
             in_pieces,
         };
-        header.write(self.words());
+        self.head(&header);
         if in_pieces {
             // Published with the call.
             written(self.words()).store(0, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use super::pool::{BOUND, QUEUED};
 use crate::line::{MAX_ARGS, PAYLOAD_AT};
 use crate::memory::Lendable;
 use crate::shared::{Shared, map_from_peer, sealed_memfd};
-use crate::socket::{self, FromClient, FromDomain, PROTOCOL, Why};
+use crate::socket::{self, Came, FromClient, FromDomain, PROTOCOL, Why};
 use crate::step::reach;
 use peregrine_base::Protection;
 use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -35,7 +35,7 @@ impl Inner {
         peer: &Arc<Peer>,
         manners: &mut Manners,
         message: FromClient,
-        fd: Option<OwnedFd>,
+        came: Came,
     ) -> bool {
         if !manners.greeted && !matches!(message, FromClient::Hello { .. }) {
             return false;
@@ -43,6 +43,11 @@ impl Inner {
         let say = |answer: &FromDomain, fd: Option<&OwnedFd>| {
             reach("domain: answers a question");
             socket::send(&peer.socket, answer, fd.map(AsFd::as_fd)).is_ok()
+        };
+        let fd = match came {
+            Came::With(fd) => Ok(fd),
+            Came::Alone => Err(Why::BadMemory),
+            Came::Short => Err(Why::Short { errno: Errno::EMFILE.0 }),
         };
         match message {
             FromClient::Hello { protocol: PROTOCOL } => {
@@ -150,12 +155,15 @@ impl Inner {
         buffers: &mut Buffers,
         len_bytes: u64,
         results: bool,
-        fd: Option<OwnedFd>,
+        fd: Result<OwnedFd, Why>,
     ) -> Result<u32, Why> {
         self.check_room(buffers, len_bytes)?;
-        let fd = fd.ok_or(Why::BadMemory)?;
+        let fd = fd?;
         let access = if results { Protection::ReadWrite } else { Protection::Read };
-        let shared = map_from_peer(fd.as_fd(), len_bytes as usize, access).map_err(|_| Why::BadMemory)?;
+        let shared = map_from_peer(fd.as_fd(), len_bytes as usize, access).map_err(|e| match e {
+            Errno::ENOMEM => Why::Short { errno: e.0 },
+            _ => Why::BadMemory,
+        })?;
         let id = buffers.number();
         buffers
             .lent
@@ -164,9 +172,9 @@ impl Inner {
         Ok(id)
     }
 
-    fn add_gift(&self, buffers: &mut Buffers, len_bytes: u64, fd: Option<OwnedFd>) -> Result<u32, Why> {
+    fn add_gift(&self, buffers: &mut Buffers, len_bytes: u64, fd: Result<OwnedFd, Why>) -> Result<u32, Why> {
         self.check_room(buffers, len_bytes)?;
-        let fd = fd.ok_or(Why::BadMemory)?;
+        let fd = fd?;
         // What is no memory at all is not kept until a call comes for it.
         if peregrine_sys::memfd::size_if_safe(&fd).map_err(|_| Why::BadMemory)? < len_bytes {
             return Err(Why::BadMemory);

@@ -3,7 +3,7 @@
 use super::arrival::Arrival;
 use super::invocation::{Arguments, Held};
 use super::known::Known;
-use super::outcome::{Wrong, about, malformed};
+use super::outcome::{Wrong, about, malformed, short};
 use super::peer::Line;
 use crate::header::Header;
 use crate::line::{Descriptor, Kind, MAX_ARGS, PAYLOAD_AT, SHORT_PAYLOAD_AT, align_argument, results_at};
@@ -11,6 +11,7 @@ use crate::memory::{Given, Lendable};
 use crate::reply::{ReplyHead, Status};
 use crate::shared::Shared;
 use crate::short::{Short, WORDS};
+use peregrine_sys::raw::Errno;
 use std::sync::{Arc, Weak};
 
 /// Where a call's payload is and its results go.
@@ -265,7 +266,10 @@ fn given(line: &Line, d: &Descriptor) -> Result<Given, Wrong> {
     };
     buffers.total_bytes -= len as u64;
     drop(buffers);
-    Given::open(fd, len).map_err(|_| Status::GiftInUse.into())
+    Given::open(fd, len).map_err(|e| match e {
+        Errno::ENOMEM => short(about::GIFT, e),
+        _ => Status::GiftInUse.into(),
+    })
 }
 
 /// Forgets the gifts of a call that is not executed: its caller has let go of them.

@@ -11,7 +11,9 @@ use super::arguments::{Home, drop_gifts};
 use super::arrival::Arrival;
 use super::invocation::{Arguments, Invocation};
 use super::known::Known;
-use super::outcome::{Fault, Reply, Wrong, about, give_back, malformed, message_of, put_fault, too_large};
+use super::outcome::{
+    Fault, Reply, Wrong, about, give_back, malformed, message_of, put_fault, short, too_large,
+};
 use super::peer::Line;
 use crate::attributes::Affinity;
 use crate::gate::NOTIFY;
@@ -25,6 +27,7 @@ use crate::usage::Account;
 use crate::wire::{Wire, WiredCall};
 use peregrine_base::Protection;
 use peregrine_base::sync::Ordering;
+use peregrine_sys::raw::Errno;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -336,17 +339,15 @@ impl<'a> Executor<'a> {
         if total > limit {
             return Err(too_large(about::RESULT, total as u64, limit as u64));
         }
-        let short = |_| too_large(about::RESULT, total as u64, 0);
-        let fd = sealed_memfd(c"peregrine-results", total).map_err(short)?;
-        let memory = Shared::map(&fd, total, Protection::ReadWrite).map_err(short)?;
+        let lacking = |errno| short(about::RESULT, errno);
+        let fd = sealed_memfd(c"peregrine-results", total).map_err(lacking)?;
+        let memory = Shared::map(&fd, total, Protection::ReadWrite).map_err(lacking)?;
         self.copy_results(&memory, 0).ok_or_else(|| malformed(about::RESULT))?;
         let message = FromDomain::Results { line: line.index, call, len_bytes: total as u64 };
         reach("domain: results in a memfd");
-        if socket::send(&line.peer.socket, &message, Some(fd.as_fd())).is_err() {
-            // A client that lets unread results pile up.
-            return Err(too_large(about::RESULT, total as u64, 0));
-        }
-        Ok(())
+        // No room in the queue: a client that lets unread results pile up.
+        socket::send(&line.peer.socket, &message, Some(fd.as_fd()))
+            .map_err(|e| short(about::SENDING, Errno(e.raw_os_error())))
     }
 }
 

@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 const LISTENER: u64 = 0;
 const BELL: u64 = 1;
@@ -47,7 +48,14 @@ pub(crate) struct Keeper {
     /// By [`process_key`]: those that have clients here.
     processes: HashMap<u32, Process>,
     next: u64,
+    /// Kept to be let go of when there is no other descriptor left: whoever knocks then is told so.
+    spare: Option<OwnedFd>,
+    /// Since when nobody could be let in for want of a descriptor.
+    short_since: Option<Instant>,
 }
+
+/// How long those who knock wait for others to leave, when there is no descriptor left to let them in with.
+const WAITS_FOR_A_DESCRIPTOR: Duration = Duration::from_millis(100);
 
 /// A process with connections to us, which may be many and need one descriptor of it.
 struct Process {
@@ -67,6 +75,8 @@ impl Keeper {
             peers: HashMap::new(),
             processes: HashMap::new(),
             next: FIRST_CLIENT,
+            spare: None,
+            short_since: None,
         };
         match door {
             Door::Listener(socket) => {
@@ -125,24 +135,49 @@ impl Keeper {
         let Some(door) = &self.door else { return };
         if strays::waiting() >= strays::MOST {
             // Somebody has us close what does not close: nobody brings more until that is done.
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
             return;
         }
+        // As soon as there is one to spare.
+        self.spare = self.spare.take().or_else(spare);
         // One at a time: the socket stays readable while there are more, and others get their turn between.
         match rustix::net::accept_with(door, rustix::net::SocketFlags::CLOEXEC) {
             Ok(socket) => {
+                self.short_since = None;
                 reach("domain: accepted");
                 // A client that can't be looked after is closed, which tells it.
                 // Without a descriptor of the process (before Linux 6.5) the hang-up has to do.
                 let process = peregrine_sys::peer::process_of(&socket).ok();
                 let _ = self.admit(socket, process);
             }
-            Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
+            Err(e @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => {
                 // No descriptor to accept it with: let others leave first, rather than spin on a readable socket.
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                let since = *self.short_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < WAITS_FOR_A_DESCRIPTOR || !self.refuse(e) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
             }
             Err(_) => {}
         }
+    }
+
+    /// Tells the next who knocks that there is no descriptor left for it, by the spare one; false if that is not to be had either.
+    fn refuse(&mut self, why: rustix::io::Errno) -> bool {
+        let Some(door) = &self.door else { return false };
+        if self.spare.take().is_none() {
+            return false;
+        }
+        let accepted = rustix::net::accept_with(door, rustix::net::SocketFlags::CLOEXEC);
+        if let Ok(socket) = &accepted {
+            let why = Why::Short { errno: why.raw_os_error() };
+            let _ = socket::send(socket, &FromDomain::Refused(why), None);
+            // It may have sent something already.
+            socket::hang_up(socket, Strays::Thread);
+        }
+        let was_told = accepted.is_ok();
+        drop(accepted);
+        self.spare = spare();
+        was_told
     }
 
     fn admit(&mut self, socket: OwnedFd, process: Option<OwnedFd>) -> rustix::io::Result<()> {
@@ -213,7 +248,7 @@ impl Keeper {
         let Some((peer, manners)) = self.peers.get_mut(&token) else { return };
         let peer = peer.clone();
         let stays = match socket::receive::<FromClient>(&peer.socket, RecvFlags::DONTWAIT, Strays::Thread) {
-            Ok((message, fd)) => self.domain.clone().answer(&peer, manners, message, fd),
+            Ok((message, came)) => self.domain.clone().answer(&peer, manners, message, came),
             Err(RecvError::Nothing) => {
                 !flags.intersects(EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR)
             }
@@ -255,6 +290,11 @@ impl Keeper {
             self.dismiss(token);
         }
     }
+}
+
+/// An open file that is of no other use than that there is one less when it is closed.
+fn spare() -> Option<OwnedFd> {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).ok()
 }
 
 /// What a client's process goes by: its id, or if it has none in our namespace, a number of this client alone.

@@ -8,6 +8,7 @@ use crate::reply::{ReplyHead, Status};
 use crate::step::reach;
 use peregrine_base::sync::Ordering;
 use peregrine_sys::futex;
+use peregrine_sys::raw::Errno;
 
 /// What is said of a call with the word that ends it: by [`answer`], for a caller that spins looks at the same cache line, and takes it
 /// away between two stores that are not close together.
@@ -38,7 +39,7 @@ impl From<Status> for Wrong {
     }
 }
 
-/// `code` of [`Status::Malformed`], and [`Status::TooLarge`]: what it is about.
+/// `code` of [`Status::Malformed`] and [`Status::TooLarge`], first length of [`Status::Short`]: what it is about.
 pub(crate) mod about {
     pub const COUNT: u32 = 1;
     pub const KIND: u32 = 2;
@@ -46,6 +47,8 @@ pub(crate) mod about {
     pub const PART: u32 = 4;
     pub const RESULT: u32 = 5;
     pub const ARGUMENTS: u32 = 6;
+    pub const SENDING: u32 = 7;
+    pub const GIFT: u32 = 8;
 
     pub const fn name(code: u32) -> &'static str {
         match code {
@@ -58,6 +61,18 @@ pub(crate) mod about {
             _ => "call",
         }
     }
+
+    /// As [`name`], of [`Status::Short`](super::Status::Short): what the domain lacked something for.
+    pub const fn lacking(code: u32) -> &'static str {
+        match code {
+            RESULT => "the domain executed the call and can't make memory for its results",
+            SENDING => {
+                "the domain executed the call and can't send its results, for others wait to be fetched"
+            }
+            GIFT => "the domain can't map what it was given",
+            _ => "the domain lacks memory or descriptors",
+        }
+    }
 }
 
 pub(crate) fn malformed(code: u32) -> Wrong {
@@ -68,6 +83,14 @@ pub(crate) fn too_large(code: u32, asked: u64, limit: u64) -> Wrong {
     let mut head = ReplyHead::new(Status::TooLarge, code);
     head.lengths[0] = u32::try_from(asked).unwrap_or(u32::MAX);
     head.lengths[1] = u32::try_from(limit).unwrap_or(u32::MAX);
+    Wrong(head)
+}
+
+/// The domain could not do `what`.
+#[cold]
+pub(crate) fn short(what: u32, errno: Errno) -> Wrong {
+    let mut head = ReplyHead::new(Status::Short, errno.0.cast_unsigned());
+    head.lengths[0] = what;
     Wrong(head)
 }
 

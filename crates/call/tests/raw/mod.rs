@@ -16,28 +16,28 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const CALL: usize = 0x00;
 pub const WAIT: usize = 0x04;
-pub const TARGET: usize = 0x08;
-pub const DEADLINE: usize = 0x10;
-pub const PLACE: usize = 0x28;
-pub const PAYLOAD: usize = 0x30;
-pub const CANCEL: usize = 0x38;
-pub const REPLY: usize = 0x40;
-pub const MODE: usize = 0x44;
-pub const STATUS: usize = 0x48;
-pub const LENGTHS: usize = 0x58;
+pub const TARGET: usize = 0x40;
+pub const DEADLINE: usize = 0x48;
+pub const PLACE: usize = 0x60;
+pub const PAYLOAD: usize = 0x68;
+pub const CANCEL: usize = 0x70;
+pub const REPLY: usize = 0x08;
+pub const MODE: usize = 0x0c;
+pub const STATUS: usize = 0x10;
+pub const LENGTHS: usize = 0x18;
 pub const DESCRIPTORS: usize = 0x80;
-pub const PAYLOAD_AT: usize = 0x1c0;
+pub const PAYLOAD_AT: usize = 0x200;
 pub const PARKED: u32 = 1;
 /// In `TARGET`: the call has the short form, with its descriptors in `DEADLINE` and `PAYLOAD`.
 pub const SHORT: u64 = 1 << 42;
 /// Where the payload of a call of the short form begins.
 pub const SHORT_PAYLOAD_AT: usize = 0x80;
 /// Where few results lie.
-pub const HERE: usize = 0x50;
+pub const HERE: usize = 0x18;
 /// Results are in the line.
 pub const DONE: u32 = 1;
 pub const DONE_HERE: u32 = 14;
@@ -138,7 +138,7 @@ impl Socket {
     /// Connected, and made welcome.
     pub fn greeted(path: &Path) -> Option<Self> {
         let socket = Self::connect(path)?;
-        match socket.ask(&FromClient::Hello { protocol: 3 }, None)? {
+        match socket.ask(&FromClient::Hello { protocol: 4 }, None)? {
             (FromDomain::Welcome { .. }, _) => Some(socket),
             _ => None,
         }
@@ -152,6 +152,23 @@ impl Socket {
             }
             _ => None,
         }
+    }
+}
+
+impl Socket {
+    /// Hands the first line over with call number `call`, of which all else is written, and does something until the reply is there; its status.
+    pub fn call(&self, line: &Memory, call: u32, mut meanwhile: impl FnMut()) -> u32 {
+        line.set(CALL, call);
+        let _ = peregrine_sys::futex::wake(line.word(CALL), 1);
+        if line.get(MODE) != PARKED {
+            self.send(&FromClient::Ring { line: 0 }, None);
+        }
+        let begun = Instant::now();
+        while line.get(REPLY) != call {
+            assert!(begun.elapsed() < Duration::from_secs(10), "no reply");
+            meanwhile();
+        }
+        line.get(STATUS)
     }
 }
 
