@@ -11,3 +11,5 @@ pub mod gate;
 pub mod look;
 #[path = "../../../crates/call/src/domain/rest.rs"]
 pub mod rest;
+#[path = "../../../crates/call/src/client/warm.rs"]
+pub mod warm;

@@ -4,6 +4,7 @@ use super::line::Line;
 use super::lines::Lines;
 use super::questions::{Answer, Inquiry, Mail, PATIENCE};
 use super::stopped::Stopped;
+use super::warm::Warm;
 use super::watch::{self, Watched};
 use crate::chain::Deadline;
 use crate::credentials::Credentials;
@@ -16,7 +17,7 @@ use crate::socket::{self, FromClient, FromDomain, MAX_NAME, PROTOCOL, Why};
 use crate::strays::Strays;
 use crate::usage::Usage;
 use peregrine_base::Protection;
-use peregrine_base::sync::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicUsize, Ordering};
 use peregrine_sys::raw::Errno;
 use peregrine_sys::rustix;
 use peregrine_sys::rustix::event::epoll::EventFlags;
@@ -46,8 +47,8 @@ pub(crate) struct Connection {
     pub(super) waiters: AtomicUsize,
     pub(super) most_lines: usize,
     pub(super) dead: AtomicBool,
-    /// The line that was used last, if nobody uses it: taken and put back without a lock.
-    pub(super) warm: AtomicPtr<Line>,
+    /// The line that was used last, if nobody uses it.
+    pub(super) warm: Warm<Line>,
     /// Whether anybody has ever had to wait for a line.
     pub(super) contended: AtomicBool,
     /// The memory of all lines, for who wakes their callers when the domain dies.
@@ -87,7 +88,7 @@ impl Connection {
             waiters: AtomicUsize::new(0),
             most_lines: (calls_in_flight as usize).min(MOST_LINES),
             dead: AtomicBool::new(false),
-            warm: AtomicPtr::new(std::ptr::null_mut()),
+            warm: Warm::new(),
             contended: AtomicBool::new(false),
             mapped: Mutex::default(),
             watched: Watched::default(),
@@ -131,7 +132,7 @@ impl Connection {
 
     /// Socket, pipes of lines that no call is under way on, and what has come that its asker has yet to fetch.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let warm = self.take_warm();
+        let warm = self.warm.take();
         let mut all = vec![self.socket.as_raw_fd()];
         all.extend(self.process.iter().map(AsRawFd::as_raw_fd));
         all.extend(warm.iter().filter_map(|line| line.pipe.as_ref()).map(AsRawFd::as_raw_fd));
@@ -251,7 +252,6 @@ pub(super) const ANOTHER_ANSWER: CallError = CallError::BadReply("another answer
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        drop(self.take_warm());
         watch::forget(self);
         // Not in a forked child, whose parent goes on with the connection.
         if self.of == peregrine_sys::process::pid() {

@@ -32,7 +32,7 @@ impl Connection {
     pub fn call(self: &Arc<Self>, portal: PortalId, call: &mut Call<'_>) -> Result<(), CallError> {
         let caller = Caller::current();
         if is_plain(call, &caller)
-            && let Some(line) = self.reserve_warm()
+            && let Some(line) = self.warm.reserve()
         {
             if line.is_hot.get() && call.args.is_empty() {
                 return self.call_hot(line, portal, call, caller, &Shortened::default());
@@ -42,7 +42,7 @@ impl Connection {
             {
                 return self.call_hot(line, portal, call, caller, &shortened);
             }
-            self.unreserve();
+            self.warm.unreserve();
             return self.call_on(Guard::new(self, line), portal, call, caller);
         }
         let deadline = Deadline::earlier(call.attributes.deadline, caller.link.deadline);
@@ -90,7 +90,7 @@ impl Connection {
             self.put_back_reserved(line);
             return outcome;
         }
-        self.unreserve();
+        self.warm.unreserve();
         self.finish(Guard::new(self, line), bell, portal, call, caller, shortened)
     }
 

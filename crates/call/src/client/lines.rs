@@ -39,64 +39,23 @@ impl Lines {
     }
 }
 
-/// In the place of the warm line: it is in use and comes back there.
-const RESERVED: *mut Line = std::ptr::without_provenance_mut(1);
-
-fn is_line(warm: *mut Line) -> bool {
-    !warm.is_null() && warm != RESERVED
-}
-
 impl Connection {
-    #[inline]
-    pub(super) fn take_warm(&self) -> Option<Box<Line>> {
-        self.take_warm_for(std::ptr::null_mut())
-    }
-
-    /// As [`take_warm`](Self::take_warm), and keeps its place for it: [`put_back_reserved`](Self::put_back_reserved) or
-    /// [`unreserve`](Self::unreserve) follows, soon, for meanwhile all others take the lock.
-    #[inline(always)]
-    pub(super) fn reserve_warm(&self) -> Option<Box<Line>> {
-        self.take_warm_for(RESERVED)
-    }
-
-    #[inline(always)]
-    fn take_warm_for(&self, instead: *mut Line) -> Option<Box<Line>> {
-        let line = self.warm.load(Ordering::Relaxed);
-        if !is_line(line) {
-            return None;
-        }
-        // Acquire pairs with the stores of those who put it back.
-        self.warm.compare_exchange(line, instead, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        // SAFETY: from `Box::into_raw` in `put_back_over` or `put_back_reserved`, and the exchange gave it to us alone.
-        Some(unsafe { Box::from_raw(line) })
-    }
-
-    /// The line that the place was kept for goes another way.
-    pub(super) fn unreserve(&self) {
-        // Nobody but who reserved it changes it.
-        self.warm.store(std::ptr::null_mut(), Ordering::Release);
-    }
-
-    /// Puts a line back in the place that was kept for it, its call over: by a plain store, for a locked instruction here costs as much as a
-    /// cache line's journey.
+    /// Puts a line back in the place that was kept for it, its call over.
     #[inline(always)]
     pub(super) fn put_back_reserved(&self, line: Box<Line>) {
-        let line = Box::into_raw(line);
         if self.contended.load(Ordering::Relaxed) {
-            // SeqCst: as in `put_back_over`.
-            self.warm.swap(line, Ordering::SeqCst);
+            self.warm.put_back_reserved_in_order(line);
             self.tell_waiter();
         } else {
-            // Release: pairs with the exchange of who takes it. A waiter that comes at this moment, the first of the connection, may not be told: it looks
-            // again soon (`wait_for_line`).
-            self.warm.store(line, Ordering::Release);
+            // A waiter that comes at this moment, the first of the connection, may not be told: it looks again soon (`wait_for_line`).
+            self.warm.put_back_reserved(line);
         }
     }
 
     /// A line that nobody uses.
     #[inline]
     pub fn acquire(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
-        match self.take_warm() {
+        match self.warm.take() {
             Some(line) => Ok(Guard::new(self, line)),
             None => self.acquire_cold(deadline),
         }
@@ -106,7 +65,7 @@ impl Connection {
     fn acquire_cold(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
         let mut lines = self.lock_lines();
         loop {
-            if let Some(line) = self.take_warm() {
+            if let Some(line) = self.warm.take() {
                 return Ok(Guard::new(self, line));
             }
             if let Some(line) = lines.take() {
@@ -141,13 +100,13 @@ impl Connection {
             Some(deadline) => slice = slice.min(deadline.left().ok_or(CallError::Deadline)?),
             None => self.see_whether_it_works()?,
         }
-        // SeqCst, as in `put_back`: it sees the waiter, or the waiter sees its line.
+        // SeqCst, as in `Warm::put_back`: who puts a line back sees the waiter, or the waiter its line.
         self.waiters.fetch_add(1, Ordering::SeqCst);
         if !self.contended.swap(true, Ordering::SeqCst) {
             // Who puts a line back just now may not have seen that.
             slice = slice.min(Duration::from_millis(1));
         }
-        if is_line(self.warm.load(Ordering::SeqCst)) {
+        if self.warm.has_one() {
             self.waiters.fetch_sub(1, Ordering::Relaxed);
             return Ok(lines);
         }
@@ -176,12 +135,8 @@ impl Connection {
     /// Takes a line back whose call is over.
     #[inline(always)]
     pub fn put_back_over(&self, line: Box<Line>) {
-        let line = Box::into_raw(line);
-        let none = std::ptr::null_mut();
-        // SeqCst: pairs with the waiter's count and look in `wait_for_line`.
-        if self.warm.compare_exchange(none, line, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-            // SAFETY: made above, and nobody else got it.
-            self.lock_lines().free.push(unsafe { Box::from_raw(line) });
+        if let Err(line) = self.warm.put_back(line) {
+            self.lock_lines().free.push(line);
         }
         self.tell_waiter();
     }
@@ -228,7 +183,7 @@ impl Connection {
 
     /// A line that nobody uses, of those that are open.
     pub(super) fn take_free(&self) -> Option<Box<Line>> {
-        self.take_warm().or_else(|| self.lock_lines().take())
+        self.warm.take().or_else(|| self.lock_lines().take())
     }
 
     /// For who must not wait: a line that nobody uses, or what asks for one, or neither as long as all are in use.

@@ -13,6 +13,7 @@ mod setup;
 mod stopped;
 mod transfer;
 mod wait;
+mod warm;
 mod watch;
 
 pub use asking::{Finding, Offering};
