@@ -4,6 +4,7 @@ pub mod index;
 pub mod memory;
 mod micro;
 pub mod structures;
+mod zeroing;
 
 use crate::measure::Options;
 use crate::report::Report;
@@ -12,6 +13,9 @@ use crate::report::Report;
 pub fn run(report: &mut Report, options: &Options) {
     if options.wants("memory") {
         memory::run(report);
+    }
+    if options.wants("zeroing") {
+        zeroing::run(report, options);
     }
     micro::run(report, options);
     structures::run(report, options);

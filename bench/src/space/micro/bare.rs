@@ -121,6 +121,8 @@ pub struct Bare {
     view: Arc<View>,
     alias: PageRange,
     used: Vec<bool>,
+    /// Whether a used frame is zeroed for its next owner.
+    zeroes: bool,
     _registration: Registration,
     _stack: AltStack,
 }
@@ -150,7 +152,20 @@ impl Bare {
         let registration = Registration::new(range, Opener(view.clone())).expect("handlers");
         let stack = AltStack::install(64 << 10).expect("a stack");
         let frames = frames.try_clone().expect("a descriptor");
-        Self { frames, view, alias, used: vec![false; PAGES], _registration: registration, _stack: stack }
+        Self {
+            frames,
+            view,
+            alias,
+            used: vec![false; PAGES],
+            zeroes: true,
+            _registration: registration,
+            _stack: stack,
+        }
+    }
+
+    /// Leaves in used frames what their owners wrote: what the rest costs.
+    pub fn without_zeroing(self) -> Self {
+        Self { zeroes: false, ..self }
     }
 
     /// Takes pages out of this process's view.
@@ -160,7 +175,7 @@ impl Bare {
 
     /// Whether a page must be zeroed before it is opened: its frame was used, or must be mapped by hand, and so has to exist.
     fn is_due(&self, page: usize) -> bool {
-        self.used[page] || self.view.way == Way::Continue
+        if self.used[page] { self.zeroes } else { self.view.way == Way::Continue }
     }
 
     fn zero(&mut self, first: usize, pages: usize) {

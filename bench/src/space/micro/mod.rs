@@ -1,7 +1,7 @@
 //! RadixVM's `local`, `pipeline` and `global` (item 1), and the word-position index of its MapReduce (item 5; on Peregrine
 //! threads: `index`): ours over each mechanism beside the bare calls of the same mechanism in as many
 //! processes (`bare`; where one unmaps what another has in view, beside bare calls that see to it as well: `told`), and beside Linux threads. Zeroing is part of every operation: by the kernel for threads, through the alias for
-//! processes.
+//! processes; what of it is zeroing is shown at `local`, and zeroing by itself in `zeroing`.
 
 mod bare;
 mod ours;
@@ -55,6 +55,11 @@ pub fn run(report: &mut Report, options: &Options) {
                 let plan = |kind| Play { kind, program, members, unit, time };
                 for way in Way::ALL {
                     measure(report, &mut medians, &name, way, plan(Kind::Processes), rounds);
+                }
+                if program == Program::Local {
+                    for way in Way::ALL {
+                        zeroing(report, &medians, &name, way, plan(Kind::Processes), rounds);
+                    }
                 }
                 threads(report, &mut medians, &name, plan(Kind::Threads), rounds);
                 if program == Program::Index {
@@ -126,6 +131,34 @@ fn measure(report: &Report, medians: &mut Medians, name: &str, way: Way, plan: P
         medians.insert(format!("{case} ratio"), pair.ratio());
         medians.insert(format!("{case} bare"), pair.baseline.median());
     }
+}
+
+/// What of an operation is zeroing: the bare calls with it and without, turn and turn about.
+fn zeroing(report: &Report, medians: &Medians, name: &str, way: Way, plan: Play, rounds: usize) {
+    let run = |zeroes: bool| {
+        let frames = bare::frames();
+        let make = |_: usize| -> Box<dyn Worker> {
+            let bare = Bare::new(&frames, way, plan.unit);
+            Box::new(if zeroes { bare } else { bare.without_zeroing() })
+        };
+        // Microseconds of each member for an operation.
+        plan.members as f64 * 1e6 / play(plan, &make).per_second
+    };
+    let pair = versus(rounds, || run(true), || run(false));
+    let case = format!("{name} {}", way.name());
+    report.pair(&format!("{case}, bare calls"), "time", "us", "bare calls that zero nothing", 1, &pair);
+    let (with, without) = (pair.baseline.median() * pair.ratio(), pair.baseline.median());
+    let bare = 1.0 - without / with;
+    // Ours zeroes the same pages the same way.
+    let operation = plan.members as f64 * 1e3 / medians[&case];
+    let whole = (with - without) / operation;
+    report.value(
+        &format!("{case}, zeroing"),
+        "share",
+        "",
+        whole,
+        Some(("its share of the bare calls", bare)),
+    );
 }
 
 fn threads(report: &Report, medians: &mut Medians, name: &str, plan: Play, rounds: usize) {
