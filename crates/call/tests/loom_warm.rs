@@ -3,6 +3,8 @@
 //!
 //! (That who waits is seen or sees rests on the one order of all SeqCst accesses, which loom does not model.)
 
+#![expect(clippy::vec_box, reason = "boxes are what passes through the place")]
+
 use call_loom::warm::Warm;
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
