@@ -154,12 +154,6 @@ pub(crate) extern "C" fn first() -> ! {
     // SAFETY: the scheduler entered this thread; its runtime section ends here.
     let (body, function, argument) = unsafe {
         let slot = carrier().current.load(Ordering::Relaxed);
-        if let Some(why) = why_doomed(slot) {
-            let len = why.iter().position(|b| *b == 0).unwrap_or(why.len());
-            drop_argument(slot);
-            join::finish(slot, ending::QUARANTINED, arena::write(&why[..len], &[]).unwrap_or(0));
-            sched::reschedule(Action::Ended);
-        }
         let [body, function, argument] = [0, 1, 2].map(|i| record(slot).entry[i].load(Ordering::Relaxed));
         compiler_fence(Ordering::SeqCst);
         carrier().depth.store(0, Ordering::Relaxed);
@@ -176,6 +170,21 @@ pub fn drop_argument(slot: u32) {
     if argument != 0 {
         ends::release_blob(argument);
     }
+}
+
+/// Ends a thread that must not run, before it is given a window or guards: these may be what it brought down its nodes for. Whether it
+/// was one.
+///
+/// # Safety
+/// On the scheduler's stack; the thread is this node's and not in its queue.
+pub unsafe fn end_doomed(slot: u32) -> bool {
+    let Some(why) = why_doomed(slot) else { return false };
+    let len = why.iter().position(|b| *b == 0).unwrap_or(why.len());
+    drop_argument(slot);
+    // SAFETY: it has not begun, and will not.
+    unsafe { join::finish(slot, ending::QUARANTINED, arena::write(&why[..len], &[]).unwrap_or(0)) };
+    join::bury(slot);
+    true
 }
 
 /// Why this thread must not run, if it brought down its nodes before an image held it; ends with zeros.

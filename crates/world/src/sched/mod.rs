@@ -158,6 +158,10 @@ unsafe fn step(c: &mut Carrier, l: &mut Local) {
         return;
     }
     at(Point::Stepped);
+    // SAFETY: on the scheduler's stack; `next` was just taken from the queue.
+    if unsafe { crate::thread::end_doomed(next) } {
+        return;
+    }
     if crate::carried::is_unusable(c.node) {
         crate::node::give_up(next, Lack::SetUp);
     }

@@ -138,6 +138,7 @@ impl Supervisor {
         let moved = unsafe { self.shadow.commit(&self.changes) };
         self.changes = Changes::default();
         super::recover::pardon();
+        self.taken_away.clear();
         self.killed.note_image();
         self.last_image_ns = monotonic_ns();
         self.stats.image(moved, self.last_image_ns - begun);

@@ -102,6 +102,8 @@ struct Supervisor {
     killed_on_purpose: Option<usize>,
     /// Slot, generation, [`thread::identity`] and reason.
     quarantine: Vec<(u32, u32, u64, String)>,
+    /// Those that have been taken away since the last image: every rollback to it brings them back.
+    taken_away: Vec<(u32, u32, u64, String)>,
     image_due: Option<u64>,
     kill_due: Option<u64>,
     move_due: Option<u64>,

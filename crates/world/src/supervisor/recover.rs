@@ -10,6 +10,7 @@ use peregrine_sys::rustix;
 use peregrine_sys::signal::{self, number};
 use peregrine_sys::timer::monotonic_ns;
 use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Crashes after which a thread is taken away.
@@ -324,15 +325,21 @@ impl Supervisor {
     }
 
     fn carry_out_quarantine(&mut self) -> Result<(), WorldError> {
-        for (slot, generation, identity, why) in std::mem::take(&mut self.quarantine) {
+        self.stats.quarantined += self.quarantine.len() as u64;
+        // Those of before, too: the image has them as they were.
+        let mut all = std::mem::take(&mut self.taken_away);
+        all.append(&mut self.quarantine);
+        let mut seen = HashSet::new();
+        all.retain(|(_, _, identity, _)| seen.insert(*identity));
+        for (slot, generation, identity, why) in &all {
+            let (slot, generation) = (*slot, *generation);
             let r = record(slot);
             let known = crate::control::numbers().any(|n| n == slot)
                 && r.generation.load(Ordering::Relaxed) == generation
                 && state::is_alive(r.state.load(Ordering::Relaxed));
-            self.stats.quarantined += 1;
             if !known {
                 // It was made after the image: it must not run when it is made again.
-                doom(identity, &why)?;
+                doom(*identity, why)?;
                 continue;
             }
             self.changes.whole_arena = true;
@@ -343,6 +350,7 @@ impl Supervisor {
             ends::release_all_of(slot);
             join::bury(slot);
         }
+        self.taken_away = all;
         Ok(())
     }
 }

@@ -94,6 +94,7 @@ impl Supervisor {
             given_up: HashMap::new(),
             killed_on_purpose: None,
             quarantine: Vec::new(),
+            taken_away: Vec::new(),
             image_due: None,
             kill_due: None,
             move_due: None,
