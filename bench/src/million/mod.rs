@@ -177,7 +177,7 @@ fn main((kind, threads, before, interval_ms): (u32, u64, (f64, f64), u64)) -> Ve
         let used = Used::at_rest(std::os::unix::process::parent_id(), || peregrine_world::sleep(pause));
         readings.push(all.len() as u64, used);
     }
-    let packed = peregrine_world::packing().0;
+    let packed = peregrine_world::packing().packed;
     let begun = Instant::now();
     for (wake, _) in &all {
         wake.send(&1).expect("it waits");
@@ -196,7 +196,7 @@ fn until_packed() {
     let mut packed = 0;
     loop {
         peregrine_world::sleep(Duration::from_millis(500));
-        match peregrine_world::packing().0 {
+        match peregrine_world::packing().packed {
             now if now == packed => return,
             now => packed = now,
         }

@@ -144,6 +144,8 @@ pub struct World {
     pub lacking: AtomicU64,
     /// Threads packed and unpacked so far.
     pub packed: [AtomicU64; 2],
+    /// Bytes of those packed.
+    pub packed_bytes: AtomicU64,
     /// Length of a time slice in ns.
     pub slice_ns: AtomicU64,
     /// The longest that an idle node looks for work before it sleeps, in ns; see `sched::spin`.

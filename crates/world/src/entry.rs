@@ -66,14 +66,29 @@ pub struct Tally {
     pub resumed: bool,
 }
 
-/// How often threads of the calling thread's World were packed, and unpacked again, so far.
+/// What has been done with idle threads so far: see [`packing`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packing {
+    /// Threads packed.
+    pub packed: u64,
+    /// Bytes that these took then, all together: what a thread holds, compressed, and what is told of it.
+    pub packed_bytes: u64,
+    /// Threads unpacked again.
+    pub unpacked: u64,
+}
+
+/// How often threads of the calling thread's World were packed, and unpacked again, so far. Nothing of it is taken back by a rollback.
 ///
 /// # Panics
 /// Outside a Peregrine thread.
-pub fn packing() -> (u64, u64) {
+pub fn packing() -> Packing {
     assert!(crate::current().is_some(), "packing() was called outside a Peregrine thread");
-    let [packed, unpacked] = [0, 1].map(|i| world().packed[i].load(Ordering::Relaxed));
-    (packed, unpacked)
+    let w = world();
+    Packing {
+        packed: w.packed[0].load(Ordering::Relaxed),
+        packed_bytes: w.packed_bytes.load(Ordering::Relaxed),
+        unpacked: w.packed[1].load(Ordering::Relaxed),
+    }
 }
 
 /// What windows have cost so far: how often a thread was put into a window of alias threads, and into one of copy threads, in the

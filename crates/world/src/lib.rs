@@ -54,7 +54,7 @@ pub use channel::{Receiver, RecvError, SendError, Sender, channel};
 pub use config::{Config, ConfigError};
 pub use context::{MoveError, checkpoint, current, migrate_to, node_count, node_id, sleep, yield_now};
 pub use contract::{Contract, ContractError, build_id, fix_addresses, is_fixed};
-pub use entry::{Tally, packing, run_with, tally, window_costs};
+pub use entry::{Packing, Tally, packing, run_with, tally, window_costs};
 pub use error::{JoinError, SpawnError};
 pub use fresh::{FreshCallError, Loan, Portal};
 pub use memory::MemoryError;

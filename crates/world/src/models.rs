@@ -26,7 +26,7 @@ use peregrine_thread::window_image::Head;
 /// Most models of a World. The threads of other functions are packed without.
 const MOST: usize = 32;
 /// Most bytes of one.
-const MOST_BYTES: usize = 16 << 10;
+const MOST_BYTES: usize = 64 << 10;
 
 /// The models of a World.
 #[repr(C)]

@@ -39,7 +39,7 @@ pub unsafe fn pack(number: u32) -> bool {
     let r = record(number);
     let at = r.stored.load(Ordering::Relaxed);
     // SAFETY: as promised; the scratch memory is the scheduler's.
-    unsafe {
+    let bytes = unsafe {
         let t = template();
         let raw = scratch();
         let head = match at {
@@ -89,10 +89,12 @@ pub unsafe fn pack(number: u32) -> bool {
         } else {
             return false;
         }
-    }
+        bytes
+    };
     kill_at(Point::PackGivenBack);
     // What was granted is not used any more; it is charged again when the thread is unpacked.
     imaged().memory_used.fetch_sub(r.granted.load(Ordering::Relaxed), Ordering::Relaxed);
+    world().packed_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     world().packed[0].fetch_add(1, Ordering::Relaxed);
     true
 }

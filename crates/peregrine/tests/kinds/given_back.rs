@@ -27,14 +27,14 @@ fn holds((seed, bytes, woken): (u64, usize, Receiver<u8>)) -> usize {
 /// Has `threads` threads packed but for one, which stays in the only window; how much lies behind the frames then. Wakes and joins them: then
 /// nothing does.
 fn round(kind: StackKind, threads: u64, bytes: usize) -> u64 {
-    let before = packing().0;
+    let before = packing().packed;
     let all: Vec<_> = (0..threads)
         .map(|seed| {
             let (wake, woken) = channel();
             (Builder::new().kind(kind).spawn(holds, (seed, bytes, woken)).unwrap(), wake)
         })
         .collect();
-    while packing().0 < before + threads - 1 {
+    while packing().packed < before + threads - 1 {
         sleep(Duration::from_millis(2));
     }
     let frames = behind("frames");

@@ -14,14 +14,14 @@ fn holds_much((bytes, woken): (usize, Receiver<u8>)) -> usize {
 fn make_room(kind: StackKind) {
     const BYTES: usize = 128 << 10;
     for _ in 0..2 {
-        let before = packing().0;
+        let before = packing().packed;
         let all: Vec<_> = (0..256u64)
             .map(|i| {
                 let (wake, woken) = channel();
                 let h = Builder::new().kind(kind).spawn(holds_much, (BYTES, woken)).unwrap();
                 // All but this one, which is in the only window.
                 let begun = Instant::now();
-                while packing().0 - before < i {
+                while packing().packed - before < i {
                     assert!(begun.elapsed() < Duration::from_secs(20), "thread {i} is not packed");
                     sleep(Duration::from_millis(1));
                 }
@@ -45,6 +45,50 @@ fn copy_threads_that_are_packed_leave_the_worlds_memory_to_others() {
     make_room(StackKind::Copy);
 }
 
+/// Holds 200 bytes of its own until its message comes.
+fn holds_little((seed, woken): (u8, Receiver<u8>)) -> u8 {
+    let held = std::hint::black_box([seed; 200]);
+    let got = woken.recv().unwrap();
+    assert!(held.iter().all(|byte| *byte == seed));
+    got
+}
+
+/// A thread that holds 200 bytes takes 1 KiB at most while it is idle, whatever else is on its stack.
+fn take_little(kind: StackKind) {
+    let (mut all, mut before) = (Vec::new(), packing());
+    for i in 0..64u8 {
+        let (wake, woken) = channel();
+        all.push((Builder::new().kind(kind).spawn(holds_little, (i, woken)).unwrap(), wake));
+        let begun = Instant::now();
+        while packing().packed < u64::from(i) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "thread {i} is not packed");
+            sleep(Duration::from_millis(1));
+        }
+        if i == 1 {
+            // The first is what the others are told apart from.
+            before = packing();
+        }
+    }
+    let after = packing();
+    let each = (after.packed_bytes - before.packed_bytes) / (after.packed - before.packed);
+    println!("{each} bytes each");
+    assert!(each <= 1024, "{kind:?}: {each} bytes each");
+    for (i, (thread, wake)) in all.into_iter().enumerate() {
+        wake.send(&(i as u8)).unwrap();
+        assert_eq!(thread.join().unwrap(), i as u8);
+    }
+}
+
+#[peregrine::test(nodes = 1, windows = 1, pack_after_ms = 1)]
+fn an_idle_alias_thread_that_holds_200_bytes_takes_a_kibibyte_at_most() {
+    take_little(StackKind::Alias);
+}
+
+#[peregrine::test(nodes = 1, windows = 1, pack_after_ms = 1)]
+fn an_idle_copy_thread_that_holds_200_bytes_takes_a_kibibyte_at_most() {
+    take_little(StackKind::Copy);
+}
+
 /// When they may be packed.
 const AFTER: Duration = Duration::from_millis(100);
 
@@ -65,7 +109,7 @@ fn holds((seed, woken): (u64, Receiver<u8>)) -> bool {
 fn are_moved_as_they_wait(kind: StackKind) {
     const THREADS: u64 = 32;
     for _ in 0..10 {
-        let before = packing().0;
+        let before = packing().packed;
         let (all, wakes): (Vec<JoinHandle<bool>>, Vec<Sender<u8>>) = (0..THREADS)
             .map(|seed| {
                 let (wake, woken) = channel();
@@ -80,7 +124,7 @@ fn are_moved_as_they_wait(kind: StackKind) {
             (0..16).map(|i| Builder::new().node(i % 2).spawn(holder, until).unwrap()).collect();
         holders.into_iter().for_each(|h| h.join().unwrap());
         sleep(Duration::from_millis(10));
-        let packed = packing().0 - before;
+        let packed = packing().packed - before;
         assert!(packed <= THREADS, "{THREADS} threads were packed {packed} times");
         wakes.iter().for_each(|wake| wake.send(&1).unwrap());
         assert!(all.into_iter().all(|h| h.join().unwrap()), "a thread that was packed has other bytes");
