@@ -25,6 +25,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         ("os", [threads]) => os_threads(*threads, SAMPLES),
         ("processes", [count]) => processes(*count),
         ("events", [count]) => events(*count),
+        ("most-events", [most]) => println!("{}", most_events(*most)),
         ("memcpy", [buffers, len]) => memcpy(*buffers, *len),
         ("remap", [threads, live, window, stack, touched]) => {
             remap(*threads, *live, *window, *stack, *touched);
@@ -155,6 +156,17 @@ fn events(count: usize) {
         println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * count) as f64);
     }
     black_box(&all);
+}
+
+/// Objects that are there at once, each of which has had an event: memory is their only limit, and `most`.
+fn most_events(most: usize) -> usize {
+    let mut all = Vec::new();
+    while all.len() < most && all.try_reserve(1).is_ok() {
+        let mut object = Box::new(Object { state: State::Begin, input: all.len() as u64 });
+        object.on_event();
+        all.push(object);
+    }
+    black_box(&all).len()
 }
 
 /// Copies one buffer out of a window and the next in: the least that a conflict of stack copying can take. All of them begin at a line, as

@@ -9,15 +9,18 @@ use peregrine_world::{Builder, Config, StackKind};
 
 /// Where making more OS threads or processes is left off.
 const CAP: usize = 20_000;
-/// In a quick run: where processes are left off, and threads of ours.
+/// Where making event objects is left off: memory alone would end it.
+const MOST_OBJECTS: usize = 100_000_000;
+/// In a quick run: where processes are left off, and threads of ours and event objects.
 const QUICK: (usize, usize) = (4_000, 200_000);
 
 pub fn run(report: &mut Report, options: &Options) {
     report.section("How many flows can be made");
     let (processes, ours) = if options.quick { QUICK } else { (CAP, usize::MAX) };
+    let objects = ours.min(MOST_OBJECTS);
     let limit = |name: &str| std::fs::read_to_string(name).unwrap_or_default().trim().to_owned();
     report.note(&format!(
-        "    kernel: pid_max {}, threads-max {}, max_map_count {}; left off at {processes} OS threads or processes{}",
+        "    kernel: pid_max {}, threads-max {}, max_map_count {}; left off at {processes} OS threads or processes and {objects} event objects; ours have 12 GiB of World memory{}",
         limit("/proc/sys/kernel/pid_max"),
         limit("/proc/sys/kernel/threads-max"),
         limit("/proc/sys/vm/max_map_count"),
@@ -29,13 +32,19 @@ pub fn run(report: &mut Report, options: &Options) {
         ("isomalloc threads", format!("most isomalloc {ours}")),
         ("alias threads", format!("most alias {ours}")),
         ("copy threads", format!("most copy {ours}")),
+        ("event objects", format!("most-events {objects}")),
     ] {
         let case = format!("most {name}");
         if !options.wants(&case) {
             continue;
         }
         match subject(&arguments) {
-            Some(s) => report.single(&case, "alive at once", "", 1, &s),
+            Some(s) => {
+                report.single(&case, "alive at once", "", 1, &s);
+                if [processes, ours, objects].contains(&(s.median() as usize)) {
+                    report.note("    left off there, not refused");
+                }
+            }
             None => report.note(&format!("    {case}: failed")),
         }
     }

@@ -185,9 +185,15 @@ impl Table<'_> {
             ("event objects", "events", 100_000),
         ] {
             let mut points = Vec::new();
-            for threads in self.numbers().filter(|n| *n <= most) {
+            for threads in self.numbers() {
                 let case = format!("{name}, {threads}");
                 if !self.options.wants(&case) {
+                    continue;
+                }
+                if threads > most {
+                    self.report.note(&format!(
+                        "    {case}: left out, for making so many takes minutes and they may not fit (flows that can be made: below)"
+                    ));
                     continue;
                 }
                 if let Some(s) = self.baseline(&format!("{what} {threads}")) {
