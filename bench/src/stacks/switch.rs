@@ -7,6 +7,7 @@ use super::{numbers, subject};
 use crate::measure::{Options, Samples};
 use crate::others::CPU;
 use crate::report::Report;
+use crate::thread::APART;
 use peregrine_sys::timer::process_cpu_ns;
 use peregrine_world::{Builder, Config, StackKind};
 use std::collections::BTreeMap;
@@ -18,8 +19,12 @@ const SAMPLES: usize = 9;
 const PROCESSES: usize = 3;
 /// The same with more threads than this: one, for most of its time goes into making them.
 const MANY: usize = 10_000;
-/// Numbers of contexts that are switched between without anything else, and what the registers of each may take.
-const BARE: [(usize, f64); 3] = [(2, 3.0), (1_000, 10.0), (10_000, 10.0)];
+/// Numbers of contexts that are switched between without anything else, how far their stacks are apart, and what the registers
+/// of each may take. So many are there twice: when stacks lie near each other, so do their entries in the page tables.
+const BARE: [(usize, usize, f64); 4] =
+    [(2, APART, 3.0), (1_000, APART, 10.0), (10_000, 8 << 10, 10.0), (10_000, APART, 10.0)];
+/// Processes of each of them.
+const BARE_PROCESSES: usize = 9;
 /// What a write of the FS base may add to that, ns.
 const FS_GOAL: f64 = 7.0;
 /// What a hit may take, in switches of isomalloc.
@@ -66,15 +71,23 @@ pub fn run(report: &mut Report, options: &Options) -> Curves {
 /// What of a switch is the switch: registers alone, and with the thread pointer.
 fn registers(report: &mut Report, options: &Options) {
     report.section("Registers alone (this crate's switch between bare contexts), ns");
-    for (threads, goal) in BARE {
-        let case = format!("isomalloc, registers, {threads} threads");
+    for (threads, apart, goal) in BARE {
+        let case = match threads {
+            MANY => format!("isomalloc, registers, {threads} threads, {} KiB apart", apart >> 10),
+            _ => format!("isomalloc, registers, {threads} threads"),
+        };
         if !options.wants(&case) {
             continue;
         }
-        let columns = crate::thread::columns(&format!("raw-switch {threads}"));
-        let [bare, with_fs] = &columns[..] else { continue };
-        report.single(&case, "switch", "ns", 1, bare);
-        report.single(&format!("{case}, and FS base"), "switch", "ns", 1, with_fs);
+        // A process is given its pages where the kernel has some, and keeps them: of many, no two processes are alike.
+        let (mut bare, mut with_fs) = (Samples::default(), Samples::default());
+        for _ in 0..if options.quick { 1 } else { BARE_PROCESSES } {
+            let columns = crate::thread::columns(&format!("raw-switch {threads} {apart}"));
+            bare.push(columns[0].median());
+            with_fs.push(columns[1].median());
+        }
+        report.single(&case, "switch", "ns", 1, &bare);
+        report.single(&format!("{case}, and FS base"), "switch", "ns", 1, &with_fs);
         let (bare, with_fs) = (bare.median(), with_fs.median());
         if threads == BARE[0].0
             && let Some(s) = subject("fs-base")

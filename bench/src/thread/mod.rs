@@ -17,6 +17,8 @@ mod plain;
 mod switch;
 mod talk;
 
+pub use switch::APART;
+
 use crate::measure::{Options, Samples};
 // The processor that single-node cases share with nobody of their own.
 use crate::others::CPU;

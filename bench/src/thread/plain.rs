@@ -75,19 +75,19 @@ extern "C" fn turn_for_ever() -> ! {
 }
 
 /// The switch alone, and with a write of the FS base: two columns.
-pub fn raw_switch(threads: usize, samples: usize) {
+/// Stacks begin `apart` bytes from one another, two pages or more.
+pub fn raw_switch(threads: usize, apart: usize, samples: usize) {
     let _ = peregrine_sys::process::pin_to_cpu(CPU);
     const PAGE: usize = 4096;
-    const STACK: usize = 64 << 10;
-    let mut stacks = vec![0u8; threads * STACK];
+    let mut stacks = vec![0u8; threads * apart];
     let base = (stacks.as_mut_ptr() as usize).next_multiple_of(PAGE);
-    // SAFETY: of fresh memory that is kept until the round is over, `STACK` bytes each but for less than two pages; at least one page.
+    // SAFETY: of fresh memory that is kept until the round is over, `apart` bytes each but for less than two pages; 64 bytes at least.
     unsafe {
         let saved = (&raw mut SAVED).as_mut().expect("an address");
         saved.push(0);
         for i in 1..threads {
             // In one region, and a line of the page for each in turn, as threads' stacks have it (`layout::header_offset`).
-            let top = base + i * STACK - i * 64 % PAGE;
+            let top = base + i * apart - i * 64 % PAGE;
             saved.push(arch::first_frame(top, turn_for_ever));
         }
     }

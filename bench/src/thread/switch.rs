@@ -18,6 +18,8 @@ const CHARM: [(usize, u32); 3] = [(2, 61), (26, 103), (1000, 198)];
 const GOALS: [f64; 3] = [30.0, 35.0, 50.0];
 /// Samples of a process.
 const SAMPLES: usize = 15;
+/// Bytes from one stack of a bare context to the next, if nothing else is said.
+pub const APART: usize = 64 << 10;
 /// Rounds before the first sample, in samples' lengths.
 const WARM: usize = 3;
 
@@ -120,7 +122,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         "coroutines" => coroutines(n),
         "os-yield" => crate::others::os_threads(n, SAMPLES),
         "os-futex" => plain::os_futex(SAMPLES),
-        "raw-switch" => plain::raw_switch(n, SAMPLES),
+        "raw-switch" => plain::raw_switch(n, numbers(words).get(1).copied().unwrap_or(APART), SAMPLES),
         _ => return false,
     }
     true
