@@ -27,9 +27,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
         ("events", [count]) => events(*count),
         ("most-events", [most]) => println!("{}", most_events(*most)),
         ("memcpy", [buffers, len]) => memcpy(*buffers, *len),
-        ("remap", [threads, live, window, stack, touched]) => {
-            remap(*threads, *live, *window, *stack, *touched);
-        }
+        ("remap", [live, window, stack, touched, gap]) => remap(*live, *window, *stack, *touched, *gap),
         ("parked", [live, window, stack]) => parked(*live, *window, *stack),
         ("header-copied", [live, window, stack]) => header_copied(*live, *window, *stack),
         ("null-call", []) => null_call(),
@@ -193,13 +191,15 @@ fn memcpy(buffers: usize, len: usize) {
     black_box((&window, &all));
 }
 
-/// Maps one part of a file after the other over the same addresses and writes up to two pages of it: where header and
-/// thread-locals would be, and the stack pointer, `live` bytes below. The same calls as a conflict of memory aliasing makes, and
+/// Maps two parts of a file in turn over the same addresses and writes up to two pages of it: where header and
+/// thread-locals would be, and the stack pointer, a gap of so many pages and `live` bytes below. The same calls as a conflict of memory aliasing makes, and
 /// nothing else: mappings before the window and, if it is a large one, behind it keep its first and last page table here too.
-fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize, touched: usize) {
+fn remap(live: usize, window_bytes: usize, stack_bytes: usize, touched: usize, gap: usize) {
     const GUARD: usize = 64 << 10;
+    const THREADS: usize = 2;
+    let gap = gap * 4096;
     let tail = if window_bytes > peregrine_thread::window::PAGE_TABLE_BYTES { 4096 } else { 0 };
-    let file = memfd::create(c"bench-remap", PageCount::for_bytes(window_bytes * threads), Pages::Base);
+    let file = memfd::create(c"bench-remap", PageCount::for_bytes(window_bytes * THREADS), Pages::Base);
     let file = file.expect("a file");
     let options = MapOptions { no_reserve: true, ..MapOptions::default() };
     // SAFETY: new mappings, at an address that nobody uses; then in place of this function's own.
@@ -214,25 +214,25 @@ fn remap(threads: usize, live: usize, window_bytes: usize, stack_bytes: usize, t
     if tail != 0 {
         map(guard + window_bytes - tail, tail, Protection::None, Source::Anonymous, true);
     }
-    let header = window + stack_bytes;
+    let header = window + stack_bytes + gap;
     let turn = |new: bool| {
-        for i in 0..threads {
+        for i in 0..THREADS {
             let part = Source::Shared(file.as_fd(), PageCount::for_bytes(i * window_bytes + GUARD));
             map(window, window_bytes - GUARD - tail, Protection::ReadWrite, part, new && i == 0);
-            for page in [header, header - live].into_iter().take(touched) {
+            for page in [header, header - gap - live].into_iter().take(touched) {
                 // SAFETY: inside the window.
                 unsafe { (page as *mut u64).write_volatile(1) };
             }
         }
     };
     turn(true);
-    let rounds = (2_000 / threads).max(2);
+    const ROUNDS: usize = 1_000;
     for _ in 0..SAMPLES {
         let begun = process_cpu_ns();
-        for _ in 0..rounds {
+        for _ in 0..ROUNDS {
             turn(false);
         }
-        println!("{}", (process_cpu_ns() - begun) as f64 / (rounds * threads) as f64);
+        println!("{}", (process_cpu_ns() - begun) as f64 / (ROUNDS * THREADS) as f64);
     }
 }
 

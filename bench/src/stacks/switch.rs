@@ -9,6 +9,7 @@ use crate::others::CPU;
 use crate::report::Report;
 use crate::thread::APART;
 use peregrine_sys::timer::process_cpu_ns;
+use peregrine_thread::window::GAP_PAGES;
 use peregrine_world::{Builder, Config, StackKind};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -133,7 +134,7 @@ impl Table<'_> {
                         .map(|bytes| ("memcpy out and in", format!("memcpy 2 {}", bytes.median()))),
                     (StackKind::Alias, false) => {
                         let (stack, window) = (stack_for(live), window_for(live));
-                        Some(("mmap and two faults", format!("remap 2 {live} {window} {stack} 2")))
+                        Some(("mmap and two faults", format!("remap {live} {window} {stack} 2 {GAP_PAGES}")))
                     }
                     _ => Some(("isomalloc", format!("world isomalloc 2 {live} 1"))),
                 };
@@ -284,12 +285,15 @@ fn pieces(report: &mut Report, options: &Options) {
     let mut null = Samples::default();
     for (name, live) in [("512 KiB", 8 << 10), ("16 MiB", 8 << 20)] {
         let (stack, window) = (stack_for(live), window_for(live));
-        for (what, touched) in
-            [("mmap over", 0), ("mmap over, one page written", 1), ("two pages written", 2)]
-        {
+        for (what, touched, gap) in [
+            ("mmap over", 0, 0),
+            ("mmap over, one page written", 1, 0),
+            ("two pages written", 2, 0),
+            ("two pages written, a gap between them", 2, GAP_PAGES),
+        ] {
             let case = format!("bare, window of {name}, {what}");
             if options.wants(&case)
-                && let Some(s) = subject(&format!("remap 2 {live} {window} {stack} {touched}"))
+                && let Some(s) = subject(&format!("remap {live} {window} {stack} {touched} {gap}"))
             {
                 report.single(&case, "remap", "ns", 1, &s);
                 null = s;

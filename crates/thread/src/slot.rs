@@ -156,7 +156,8 @@ impl SlotHeader {
     /// need not be zero.
     unsafe fn prepare_in_window(index: u32, t: &TemplateHeader, start: extern "C" fn() -> !) {
         let (stack_low, stack_high, end) = crate::window::limits(&t.windows, index);
-        let earliest = (stack_high + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
+        let header = Self::of(index) as usize;
+        let earliest = (header + size_of::<SlotHeader>()).next_multiple_of(64) + t.tls_len;
         let tls = earliest + (t.maker_tp.wrapping_sub(earliest) & (t.tls_align - 1)) - t.tls_len;
         let statics = (tls + t.tls_area_len()).next_multiple_of(64);
         let heap_base = (statics + t.statics_len).next_multiple_of(64);

@@ -2,10 +2,15 @@
 //!
 //! ```text
 //!  window (a power of two of bytes)
-//!  │ guard │ stack ↓ ……………………………… │ header │ TLS + TCB + dtv │ statics copy │ heap ↑ …        │
-//!     no    ▲ stack_low   stack_high ▲ ▲ colour                               ▲ heap_base      ▲ end of the window
+//!  │ guard │ stack ↓ ……………………… │ gap │ header │ TLS + TCB + dtv │ statics copy │ heap ↑ …        │
+//!     no    ▲ stack_low  stack_high ▲   ▲ colour                               ▲ heap_base      ▲ end of the window
 //!   access  └────────── mapped as one piece, on each node when the first of its threads comes ──────┘
 //! ```
+//!
+//! **The gap** is there in alias windows alone, and nothing is ever written in it. A remap has the kernel forget what the processor
+//! remembers of the pages from the first that was touched to the last: one by one up to 33 pages, everything at once beyond that. In a virtual
+//! machine the first page of them costs 1 us more than everything, and each further one 0.12; so what every thread touches, its stack and
+//! its header, lies farther apart than that.
 //!
 //! The parts are those of a slot in another order, so that one mapping holds all of a thread and the guard lies outside
 //! of it: nothing is ever mapped there on any node, or what is mapped has no access. Thus a remap is one system call, and the live part of a thread,
@@ -31,6 +36,8 @@ pub const MOST_WINDOWS: usize = 1 << 16;
 const COLOURS: usize = 16;
 /// What one page table of the processor maps.
 pub const PAGE_TABLE_BYTES: usize = 2 << 20;
+/// Pages of the gap, where there is room for it: as many as the kernel lets go of one by one (`tlb_single_page_flush_ceiling`), and one.
+pub const GAP_PAGES: usize = 34;
 /// Least room for a heap.
 const MIN_HEAP_BYTES: usize = 64 << 10;
 
@@ -44,6 +51,8 @@ pub struct Windows {
     pub shift: u32,
     /// Bytes for the stack.
     pub stack_bytes: usize,
+    /// Bytes between stack and header in an alias window: none if they do not fit.
+    pub gap_bytes: usize,
 }
 
 /// Windows that can't be had.
@@ -114,7 +123,8 @@ impl Windows {
         if !(crate::slot::MIN_STACK_BYTES..=most).contains(&stack_bytes) {
             return Err(WindowsError::Stack { stack_bytes, window_bytes, most });
         }
-        Ok(Self { mask: count as u32 - 1, shift: window_bytes.trailing_zeros(), stack_bytes })
+        let gap_bytes = if stack_bytes + GAP_PAGES * 4096 <= most { GAP_PAGES * 4096 } else { 0 };
+        Ok(Self { mask: count as u32 - 1, shift: window_bytes.trailing_zeros(), stack_bytes, gap_bytes })
     }
 
     /// Bytes of a window.
@@ -161,11 +171,21 @@ impl Windows {
         ((number - FIRST_ALIAS) as u64) << self.shift
     }
 
-    /// End of the stack of the window that begins at `base`, and start of its header.
+    /// Bytes between stack and header of a window that begins at `base`.
+    #[inline(always)]
+    const fn gap_at(&self, base: usize) -> usize {
+        if base < COPY_WINDOWS { self.gap_bytes } else { 0 }
+    }
+
+    /// Start of the header of the window that begins at `base`; its stack ends there, or a gap below it.
     #[inline(always)]
     const fn header_at(&self, base: usize) -> usize {
         let w = (base >> self.shift) % (COLOURS * 8);
-        base + GUARD_BYTES + self.stack_bytes + w % COLOURS * 4096 + (w / COLOURS + w) % 8 * 128
+        base + GUARD_BYTES
+            + self.stack_bytes
+            + self.gap_at(base)
+            + w % COLOURS * 4096
+            + (w / COLOURS + w) % 8 * 128
     }
 
     /// Header of whoever is in the window of thread `number`.
@@ -254,12 +274,12 @@ pub fn is_guard(w: &Windows, number: u32, addr: usize) -> bool {
     is_windowed(number) && (base..base + GUARD_BYTES).contains(&addr)
 }
 
-/// Where the parts of a windowed thread's memory go: the arguments of [`SlotHeader::prepare`]'s layout.
+/// Where the parts of a windowed thread's memory go: start and end of its stack, and end of its heap.
 pub(crate) fn limits(w: &Windows, number: u32) -> (usize, usize, usize) {
     let (low, end) = w.mapped_of(number);
     debug_assert!(StackKind::of(number) != StackKind::Isomalloc);
-    // The stack ends on the header's page, at a multiple of 128 as the header begins.
-    (low, w.header_of(number), end)
+    // The stack ends where the header begins, or whole pages below: at a multiple of 128, too.
+    (low, w.header_of(number) - w.gap_at(w.base_of(number)), end)
 }
 
 #[cfg(test)]
@@ -283,7 +303,10 @@ mod tests {
                 for addr in [low, low + stack, end - 1] {
                     assert_eq!(w.header_around(addr), Some(w.header_of(number)));
                 }
-                assert!(w.header_of(number) >= low + stack && w.header_of(number) < end);
+                let (stack_low, stack_high, _) = limits(&w, number);
+                assert!(stack_high - stack_low >= stack && w.header_of(number) < end);
+                let apart = (w.header_of(number) - stack_high) / 4096;
+                assert_eq!(apart, if number < FIRST_COPY { GAP_PAGES } else { 0 });
                 assert!(is_guard(&w, number, low - 1) && !is_guard(&w, number, low));
                 let (first, own) = (w.first_header_of(number), w.header_of(number));
                 assert!(own == first || own - first >= bytes, "addresses of two windows are told apart");
@@ -299,6 +322,8 @@ mod tests {
         assert_eq!(shape(4, 3 << 20, 1 << 20), Err(WindowsError::Size(3 << 20)));
         assert!(matches!(shape(1 << 16, 64 << 20, 1 << 20), Err(WindowsError::Region { .. })));
         let Err(WindowsError::Stack { most, .. }) = shape(4, 2 << 20, 2 << 20) else { panic!() };
-        assert!(shape(4, 2 << 20, most).is_ok());
+        let tight = shape(4, 2 << 20, most).expect("it was said to fit");
+        assert_eq!(tight.gap_bytes, 0, "a stack comes before the gap");
+        assert_eq!(limits(&tight, FIRST_ALIAS).1, tight.header_of(FIRST_ALIAS));
     }
 }
