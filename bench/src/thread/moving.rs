@@ -6,6 +6,10 @@
 //!                                     ├─── one way ──────┤├── re-faults ────┤
 //! ```
 //!
+//! The nodes are bound to a processor each, so that the way is one from processor to processor; but by default they are not, and then
+//! whoever leaves nothing to do behind takes its processor along to a node that sleeps. That is a row of its own, beside a bare
+//! futex wake between processes that the kernel places as it likes.
+//!
 //! Three receivers: one that *still looks* for work, as a node does with the default settings for 50 us after it had some, if
 //! that lately paid; one that is *asleep*; and one that never sleeps, with which the way is our own work alone. What it takes
 //! longer with the others is the wake-up. That of the sleeper stands beside a bare futex wake between two processes of the same
@@ -70,6 +74,19 @@ pub fn run(report: &mut Report, options: &Options) {
             || best(&format!("copy pipe {bytes}")),
         );
         report.pair(&case, "one way, receiver asleep", "us", "pipe between two processes", SAMPLES, &asleep);
+        let unbound = versus(
+            rounds,
+            || best(&format!("move {bytes} asleep unbound")),
+            || best(&format!("wake {bytes} unbound")),
+        );
+        report.pair(
+            &case,
+            "one way, receiver asleep, nodes not bound",
+            "us",
+            "futex wake, not bound",
+            SAMPLES,
+            &unbound,
+        );
         let looking =
             versus(rounds, || best(&format!("move {bytes} looking")), || best(&format!("copy pipe {bytes}")));
         report.pair(
@@ -112,7 +129,8 @@ pub fn run(report: &mut Report, options: &Options) {
             &long,
         );
         judge(report, "still looking", &looking);
-        judge(report, "asleep", &asleep);
+        judge(report, "asleep, as nodes are by default (not bound to processors)", &unbound);
+        judge(report, "asleep, on another processor that it is bound to", &asleep);
         report.note(&format!("    quoted, not measured here: AMPI {ampi} us"));
     }
 }
@@ -144,7 +162,7 @@ pub fn case(name: &str, words: &[&str]) -> bool {
             }
             in_world(config, travel, &words.join(" "));
         }
-        "wake" => wake(bytes, words.contains(&"long")),
+        "wake" => wake(bytes, words.contains(&"long"), !words.contains(&"unbound")),
         "copy" if words.contains(&"pipe") => copy_by_pipe(bytes),
         "copy" => copy_by_memfd(bytes),
         _ => return false,
@@ -182,10 +200,13 @@ fn travel(argument: &str) {
         (_, true) => LONG_CALM,
         _ => CALM,
     };
+    let bound = !words.contains(&"unbound");
     let go = |node: u32| {
         peregrine_world::migrate_to(node).expect("two nodes");
-        // The process that the thread now runs in.
-        let _ = pin_to_cpu(node as usize);
+        if bound {
+            // The process that the thread now runs in.
+            let _ = pin_to_cpu(node as usize);
+        }
     };
     go(1);
     go(0);
@@ -229,10 +250,10 @@ struct Shared {
 
 const SHARED: usize = 0x0500_0000_0000;
 
-/// Forks: the child calls `receive` for each round on CPU 1, which notes how long it took since `sent_ns`; the parent
+/// Forks: the child calls `receive` for each round on CPU 1 (if `bound`), which notes how long it took since `sent_ns`; the parent
 /// calls `send` on CPU 0, `calm` after `before`, and prints that. Between those two, they do so `hops` times without being measured.
 fn both(
-    (bytes, hops, calm): (usize, usize, Duration),
+    (bytes, hops, calm, bound): (usize, usize, Duration, bool),
     mut before: impl FnMut(),
     mut send: impl FnMut(&Shared),
     mut receive: impl FnMut(&Shared),
@@ -259,7 +280,9 @@ fn both(
     match unsafe { fork_with(ForkFlags::default()) }.expect("a process") {
         Forked::Child => {
             peregrine_sys::process::die_with_parent();
-            let _ = pin_to_cpu(1);
+            if bound {
+                let _ = pin_to_cpu(1);
+            }
             for round in 0..((1 + SAMPLES) * (1 + hops)) as u32 {
                 receive(s);
                 s.took_ns.store(monotonic_ns() - s.sent_ns.load(Ordering::Acquire), Ordering::Release);
@@ -272,7 +295,9 @@ fn both(
             exit_now(0)
         }
         Forked::Parent(_) => {
-            let _ = pin_to_cpu(0);
+            if bound {
+                let _ = pin_to_cpu(0);
+            }
             for round in 0..((1 + SAMPLES) * (1 + hops)) as u32 {
                 if (round as usize).is_multiple_of(1 + hops) {
                     before();
@@ -306,11 +331,11 @@ fn await_turn(s: &Shared) {
     }
 }
 
-fn wake(bytes: usize, long: bool) {
+fn wake(bytes: usize, long: bool, bound: bool) {
     let mut seen = vec![0u8; bytes];
     // The sender writes fresh pages, the receiver its own: as the two nodes of a move do.
     both(
-        (0, HOPS, if long { LONG_CALM } else { CALM }),
+        (0, HOPS, if long { LONG_CALM } else { CALM }, bound),
         || drop(std::hint::black_box(vec![1u8; bytes])),
         pass,
         await_turn,
@@ -325,7 +350,7 @@ fn copy_by_pipe(bytes: usize) {
     let source = vec![1u8; bytes];
     let mut target = vec![0u8; bytes];
     both(
-        (0, 0, CALM),
+        (0, 0, CALM, true),
         || (),
         |_| to.write_all(&source).expect("a reader"),
         |_| from.read_exact(&mut target).expect("a writer"),
@@ -338,7 +363,7 @@ fn copy_by_memfd(bytes: usize) {
     let mut target = vec![0u8; bytes];
     let at = (SHARED + 4096) as *mut u8;
     both(
-        (bytes, 0, CALM),
+        (bytes, 0, CALM, true),
         || (),
         |s| {
             // SAFETY: `bytes` are mapped there; the other side looks only after its turn has come.

@@ -1,5 +1,6 @@
 //! Threads that wait for what others do outside of them: for room for output, an image, the reply of a domain that says nothing, and the
-//! process of a domain; and one that is inside a domain. `waits output`, `waits call SOCKET`, `waits domain FILE`
+//! process of a domain; and one that is inside a domain. `waits output`, `waits call SOCKET`, `waits domain FILE [FILE]`: it is set up when
+//! the first file is there, and opened when the second is.
 
 use peregrine::{Builder, Portal, TrustedDomain, checkpoint, sleep};
 use std::path::Path;
@@ -36,6 +37,9 @@ fn set_up_when_told() {
 }
 
 fn enters(_: ()) {
+    while std::env::args().nth(3).is_some_and(|file| !Path::new(&file).exists()) {
+        sleep(Duration::from_millis(5));
+    }
     let domain = TrustedDomain::open("slow", set_up_when_told).expect("it is set up");
     let stay = || loop {
         std::hint::black_box(1);

@@ -1,7 +1,9 @@
 //! What a World is made of, seen from outside: processes of one thread, and files that only their user can open.
 
 use peregrine::{Builder, node_count, spawn};
+use peregrine_sys::process::CpuSet;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 /// Process ids of the children of `pid`.
 fn children(pid: u32) -> Vec<u32> {
@@ -55,6 +57,30 @@ fn what_the_runtime_has_open_is_out_of_the_way_of_programs() {
     }
     // None where the kernel tracks no writes: then all memory is compared.
     assert!(of_nodes == 0 || of_nodes >= node_count(), "{of_nodes}");
+}
+
+/// Who leaves nothing to do behind takes its processor along to a node that sleeps, by binding it there while it wakes.
+#[peregrine::test(nodes = 2)]
+fn a_node_may_run_wherever_it_might_before_it_was_moved_to() {
+    let all = CpuSet::current().unwrap();
+    for k in 0..200 {
+        // Longer than a node looks around before it sleeps.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_micros(300) {}
+        peregrine::migrate_to(k % 2).unwrap();
+        assert_eq!(CpuSet::current().unwrap(), all, "move {k}");
+    }
+    // Nor is one that was bound by its thread, to whatever it may be, ever bound to anything else.
+    peregrine::migrate_to(1).unwrap();
+    let last = CpuSet::one(all.iter().last().unwrap()).unwrap();
+    last.bind().unwrap();
+    for _ in 0..20 {
+        peregrine::migrate_to(0).unwrap();
+        assert_eq!(CpuSet::current().unwrap(), all);
+        peregrine::sleep(Duration::from_millis(1));
+        peregrine::migrate_to(1).unwrap();
+        assert_eq!(CpuSet::current().unwrap(), last);
+    }
 }
 
 #[peregrine::test(nodes = 2)]

@@ -3,6 +3,7 @@
 use peregrine::{
     Builder, JoinError, Receiver, RecvError, SendError, Sender, StackKind, channel, node_count, sleep, spawn,
 };
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 #[inline(never)]
@@ -207,6 +208,36 @@ fn who_sends_to_a_quarantined_thread_is_told() {
 fn without_further_images_a_crashing_thread_is_quarantined_all_the_same() {
     let h = Builder::new().name("at once").spawn(|_: ()| -> u32 { std::process::abort() }, ()).unwrap();
     assert!(matches!(h.join(), Err(JoinError::Quarantined { .. })));
+}
+
+/// A line more in a file outside of the World, which no rollback takes back; how many there are then.
+fn noted(path: &str) -> usize {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.unwrap().write_all(b"once\n").unwrap();
+    std::fs::read_to_string(path).unwrap().lines().count()
+}
+
+#[peregrine::test(nodes = 2, image_interval_ms = 0)]
+fn a_thread_that_must_not_run_does_not_run_though_an_image_is_taken_before_it_is_made_again() {
+    let path = |what: &str| {
+        let name = format!("peregrine-{what}-{}", std::os::unix::process::parent_id());
+        std::env::temp_dir().join(name).to_str().unwrap().to_owned()
+    };
+    let (starts, crashes) = (path("starts"), path("crashes"));
+    let start = noted(&starts);
+    if start > 3 {
+        // It was quarantined in the life before, and this image holds nothing of it.
+        peregrine::checkpoint();
+    }
+    let entry = |path: String| -> u32 {
+        noted(&path);
+        std::process::abort()
+    };
+    let h = Builder::new().name("at once").spawn(entry, crashes.clone()).unwrap();
+    let e = h.join().unwrap_err();
+    assert!(matches!(&e, JoinError::Quarantined { why, .. } if why.contains("it crashed 3 nodes")), "{e}");
+    assert_eq!((start, std::fs::read_to_string(&crashes).unwrap().lines().count()), (4, 3));
+    [starts, crashes].iter().for_each(|path| std::fs::remove_file(path).unwrap());
 }
 
 /// Threads that crash at once, one after the other.

@@ -267,11 +267,18 @@ impl CpuSet {
     /// # Errors
     /// EINVAL: more than 1024 processors.
     pub fn current() -> Result<Self, Errno> {
+        Self::of(0)
+    }
+
+    /// Those of an OS thread; 0 is the calling one.
+    ///
+    /// # Errors
+    /// EINVAL: more than 1024 processors. ESRCH: there is no such thread.
+    pub fn of(tid: i32) -> Result<Self, Errno> {
         let mut words = [0u64; 16];
+        let (bytes, at) = (size_of_val(&words), words.as_mut_ptr() as usize);
         // SAFETY: the kernel writes at most the array.
-        check(unsafe {
-            syscall6(k::__NR_sched_getaffinity, 0, size_of_val(&words), words.as_mut_ptr() as usize, 0, 0, 0)
-        })?;
+        check(unsafe { syscall6(k::__NR_sched_getaffinity, tid as usize, bytes, at, 0, 0, 0) })?;
         Ok(Self(words))
     }
 
@@ -280,11 +287,17 @@ impl CpuSet {
     /// # Errors
     /// EINVAL: none of them is this process's to use.
     pub fn bind(&self) -> Result<(), Errno> {
+        self.bind_other(0)
+    }
+
+    /// Binds an OS thread to them; 0 is the calling one. One that sleeps is bound without being woken, and wakes on one of them.
+    ///
+    /// # Errors
+    /// EINVAL: none of them is that process's to use. EPERM: it is another user's. ESRCH: there is no such thread.
+    pub fn bind_other(&self, tid: i32) -> Result<(), Errno> {
+        let (bytes, at) = (size_of_val(&self.0), self.0.as_ptr() as usize);
         // SAFETY: the kernel reads the array.
-        check(unsafe {
-            syscall6(k::__NR_sched_setaffinity, 0, size_of_val(&self.0), self.0.as_ptr() as usize, 0, 0, 0)
-        })
-        .map(drop)
+        check(unsafe { syscall6(k::__NR_sched_setaffinity, tid as usize, bytes, at, 0, 0, 0) }).map(drop)
     }
 }
 
@@ -317,6 +330,17 @@ pub fn thread_id() -> i32 {
 #[inline]
 pub fn current_cpu() -> usize {
     crate::rustix::thread::sched_getcpu()
+}
+
+/// As [`current_cpu`], by system call: the vDSO would need a static.
+///
+/// # Errors
+/// ENOSYS: forbidden here.
+pub fn cpu_by_call() -> Result<usize, Errno> {
+    let mut cpu = 0u32;
+    // SAFETY: the kernel writes the number; it is not asked for the NUMA node.
+    check(unsafe { syscall6(k::__NR_getcpu, &raw mut cpu as usize, 0, 0, 0, 0, 0) })?;
+    Ok(cpu as usize)
 }
 
 /// Lets this process have `count` descriptors open (`RLIMIT_NOFILE`); the hard limit is raised too where that is permitted.

@@ -2,7 +2,7 @@
 
 use crate::control::{NONE, imaged, is_domain, record, request, wait, world};
 use crate::killpoint::{Point, at};
-use crate::local::Action;
+use crate::local::{Action, local};
 use crate::sched::{self, in_thread};
 use crate::thread::{self, ThreadId};
 use peregrine_base::sync::Ordering;
@@ -101,7 +101,9 @@ pub(crate) unsafe fn go_to(node: u32) {
     unsafe {
         if carrier().node != node {
             at(Point::MoveAsked);
-            sched::announce(carrier().current.load(Ordering::Relaxed), node);
+            if !sched::lend(carrier(), local(), node) {
+                sched::announce(carrier().current.load(Ordering::Relaxed), node);
+            }
             let words = peregrine_thread::arch::ControlWords::aside();
             sched::reschedule(Action::Move(node));
             drop(words);

@@ -170,6 +170,8 @@ pub struct World {
     pub resumed: AtomicBool,
     /// Threads that must not run again; the supervisor's, written while every node is paused.
     pub doomed_count: AtomicU32,
+    /// Their slots (upper half) and generations, for [`World::doomed`]'s places.
+    pub doomed_at: [AtomicU64; MOST_DOOMED],
     /// Why they must not, as text that ends with zeros, for [`World::doomed`]'s places.
     pub doomed_why: [[AtomicU64; WHY_WORDS]; MOST_DOOMED],
     /// What tests count and kill at.
@@ -253,6 +255,10 @@ pub struct NodeShared {
     pub idle: AtomicU32,
     /// Slot + 1 of a thread that is about to come, for which it was woken; 0: none.
     pub expected: AtomicU32,
+    /// Monotonic time at which it began to be idle, if `idle` says that it sleeps.
+    pub idle_since_ns: AtomicU64,
+    /// Whether a mover has it wake on its own processor: a state of `sched::lend`.
+    pub lent: AtomicU32,
     /// Head of the inbox: a stack of slots linked by `inbox_next`.
     pub inbox: AtomicU32,
     /// Value of `pause` that this node has obeyed.

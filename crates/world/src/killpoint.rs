@@ -63,7 +63,7 @@ points! {
     }
     "run queue" { Woken, WokenQueued, Requeued, SwitchEntered, SettleLeft, SettleRequeued, Stepped, QueueStale }
     "timers" { TimerSet, TimerDue, TimerQueued }
-    "moves" { SendEvicted, SendCounted, SendMarked, SendHanded, DonateTaken, ArriveCounted, MoveAsked }
+    "moves" { SendEvicted, SendCounted, SendMarked, SendHanded, DonateTaken, ArriveCounted, MoveAsked, LendClaimed, LendBound, LendTakenBack }
     "statics window" { WindowBrought }
     "thread windows" { WindowLeft, WindowFreed, WindowMade, WindowMapped, WindowEntered, BirthPrepared, BirthCharged }
     "copy blocks" { BlockMade, BlockKnown, BlockFilled, BlockBuried }

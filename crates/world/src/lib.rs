@@ -33,6 +33,9 @@ mod node;
 mod output;
 mod packed;
 mod records;
+pub mod costs {
+    #![doc = include_str!("../docs/costs.md")]
+}
 pub mod region;
 mod rendezvous;
 mod room;

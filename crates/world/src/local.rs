@@ -99,6 +99,10 @@ pub struct Local {
     pub in_force: crate::dispositions::InForce,
     /// How long this node looks for work before it sleeps.
     pub spin: crate::sched::spin::Spin,
+    /// The processors that this process may run on, read before it sleeps.
+    pub affinity: Option<peregrine_sys::process::CpuSet>,
+    /// A thread has just gone and taken this node's processor along.
+    pub gave_processor: bool,
     queue: Ring<u32, { MOST_THREADS.next_power_of_two() }>,
     timers: usize,
     /// Who is in the windows of this node.

@@ -90,6 +90,26 @@ fn ps_tells_which_domain_all_threads_wait_for_and_then_who_is_inside() {
 }
 
 #[test]
+fn what_was_asked_for_just_before_a_long_set_up_is_told_what_it_waits_for() {
+    let scene = Scene::new();
+    let [go, open] = ["go", "open"].map(|name| scene.dir.path().join(name));
+    let paths = [&go, &open].map(|path| path.to_str().expect("a plain path"));
+    let world = waits(&scene, &["domain", paths[0], paths[1]], "1");
+    wait_until("the thread is there", || scene.status().contains("\"enters\""));
+    // All that comes meanwhile is found at once: first what the command asks for, then what the thread does.
+    world.signal("-STOP");
+    let mut command = scene.command(&["checkpoint"]);
+    let asks = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    std::thread::sleep(Duration::from_millis(500));
+    std::fs::write(&open, "").expect("a file");
+    std::thread::sleep(Duration::from_millis(500));
+    world.signal("-CONT");
+    let o = asks.wait_with_output().expect("it ends");
+    assert_eq!(o.status.code(), Some(1), "{}", said(&o));
+    assert!(text(&o.stderr).contains("all threads wait for the set-up of domain 'slow'"), "{}", said(&o));
+}
+
+#[test]
 fn ps_tells_that_a_node_is_being_made() {
     let scene = Scene::new();
     let file = scene.dir.path().join("go");

@@ -1,11 +1,12 @@
 //! A node without work: it looks around for a while, then sleeps.
 
 use super::post::{ASLEEP, POLLS};
-use super::tick;
+use super::{lend, tick};
 use crate::control::{NONE, NodeShared, World, is_domain, node, record};
 use crate::killpoint::{Point, at};
 use crate::local::Local;
 use peregrine_base::sync::{Ordering, fence, spin_loop};
+use peregrine_sys::process::CpuSet;
 use peregrine_sys::{futex, timer::monotonic_ns};
 use peregrine_thread::carrier::{Carrier, Pending};
 use peregrine_thread::slot::SlotHeader;
@@ -29,7 +30,10 @@ pub(super) fn idle(c: &mut Carrier, l: &mut Local, w: &World) {
     }
     at(Point::IdleBegins);
     let (begun, most) = (monotonic_ns(), w.spin_ns.load(Ordering::Relaxed));
-    let spin_until = begun + l.spin.budget(most);
+    me.idle_since_ns.store(begun, Ordering::Relaxed);
+    // Who looked around now would keep off the very thread that it made way for.
+    let makes_way = core::mem::take(&mut l.gave_processor);
+    let spin_until = (!makes_way).then(|| begun + l.spin.budget(most));
     wait_for_work(c, l, spin_until, me, seen, something);
     l.spin.note(monotonic_ns() - begun, most);
     w.hungry.fetch_and(!(1 << c.node), Ordering::Relaxed);
@@ -46,12 +50,12 @@ pub(super) fn next_due(l: &Local) -> Option<u64> {
 fn wait_for_work(
     c: &Carrier,
     l: &mut Local,
-    spin_until: u64,
+    spin_until: Option<u64>,
     me: &NodeShared,
     seen: u32,
     something: impl Fn() -> bool,
 ) {
-    loop {
+    while let Some(until) = spin_until {
         for _ in 0..50 {
             if something() {
                 return;
@@ -62,7 +66,7 @@ fn wait_for_work(
         if next_due(l).is_some_and(|d| d <= now) {
             return;
         }
-        if now >= spin_until {
+        if now >= until {
             break;
         }
     }
@@ -71,6 +75,7 @@ fn wait_for_work(
         tick::stop(l);
         return sleep_with_calls(l, me, something);
     }
+    l.affinity = CpuSet::current().ok();
     me.idle.store(ASLEEP, Ordering::Relaxed);
     at(Point::IdleSleeps);
     // Pairs with the fence in `nudge`.
@@ -80,6 +85,7 @@ fn wait_for_work(
         futex::wait(&me.wake, seen, timeout);
     }
     me.idle.store(0, Ordering::Relaxed);
+    lend::take_back(c.node, l);
     stop_ticking(c, l);
     expect(me, something);
 }

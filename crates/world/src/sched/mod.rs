@@ -19,6 +19,7 @@
 //! *Between two threads*: no static, no thread-local, no allocation, no panic.
 
 mod idle;
+mod lend;
 mod moves;
 mod park;
 mod pause;
@@ -28,6 +29,7 @@ pub(crate) mod spin;
 mod switch;
 mod tick;
 
+pub use lend::lend;
 pub use moves::launch;
 pub use park::{call, in_thread, park, wake};
 pub use post::{announce, nudge, nudge_lone, post};

@@ -52,6 +52,7 @@ pub(super) unsafe fn pause(c: &mut Carrier, l: &mut Local, w: &World, word: u32)
         futex::wait(&w.pause, word, None);
     }
     at(Point::PauseOver);
+    super::lend::take_back_after_pause(c.node, l, rolling_back);
 }
 
 /// Fills queue and timers from the records. Only in a pause: a thread that another node already runs could arrive here

@@ -167,7 +167,7 @@ impl Client {
 
 impl Supervisor {
     /// Between two looks at new processes, while all threads wait for them: `ps` is answered at once, for nobody runs who could be blocked,
-    /// and nothing else can be done.
+    /// and nothing else can be begun. What was begun before waits too, for as long as it may, and is then told for what.
     pub(super) fn serve_control_while_all_wait(&mut self) {
         self.control.accept();
         let mut clients = std::mem::take(&mut self.control.clients);
@@ -175,20 +175,18 @@ impl Supervisor {
             if !client.hear() {
                 return false;
             }
-            if matches!(client.wait, Some(Wait::Busy { .. } | Wait::Trace { .. })) {
-                client.say(&Reply::Status(Box::new(self.status(&[]))));
+            match client.wait.take() {
+                None => {}
+                Some(Wait::Busy { .. } | Wait::Trace { .. }) => {
+                    client.say(&Reply::Status(Box::new(self.status(&[]))));
+                }
+                Some(wait) => self.go_on_with(client, wait, true),
             }
             match client.next_request() {
                 None => {}
                 Some(Err(why)) => client.say(&Reply::Refused { why }),
                 Some(Ok(Request::Status)) => client.say(&Reply::Status(Box::new(self.status(&[])))),
-                Some(Ok(_)) => {
-                    let why = format!(
-                        "all threads wait for {}; ask again when it is up",
-                        self.what_is_waited_for()
-                    );
-                    client.say(&Reply::Refused { why });
-                }
+                Some(Ok(_)) => client.say(&Reply::Refused { why: self.why_nothing_goes_on() }),
             }
             client.send()
         });
@@ -206,7 +204,7 @@ impl Supervisor {
                 return false;
             }
             if let Some(wait) = client.wait.take() {
-                self.go_on_with(client, wait);
+                self.go_on_with(client, wait, false);
             }
             match client.next_request() {
                 None => {}
@@ -226,7 +224,12 @@ impl Supervisor {
         asked
     }
 
-    fn go_on_with(&mut self, client: &mut Client, wait: Wait) {
+    fn why_nothing_goes_on(&self) -> String {
+        format!("all threads wait for {}; ask again when it is up", self.what_is_waited_for())
+    }
+
+    /// `all_wait`: for new processes.
+    fn go_on_with(&mut self, client: &mut Client, wait: Wait, all_wait: bool) {
         let now = monotonic_ns();
         match wait {
             Wait::Busy { until, .. } if now < until => client.wait = Some(wait),
@@ -258,6 +261,8 @@ impl Supervisor {
                     client.say(&Reply::Refused { why });
                 } else if there {
                     client.say(&Reply::Moved { thread: id.to_string(), from, to });
+                } else if now >= until && all_wait {
+                    client.say(&Reply::Refused { why: self.why_nothing_goes_on() });
                 } else if now >= until {
                     let at = r.node.load(Ordering::Relaxed);
                     let why = format!(
@@ -266,7 +271,7 @@ impl Supervisor {
                     );
                     client.say(&Reply::Refused { why });
                 } else {
-                    if r.move_to.load(Ordering::Relaxed) != to {
+                    if !all_wait && r.move_to.load(Ordering::Relaxed) != to {
                         // A rollback took the wish back.
                         self.post_move(id.slot, to);
                     }
@@ -280,6 +285,7 @@ impl Supervisor {
                     client.say(&Reply::Image { sequence, durable: self.durable.is_some(), milliseconds });
                 } else if now >= until {
                     let why = match self.stats.blocked_nodes.first() {
+                        _ if all_wait => self.why_nothing_goes_on(),
                         Some(i) => format!("node {i} does not pause; `peregrine ps` shows what it does"),
                         None => "no image was completed in time; the World's own messages say why".to_owned(),
                     };

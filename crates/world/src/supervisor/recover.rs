@@ -197,6 +197,7 @@ impl Supervisor {
             n.current.store(NONE, Ordering::Relaxed);
             n.idle.store(0, Ordering::Relaxed);
             n.expected.store(0, Ordering::Relaxed);
+            n.lent.store(0, Ordering::Relaxed);
             n.ready.store(0, Ordering::Relaxed);
             n.serves.store(0, Ordering::Relaxed);
             n.paused.store(0, Ordering::Relaxed);
@@ -339,7 +340,7 @@ impl Supervisor {
                 && state::is_alive(r.state.load(Ordering::Relaxed));
             if !known {
                 // It was made after the image: it must not run when it is made again.
-                doom(*identity, why)?;
+                doom((slot, generation), *identity, why)?;
                 continue;
             }
             self.changes.whole_arena = true;
@@ -355,9 +356,9 @@ impl Supervisor {
     }
 }
 
-/// Has the thread of this identity end before it begins when it is made again. The list is emptied by the next image
-/// ([`pardon`]): whoever was made before that is in it, and who is made later and crashes once more is doomed at once.
-fn doom(id: u64, why: &str) -> Result<(), WorldError> {
+/// Has the thread of this identity, of slot and generation `at`, end before it begins when it is made again: until an image holds that it was
+/// ([`pardon`]).
+fn doom(at: (u32, u32), id: u64, why: &str) -> Result<(), WorldError> {
     let w = world();
     let count = w.doomed_count.load(Ordering::Relaxed) as usize;
     // It may stand there already, if a node gave up for it before it ran to its end.
@@ -373,13 +374,32 @@ fn doom(id: u64, why: &str) -> Result<(), WorldError> {
         word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
     }
     w.doomed[i].store(id, Ordering::Relaxed);
+    w.doomed_at[i].store(u64::from(at.0) << 32 | u64::from(at.1), Ordering::Relaxed);
     w.doomed_count.store(count.max(i + 1) as u32, Ordering::Relaxed);
     Ok(())
 }
 
-/// After an image, while every node is paused: no thread that was doomed can be made again.
+/// After an image, while every node is paused. Whoever has been made by now has ended, and is in the image so, or another has its place
+/// and generation; neither is made again. Who has not been made yet will be, and must not run then: it would bring down one more node.
+/// They leave half of the places to others.
 pub(super) fn pardon() {
-    world().doomed_count.store(0, Ordering::Relaxed);
+    let w = world();
+    let count = w.doomed_count.load(Ordering::Relaxed) as usize;
+    let comes = |i: &usize| {
+        let at = w.doomed_at[*i].load(Ordering::Relaxed);
+        record((at >> 32) as u32).generation.load(Ordering::Relaxed) < at as u32
+    };
+    let mut kept = 0;
+    for i in (0..count).filter(comes).take(MOST_DOOMED / 2) {
+        for list in [&w.doomed, &w.doomed_at] {
+            list[kept].store(list[i].load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for (to, from) in w.doomed_why[kept].iter().zip(&w.doomed_why[i]) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        kept += 1;
+    }
+    w.doomed_count.store(kept as u32, Ordering::Relaxed);
 }
 
 /// Whether the signal is of the thread's own making.
