@@ -44,11 +44,13 @@ pub fn run(report: &mut Report, _: &Options) {
         Some(sum)
     };
     let (parked, hot) = (&["client", "server"][..], &["both"][..]);
-    for (name, sides, bytes) in
-        [("null call on one core", parked, "0"), ("null call, hot", hot, "0"), ("64 B call, hot", hot, "64")]
-    {
-        let (Some(ours), Some(theirs)) = (count("migrating", sides, bytes), count("static", sides, bytes))
-        else {
+    for (name, form, sides, bytes) in [
+        ("null call on one core", "migrating", parked, "0"),
+        ("null call, hot", "migrating", hot, "0"),
+        ("64 B call, hot", "migrating", hot, "64"),
+        ("64 B lent, hot", "lent", hot, "64"),
+    ] {
+        let (Some(ours), Some(theirs)) = (count(form, sides, bytes), count("static", sides, bytes)) else {
             return report.note("skipped: single steps are not allowed here (ptrace)");
         };
         let base = "static thread over the same transport";
@@ -104,10 +106,14 @@ fn classify(bytes: &[u8; 16]) -> Kind {
     }
 }
 
-/// `migrating|static client|server|both BYTES`: both sides of a hot call, or one of a call on one core.
+/// `migrating|lent|static client|server|both BYTES`: both sides of a hot call, or one of a call on one core.
 pub fn case(words: &[&str]) -> ExitCode {
     let [form, side, bytes] = words else { return ExitCode::from(2) };
-    let form = if *form == "static" { Form::StaticThread } else { Form::In };
+    let form = match *form {
+        "static" => Form::StaticThread,
+        "lent" => Form::Lend,
+        _ => Form::In,
+    };
     let Ok(bytes) = bytes.parse() else { return ExitCode::from(2) };
     let is_hot = *side == "both";
     let (cores, place) = if is_hot { (Cores::Two, Place::Apart) } else { (Cores::One, Place::Default) };

@@ -131,19 +131,23 @@ impl Lendable {
 pub struct Lent<'a> {
     memory: &'a Shared,
     offset_bytes: usize,
-    len_bytes: usize,
+    /// The part of it that is lent: checked once, so that a word is checked against this alone.
+    bytes: Volatile<'a>,
 }
 
 impl<'a> Lent<'a> {
-    /// The caller has checked that it lies in `memory`.
-    pub(crate) const fn new(memory: &'a Shared, offset_bytes: usize, len_bytes: usize) -> Self {
-        Self { memory, offset_bytes, len_bytes }
+    /// `None` if it does not lie in `memory`.
+    #[inline]
+    pub(crate) fn new(memory: &'a Shared, offset_bytes: usize, len_bytes: usize) -> Option<Self> {
+        // SAFETY: mapped as long as 'a, and behind no reference (S1).
+        let all = unsafe { Volatile::new(memory.range()) };
+        Some(Self { memory, offset_bytes, bytes: all.part(offset_bytes, len_bytes).ok()? })
     }
 
     /// How many bytes are lent.
     #[inline]
     pub const fn len_bytes(&self) -> usize {
-        self.len_bytes
+        self.bytes.len_bytes()
     }
 
     /// Copies out `into.len()` bytes from `offset_bytes` of the lent part.
@@ -151,14 +155,7 @@ impl<'a> Lent<'a> {
     /// # Errors
     /// [`Failure::ARGUMENTS`] beyond its end.
     pub fn read(&self, offset_bytes: usize, into: &mut [u8]) -> Result<(), Failure> {
-        self.check(offset_bytes, into.len())?;
-        self.volatile().read(self.offset_bytes + offset_bytes, into).map_err(|_| Failure::arguments())
-    }
-
-    #[inline]
-    const fn volatile(&self) -> Volatile<'a> {
-        // SAFETY: mapped as long as 'a, and behind no reference (S1).
-        unsafe { Volatile::new(self.memory.range()) }
+        self.bytes.read(offset_bytes, into).map_err(|_| Failure::arguments())
     }
 
     /// A private copy of all of it: what can be trusted not to change.
@@ -170,7 +167,7 @@ impl<'a> Lent<'a> {
 
     /// Appends a private copy to `into`, whose room is reused.
     pub fn append_to(&self, into: &mut Vec<u8>) {
-        let copied = self.memory.append_to(self.offset_bytes, self.len_bytes, into);
+        let copied = self.memory.append_to(self.offset_bytes, self.len_bytes(), into);
         copied.expect("checked when the call was read");
     }
 
@@ -180,20 +177,13 @@ impl<'a> Lent<'a> {
     /// [`Failure::ARGUMENTS`] beyond the end or not aligned.
     #[inline]
     pub fn load_u64(&self, offset_bytes: usize) -> Result<u64, Failure> {
-        self.check(offset_bytes, 8)?;
-        self.volatile().load_u64(self.offset_bytes + offset_bytes).map_err(|_| Failure::arguments())
-    }
-
-    #[inline]
-    fn check(&self, offset_bytes: usize, len_bytes: usize) -> Result<(), Failure> {
-        let end = offset_bytes.checked_add(len_bytes).filter(|&end| end <= self.len_bytes);
-        end.map(drop).ok_or_else(Failure::arguments)
+        self.bytes.load_u64(offset_bytes).map_err(|_| Failure::arguments())
     }
 }
 
 impl fmt::Debug for Lent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lent({} bytes)", self.len_bytes)
+        write!(f, "Lent({} bytes)", self.len_bytes())
     }
 }
 
@@ -340,6 +330,32 @@ mod tests {
         assert_eq!((given.len(), given[9_999]), (10_000, 7));
         assert!(Shared::map(&writer, len, Protection::ReadWrite).is_err(), "nobody can write it any more");
         assert!(memfd::punch(&writer, PageCount::new(0), PageCount::new(1)).is_err());
+    }
+
+    #[test]
+    fn a_lent_part_ends_where_it_was_said_to() {
+        let fd = crate::shared::sealed_memfd(c"test", PAGE_SIZE).unwrap();
+        let memory = Shared::map(&fd, PAGE_SIZE, Protection::ReadWrite).unwrap();
+        let bytes: Vec<u8> = (0..PAGE_SIZE).map(|i| (i % 251) as u8).collect();
+        memory.write(0, &bytes).unwrap();
+        let word = |at: usize| Ok(u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap()));
+        let lent = Lent::new(&memory, 64, 24).unwrap();
+        assert_eq!((lent.len_bytes(), lent.to_vec()), (24, bytes[64..88].to_vec()));
+        assert_eq!([0, 8, 16].map(|at| lent.load_u64(at)), [64, 72, 80].map(word));
+        for beyond in [17, 24, usize::MAX - 6, usize::MAX] {
+            assert_eq!(lent.load_u64(beyond), Err(Failure::arguments()), "{beyond}");
+        }
+        assert_eq!(lent.load_u64(4), Err(Failure::arguments()), "not aligned");
+        let mut some = [0; 8];
+        lent.read(16, &mut some).unwrap();
+        assert_eq!(some, bytes[80..88]);
+        assert_eq!(lent.read(17, &mut some), Err(Failure::arguments()));
+        // A word is aligned by where it is in the client's buffer.
+        let odd = Lent::new(&memory, 4, 12).unwrap();
+        assert_eq!((odd.load_u64(0), odd.load_u64(4)), (Err(Failure::arguments()), word(8)));
+        for (offset, len) in [(0, PAGE_SIZE + 1), (PAGE_SIZE, 1), (PAGE_SIZE + 1, 0), (8, usize::MAX)] {
+            assert!(Lent::new(&memory, offset, len).is_none(), "{len} at {offset}");
+        }
     }
 
     #[test]

@@ -82,6 +82,11 @@ impl Shared {
         fits.then(|| self.range.start().as_usize() + offset)
     }
 
+    /// Where the bytes at `offset` lie, if there are `len_bytes` of them, and any.
+    pub fn address(&self, offset: usize, len_bytes: usize) -> Option<usize> {
+        self.at(offset, len_bytes).filter(|_| len_bytes != 0)
+    }
+
     /// Copies `into.len()` bytes out; `None` (and nothing done) beyond the mapping.
     #[must_use]
     #[inline]

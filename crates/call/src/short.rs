@@ -62,32 +62,28 @@ impl Shortened {
         is_ours: impl Fn(&Buffer) -> bool,
     ) -> Option<Self> {
         let mut this = Self::default();
-        let mut used = 0;
+        let mut filling = Filling::default();
         for arg in args {
-            let (kind, value) = match arg {
-                Arg::In(bytes) => (Kind::In, this.add_payload(bytes, &put)?),
+            match arg {
+                Arg::In(bytes) => filling.first(Kind::In, this.add_payload(bytes, &put)?)?,
                 Arg::Out(_, bound) => {
                     this.returns = true;
-                    (Kind::Out, *bound)
+                    filling.first(Kind::Out, *bound)?;
                 }
                 Arg::InOut(bytes, bound) => {
-                    this.short.put(used + 1, u32::try_from(*bound).ok()?)?;
                     this.returns = true;
-                    (Kind::InOut, this.add_payload(bytes, &put)?)
+                    filling.first(Kind::InOut, this.add_payload(bytes, &put)?)?;
+                    filling.next(*bound)?;
                 }
                 Arg::Lend(Lend::Part(part)) if is_ours(part.buffer) => {
-                    this.short.put(used + 1, u32::try_from(part.offset_bytes).ok()?)?;
-                    this.short.put(used + 2, u32::try_from(part.len_bytes).ok()?)?;
-                    (Kind::Lend, part.buffer.id as usize)
+                    filling.first(Kind::Lend, part.buffer.id as usize)?;
+                    filling.next(part.offset_bytes)?;
+                    filling.next(part.len_bytes)?;
                 }
                 Arg::None | Arg::Lend(_) | Arg::Give(_) | Arg::Given(..) => return None,
-            };
-            if value > MOST {
-                return None;
             }
-            this.short.put(used, kind as u32 | (value as u32) << KIND_BITS)?;
-            used += words_of(kind);
         }
+        this.short = filling.done()?;
         Some(this)
     }
 
@@ -100,22 +96,47 @@ impl Shortened {
     }
 }
 
-/// How many words an argument takes.
-const fn words_of(kind: Kind) -> usize {
-    match kind {
-        Kind::In | Kind::Out | Kind::Give => 1,
-        Kind::InOut => 2,
-        Kind::Lend => 3,
+/// Words as they are put together: each comes in at the top, and those before it move down, by so much each time that the compiler knows it.
+#[derive(Default)]
+struct Filling {
+    words: u128,
+    used: usize,
+}
+
+impl Filling {
+    #[inline(always)]
+    fn add(&mut self, word: u32) {
+        self.words = self.words >> 32 | u128::from(word) << 96;
+        self.used += 1;
+    }
+
+    /// The first word of an argument; `None` if it can't say `value`.
+    #[inline(always)]
+    fn first(&mut self, kind: Kind, value: usize) -> Option<()> {
+        (value <= MOST).then(|| self.add(kind as u32 | (value as u32) << KIND_BITS))
+    }
+
+    /// Another.
+    #[inline(always)]
+    fn next(&mut self, value: usize) -> Option<()> {
+        u32::try_from(value).ok().map(|word| self.add(word))
+    }
+
+    /// All of them, the first lowest; `None` if there were too many.
+    #[inline(always)]
+    fn done(self) -> Option<Short> {
+        Some(Short(match self.used {
+            0 => 0,
+            1 => self.words >> 96,
+            2 => self.words >> 64,
+            3 => self.words >> 32,
+            WORDS => self.words,
+            _ => return None,
+        }))
     }
 }
 
 impl Short {
-    /// Sets word `at`, which was not set before; `None` beyond the last.
-    #[inline(always)]
-    fn put(&mut self, at: usize, word: u32) -> Option<()> {
-        (at < WORDS).then(|| self.0 |= u128::from(word) << (32 * at))
-    }
-
     /// The two words of the header that hold it.
     #[inline(always)]
     pub const fn to_wire(self) -> [u64; 2] {

@@ -1,8 +1,8 @@
 //! The connection's socket: everything that is not a call on an open line.
 //!
 //! A Unix `SOCK_SEQPACKET` socket, one small message at a time, with at most one descriptor. The client asks and the domain
-//! answers in order, but for two messages without an answer: `Ring`, which says that a line without an activation has a call,
-//! and `Forget`. The domain sends one message unasked: `Results`, the memfd with results too large for a line.
+//! answers in order, but for three messages without an answer: `Ring`, which says that a line without an activation has a call,
+//! `Forget`, and `Lost`. The domain sends one message unasked: `Results`, the memfd with results too large for a line.
 //!
 //! Neither side waits for the other's buffer: what can't be sent at once from the domain closes the connection, for a client
 //! that asks one question at a time always has room for the answer.
@@ -21,7 +21,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Changes with every incompatible change of messages or line.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 /// No message is longer.
 const MAX_MESSAGE: usize = 1024;
@@ -59,6 +59,10 @@ pub(crate) enum FromClient {
         buffer: u32,
     },
     Usage,
+    /// The line's memfd found no room in the client's process: the next `OpenLine` brings that line anew, and no other.
+    Lost {
+        line: u32,
+    },
 }
 
 /// What a domain says.

@@ -2,7 +2,7 @@
 
 #![allow(missing_docs)]
 
-use peregrine_call::{Call, CallError, Client, Failure, Gift, Invocation, PortalId};
+use peregrine_call::{Call, CallError, Client, Failure, Gift, Invocation, Limits, PortalId};
 use peregrine_sys::rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use std::time::{Duration, Instant};
 use testkit::Outcome;
@@ -166,10 +166,37 @@ fn a_client_without_descriptors_is_told_that_it_is_its_own_lack() -> Outcome {
     Outcome::Passed
 }
 
+fn a_line_whose_descriptor_was_lost_is_opened_again() -> Outcome {
+    let served =
+        serve(|d| d.limits(Limits { calls_in_flight: 1, ..Limits::default() }).portal("fill", 1, fill));
+    let usual = getrlimit(Resource::Nofile);
+    let client = served.connect();
+    let fill = client.portal("fill", 1).unwrap();
+    for round in 0..3 {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..usual }).unwrap();
+        let e = get(&client, fill, 10).unwrap_err();
+        setrlimit(Resource::Nofile, usual).unwrap();
+        assert!(
+            matches!(&e, CallError::System { errno, .. } if errno.0 == NO_DESCRIPTOR),
+            "round {round}: {e:?}"
+        );
+    }
+    let (_, lines, _) = served.holdings();
+    assert_eq!(lines, 1, "the domain has it once");
+    assert_eq!(get(&client, fill, 10), Ok(vec![7; 10]));
+    assert_eq!(
+        get(&client, fill, MANY_BYTES),
+        Ok(vec![7; MANY_BYTES]),
+        "results are known to be that line's"
+    );
+    Outcome::Passed
+}
+
 fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         results_that_find_no_room_are_told_so_and_not_of_a_limit,
         whatever_needs_a_descriptor_fails_by_its_name_and_nothing_leaks,
         a_client_without_descriptors_is_told_that_it_is_its_own_lack,
+        a_line_whose_descriptor_was_lost_is_opened_again,
     ])
 }

@@ -314,18 +314,18 @@ fn who_speaks_another_version_of_the_protocol_is_refused_by_name() -> Outcome {
     let later = dir.path().join("later");
     let pid = other(&later, 16, |socket| {
         let _ = socket.receive::<FromClient>(Duration::from_millis(900));
-        socket.send(&FromDomain::Refused(Why::Protocol { theirs: 5 }), None);
+        socket.send(&FromDomain::Refused(Why::Protocol { theirs: 6 }), None);
     });
     let refused = soon("connecting", || Client::connect(&later)).unwrap_err();
     assert!(matches!(refused, CallError::Refused(Refusal::Protocol(_))), "{refused}");
-    assert!(refused.to_string().contains("version 4, the domain 5"), "{refused}");
+    assert!(refused.to_string().contains("version 5, the domain 6"), "{refused}");
     scene::kill(pid);
     // Clients that speak an earlier or a later one: each is told which the domain speaks, and nothing else it says is heard.
     let served = serve(|d| d.portal("nothing", 1, |_: &mut Invocation<'_>| Ok(())));
-    for protocol in [0, 3, 5, u32::MAX] {
+    for protocol in [0, 4, 6, u32::MAX] {
         let socket = Socket::connect(&served.path()).unwrap();
         let (answer, _) = socket.ask(&FromClient::Hello { protocol }, None).unwrap();
-        assert!(matches!(answer, FromDomain::Refused(Why::Protocol { theirs: 4 })), "{protocol}: {answer:?}");
+        assert!(matches!(answer, FromDomain::Refused(Why::Protocol { theirs: 5 })), "{protocol}: {answer:?}");
         assert!(socket.ask(&FromClient::OpenLine, None).is_none(), "{protocol}");
     }
     assert!(Client::connect(served.path()).is_ok());

@@ -6,6 +6,7 @@ use peregrine::{
 };
 use peregrine_sys::signal::{kill, number};
 use std::cell::Cell;
+use std::os::unix::fs::MetadataExt;
 use std::process::id;
 use std::time::Duration;
 
@@ -99,6 +100,27 @@ fn a_domain_is_set_up_before_its_first_call_and_again_when_it_is_replaced() {
     assert_eq!(place(), home, "and nobody else");
     let e = TrustedDomain::open("root", nothing).unwrap_err();
     assert_eq!(e, TrustedDomainError::OtherSetup { name: "root".into() });
+}
+
+/// What this process runs, by file, and as whom: real, effective, saved and file-system user and group.
+fn identity() -> (u64, u64, Vec<String>) {
+    let program = std::fs::metadata("/proc/self/exe").unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ids = status.lines().filter(|line| line.starts_with("Uid:") || line.starts_with("Gid:"));
+    (program.dev(), program.ino(), ids.map(str::to_owned).collect())
+}
+
+#[peregrine::test(nodes = 2)]
+fn a_domain_is_of_its_callers_user_and_build_and_so_is_its_replacement() {
+    let domain = TrustedDomain::open("twin", nothing).unwrap();
+    let ours = identity();
+    assert_eq!(ours.2.len(), 2);
+    assert_eq!(domain.run(identity).unwrap(), ours);
+    checkpoint();
+    if tally().rollbacks == 0 {
+        domain.run(kill_this_process).unwrap();
+    }
+    assert_eq!(domain.run(identity).unwrap(), ours, "forked from the same zygote");
 }
 
 #[peregrine::test(nodes = 2, image_interval_ms = 2000)]

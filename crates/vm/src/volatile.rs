@@ -72,6 +72,15 @@ impl<'a> Volatile<'a> {
         self.len_bytes
     }
 
+    /// `len_bytes` of them from `offset_bytes` on. What is aligned in it is so by its address.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`].
+    #[inline]
+    pub fn part(self, offset_bytes: usize, len_bytes: usize) -> Result<Self, OutOfBounds> {
+        Ok(Self { start: self.at(offset_bytes, len_bytes, 1)?, len_bytes, memory: PhantomData })
+    }
+
     /// Address of the byte at `offset_bytes`, to be handed to a system call.
     ///
     /// # Errors
@@ -83,8 +92,9 @@ impl<'a> Volatile<'a> {
     #[inline]
     fn at(self, offset_bytes: usize, len_bytes: usize, align: usize) -> Result<*mut u8, OutOfBounds> {
         let fits = offset_bytes <= self.len_bytes && len_bytes <= self.len_bytes - offset_bytes;
-        if fits && offset_bytes.is_multiple_of(align) {
-            Ok(self.start.wrapping_add(offset_bytes))
+        let at = self.start.wrapping_add(offset_bytes);
+        if fits && at.addr().is_multiple_of(align) {
+            Ok(at)
         } else {
             Err(OutOfBounds { offset_bytes, len_bytes, memory_bytes: self.len_bytes })
         }
@@ -153,7 +163,7 @@ impl<'a> Volatile<'a> {
     /// Reads an aligned word at once.
     ///
     /// # Errors
-    /// [`OutOfBounds`], also if `offset_bytes` is not a multiple of eight.
+    /// [`OutOfBounds`], also if the word is not aligned to eight bytes.
     #[inline]
     pub fn load_u64(self, offset_bytes: usize) -> Result<u64, OutOfBounds> {
         // Acquire pairs with the Release of `store_u64` on the same word, in whatever thread or process.
@@ -184,7 +194,7 @@ impl<'a> Volatile<'a> {
     #[inline]
     fn word(self, offset_bytes: usize) -> Result<&'a AtomicU64, OutOfBounds> {
         let at = self.at(offset_bytes, 8, 8)?;
-        // SAFETY: checked and aligned by `at` (the memory starts on a page); an atomic may be changed by others at any
+        // SAFETY: checked and aligned by `at`; an atomic may be changed by others at any
         // time, and the reference does not leave this file.
         Ok(unsafe { AtomicU64::from_ptr(at.cast()) })
     }

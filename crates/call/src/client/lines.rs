@@ -47,7 +47,7 @@ impl Connection {
             self.warm.put_back_reserved_in_order(line);
             self.tell_waiter();
         } else {
-            // A waiter that comes at this moment, the first of the connection, may not be told: it looks again soon (`wait_for_line`).
+            // A waiter that comes at this moment, the first of the connection, may not be told: it looks again soon (`nap`).
             self.warm.put_back_reserved(line);
         }
     }
@@ -64,6 +64,7 @@ impl Connection {
     #[cold]
     fn acquire_cold(self: &Arc<Self>, deadline: Option<Deadline>) -> Result<Guard<'_>, CallError> {
         let mut lines = self.lock_lines();
+        let mut slept = 0;
         loop {
             if let Some(line) = self.warm.take() {
                 return Ok(Guard::new(self, line));
@@ -85,7 +86,8 @@ impl Connection {
                 lines = self.lock_lines();
                 continue;
             }
-            lines = self.wait_for_line(lines, deadline)?;
+            lines = self.wait_for_line(lines, deadline, slept)?;
+            slept = (slept + 1).min(LONGEST_NAP);
         }
     }
 
@@ -93,19 +95,17 @@ impl Connection {
         &self,
         lines: MutexGuard<'a, Lines>,
         deadline: Option<Deadline>,
+        slept: u32,
     ) -> Result<MutexGuard<'a, Lines>, CallError> {
         // An abandoned line becomes free without anybody telling us: look now and then.
-        let mut slice = Duration::from_millis(if lines.abandoned.is_empty() { 50 } else { 1 });
+        let mut slice = nap(if lines.abandoned.is_empty() { slept } else { 0 });
         match deadline {
             Some(deadline) => slice = slice.min(deadline.left().ok_or(CallError::Deadline)?),
             None => self.see_whether_it_works()?,
         }
         // SeqCst, as in `Warm::put_back`: who puts a line back sees the waiter, or the waiter its line.
         self.waiters.fetch_add(1, Ordering::SeqCst);
-        if !self.contended.swap(true, Ordering::SeqCst) {
-            // Who puts a line back just now may not have seen that.
-            slice = slice.min(Duration::from_millis(1));
-        }
+        self.contended.store(true, Ordering::SeqCst);
         if self.warm.has_one() {
             self.waiters.fetch_sub(1, Ordering::Relaxed);
             return Ok(lines);
@@ -212,6 +212,15 @@ impl Connection {
     }
 }
 
+/// Sleeps after which the next is as long as any.
+const LONGEST_NAP: u32 = 6;
+
+/// How long to sleep for a line after having slept so often: who puts one back, has not seen that anybody waits, and loses its processor before it does
+/// tells nobody. It is not known how long it is away, so the looks grow rarer, and its waiter is late by no more than that time.
+fn nap(slept: u32) -> Duration {
+    Duration::from_millis(1 << slept.min(LONGEST_NAP)).min(Duration::from_millis(50))
+}
+
 /// What asks for the read end of a line's pipe.
 pub(super) fn asks_for_pipe(line: u32) -> Inquiry {
     Inquiry::new(FromClient::OpenPipe { line }, None)
@@ -222,5 +231,26 @@ pub(super) fn pipe_of(answer: Answer) -> Result<OwnedFd, CallError> {
     match answer {
         (FromDomain::Pipe, Some(fd)) if strays::is_pipe(&fd) => Ok(fd),
         _ => Err(ANOTHER_ANSWER),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_not_told_is_late_by_no_more_than_the_other_was_away() {
+        for away_ms in 0..1_000 {
+            let away = Duration::from_millis(away_ms);
+            let mut now = Duration::ZERO;
+            let looks = (0..).map(|slept| {
+                now += nap(slept);
+                now
+            });
+            let (at, before) = looks.zip(0..100).find(|&(at, _)| at > away).unwrap();
+            let late = at - away;
+            assert!(late <= away + Duration::from_millis(1), "{late:?} after {away:?}");
+            assert!(late <= Duration::from_millis(50) && before < 30, "{late:?}, {before} looks");
+        }
     }
 }

@@ -56,8 +56,8 @@ pub(super) struct Mail {
     under_way: u64,
     /// Answers that their askers have yet to fetch.
     answers: Vec<(u64, Result<Answer, CallError>)>,
-    /// Buffers to be forgotten, which the domain had no room to be told.
-    owed: Vec<u32>,
+    /// What the domain had no room to be told, and need not answer.
+    owed: Vec<FromClient>,
 }
 
 struct Results {
@@ -162,13 +162,21 @@ impl Connection {
                     return Err(self.break_with("an answer to no question"));
                 }
                 Ok((what, came)) => {
-                    if let FromDomain::Line { index, .. } = what {
-                        mail.lines.push(index);
+                    let answer = match (came, &what) {
+                        (Came::Short, what) => {
+                            if let &FromDomain::Line { index, .. } = what {
+                                mail.owed.push(FromClient::Lost { line: index });
+                            }
+                            Err(no_room_for("what the domain sent along"))
+                        }
+                        (came, what) => {
+                            if let &FromDomain::Line { index, .. } = what {
+                                mail.lines.push(index);
+                            }
+                            Ok(came.with())
+                        }
                     }
-                    let answer = match came {
-                        Came::Short => Err(no_room_for("what the domain sent along")),
-                        came => Ok((what, came.with())),
-                    };
+                    .map(|fd| (what, fd));
                     match (std::mem::take(&mut mail.under_way), answer) {
                         (u64::MAX, Ok(answer)) => self.adopt(mail, answer),
                         (u64::MAX, Err(_)) => {}
@@ -197,7 +205,7 @@ impl Connection {
     fn adopt(&self, mail: &mut Mail, answer: Answer) {
         match answer {
             (FromDomain::Line { .. }, _) => self.keep_line(answer),
-            (FromDomain::Buffer { id }, _) => mail.owed.push(id),
+            (FromDomain::Buffer { id: buffer }, _) => mail.owed.push(FromClient::Forget { buffer }),
             _ => {}
         }
     }
@@ -205,15 +213,15 @@ impl Connection {
     /// Has the domain forget a buffer, now or when it reads again.
     pub(super) fn owe(&self, buffer: u32) {
         let mut mail = self.mail();
-        mail.owed.push(buffer);
+        mail.owed.push(FromClient::Forget { buffer });
         // An error is for the next who asks.
         let _ = self.pay(&mut mail);
     }
 
     /// Whether nothing is owed any more.
     fn pay(&self, mail: &mut Mail) -> Result<bool, CallError> {
-        while let Some(&buffer) = mail.owed.last() {
-            if !self.post(&FromClient::Forget { buffer }, None)? {
+        while let Some(message) = mail.owed.last() {
+            if !self.post(message, None)? {
                 return Ok(false);
             }
             mail.owed.pop();

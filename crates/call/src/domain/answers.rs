@@ -107,6 +107,12 @@ impl Inner {
                 }
                 true
             }
+            FromClient::Lost { line } => {
+                if let Some(line) = peer.lock_lines().get(line as usize) {
+                    line.lost.store(true, Ordering::Relaxed);
+                }
+                true
+            }
             FromClient::Usage => {
                 let cpu_ns = peer.cpu_ns.load(Ordering::Relaxed) + self.pool.live_cpu_ns(peer);
                 say(&FromDomain::Usage { cpu_ns, calls: peer.calls() }, None)
@@ -130,23 +136,32 @@ impl Inner {
     fn open_line(&self, peer: &Arc<Peer>) -> Result<(u32, OwnedFd), Why> {
         let mut lines = peer.lock_lines();
         let limit = self.limits.calls_in_flight;
-        if lines.len() >= limit {
+        // A client that says so of one that it uses has a new one in its place.
+        let lost = lines.iter().position(|line| line.is_lost());
+        if lost.is_none() && lines.len() >= limit {
             return Err(Why::Lines { limit: limit as u64 });
         }
         let short = |e: Errno| Why::Short { errno: e.0 };
         let fd = sealed_memfd(c"peregrine-line", self.line_bytes()).map_err(short)?;
         let shared = Shared::map(&fd, self.line_bytes(), Protection::ReadWrite).map_err(short)?;
-        let index = lines.len() as u32;
-        lines.push(Arc::new(Line {
+        let index = lost.unwrap_or(lines.len()) as u32;
+        let line = Arc::new(Line {
             peer: peer.clone(),
             index,
             shared,
             served: AtomicU32::new(0),
             calls: AtomicU64::new(0),
             binding: AtomicU32::new(0),
+            lost: AtomicBool::new(false),
             pipe: Mutex::new(None),
-        }));
-        self.lines.fetch_add(1, Ordering::Relaxed);
+        });
+        match lost {
+            Some(at) => lines[at] = line,
+            None => {
+                lines.push(line);
+                self.lines.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         Ok((index, fd))
     }
 

@@ -50,8 +50,8 @@ pub(super) struct Plan {
     args: [Planned; WORDS],
     count: usize,
     pub results_at: usize,
-    /// Whether any is lent.
-    pub lends: bool,
+    /// Where the first bytes lie that come with the call, if any do.
+    first: Option<usize>,
 }
 
 /// One of them.
@@ -64,15 +64,13 @@ struct Planned {
     bound: u64,
     /// What is lent.
     lent: Weak<Lendable>,
-    /// The same as long as the activation is awake, so that the next call finds it without counting; its client may take it back meanwhile.
-    held: Option<Arc<Lendable>>,
 }
 
 impl Plan {
     pub(super) fn of(line: &Line, header: &Header, short: Short) -> Result<Self, Wrong> {
         let results_at = results_at(SHORT_PAYLOAD_AT, header.payload_bytes as usize);
         let count = usize::from(header.args);
-        let mut this = Self { args: Default::default(), count, results_at, lends: false };
+        let mut this = Self { args: Default::default(), count, results_at, first: None };
         let (mut descriptors, mut at) = (short.descriptors(), SHORT_PAYLOAD_AT);
         if count > WORDS {
             return Err(malformed(about::COUNT));
@@ -88,14 +86,14 @@ impl Plan {
                     if at > line.shared.len_bytes() {
                         return Err(malformed(about::PAYLOAD));
                     }
+                    this.first = this.first.or_else(|| line.shared.address(planned.begin, len));
                 }
                 Kind::Lend => {
                     let Held::Buffer(buffer, begin, _) = lent(line, &d)? else {
                         return Err(malformed(about::KIND));
                     };
+                    this.first = this.first.or_else(|| buffer.shared.address(begin, len));
                     planned.lent = Arc::downgrade(&buffer);
-                    planned.held = Some(buffer);
-                    this.lends = true;
                     planned.begin = begin;
                 }
                 Kind::Out | Kind::Give => {}
@@ -109,21 +107,35 @@ impl Plan {
         self.count == 0
     }
 
-    /// Holds nothing of the client's any more; the next call looks for it.
-    pub(super) fn let_go(&mut self) {
-        for planned in &mut self.args {
-            planned.held = None;
+    /// Begins to fetch the first bytes of the next call, which its caller's core has: they come while the rest of it is looked at. That may be a
+    /// call that brings others, or what was lent may be gone: then it was in vain.
+    #[inline(always)]
+    pub(super) fn fetch(&self) {
+        if let Some(at) = self.first {
+            fetch(at);
         }
     }
 }
 
 impl Planned {
-    /// What is lent, unless its client has taken it back.
-    #[inline(always)]
-    fn take_lent(&mut self) -> Option<Arc<Lendable>> {
-        let lent = self.held.take().or_else(|| self.lent.upgrade())?;
-        (!lent.is_forgotten()).then_some(lent)
+    /// What is lent, if there still is such a thing.
+    #[cold]
+    fn find_lent(&self) -> Option<Held> {
+        Some(Held::Buffer(self.lent.upgrade()?, self.begin, self.len))
     }
+}
+
+/// Has the processor fetch the cache line at an address, whatever is there, if anything is.
+#[inline(always)]
+fn fetch(at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch(std::ptr::without_provenance(at), _MM_HINT_T0);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 impl Arguments {
@@ -132,21 +144,22 @@ impl Arguments {
     pub(super) fn take(
         &mut self,
         line: &Line,
-        known: &mut Known<'_>,
+        known: &Known<'_>,
         arrival: &mut Arrival<'_>,
     ) -> Result<Home, Wrong> {
-        let Some(plan) = &mut known.plan else { return self.copy(line, &known.header, arrival) };
+        let Some(plan) = &known.plan else { return self.copy(line, &known.header, arrival) };
         self.fill(line, plan).ok_or_else(|| malformed(about::PAYLOAD))?;
         Ok(Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at: plan.results_at, is_short: true })
     }
 
-    /// Copies the arguments to private memory, as was planned. `None` if what was lent has been taken back.
+    /// Copies the arguments to private memory, as was planned. `None` if what was lent has been taken back. What is lent stays with its slot for the
+    /// next call of the same plan, so that it is not counted each time: [`let_go`](Self::let_go) comes before any other, and before the activation sleeps.
     #[inline(always)]
-    pub(super) fn fill(&mut self, line: &Line, plan: &mut Plan) -> Option<()> {
+    pub(super) fn fill(&mut self, line: &Line, plan: &Plan) -> Option<()> {
         self.count = plan.count;
         self.scratch.clear();
-        for (slot, planned) in self.slots.iter_mut().zip(&mut plan.args[..plan.count]) {
-            let &mut Planned { kind, begin, len, bound, .. } = planned;
+        for (slot, planned) in self.slots.iter_mut().zip(&plan.args[..plan.count]) {
+            let &Planned { kind, begin, len, bound, .. } = planned;
             slot.kind = kind;
             slot.bound = bound;
             let result = slot.result.get_mut();
@@ -158,22 +171,21 @@ impl Arguments {
                     slot.range = start..start + len;
                 }
                 Kind::InOut => line.shared.append_to(begin, len, result)?,
-                Kind::Lend => slot.lent = Some(Held::Buffer(planned.take_lent()?, begin, len)),
+                Kind::Lend => {
+                    if slot.lent.is_none() {
+                        slot.lent = Some(planned.find_lent()?);
+                    }
+                    // Its client may have taken it back since it was found.
+                    if let Some(Held::Buffer(lent, ..)) = &slot.lent
+                        && lent.is_forgotten()
+                    {
+                        return None;
+                    }
+                }
                 Kind::Out | Kind::Give => {}
             }
         }
         Some(())
-    }
-
-    /// Gives what the last call, which was planned so, lent back to its plan.
-    #[inline]
-    pub(super) fn give_back(&mut self, plan: &mut Plan) {
-        for (slot, planned) in self.slots.iter_mut().zip(&mut plan.args[..plan.count]) {
-            if let Some(Held::Buffer(buffer, ..)) = slot.lent.take() {
-                planned.held = Some(buffer);
-            }
-        }
-        self.count = 0;
     }
 
     /// Lets go of what the last call lent and gave. What a call brought that was found malformed goes too: its client may be gone before this

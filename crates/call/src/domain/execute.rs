@@ -89,13 +89,12 @@ impl<'a> Executor<'a> {
     /// Forgets whose calls it executed: before the activation leaves its line, or runs anything that is not a call's.
     pub fn forget(&mut self) {
         self.known = None;
+        self.arguments.let_go();
     }
 
     /// Before the activation sleeps: lets go of what a client may want back meanwhile.
     pub fn rest(&mut self) {
-        if let Some(plan) = self.known.as_mut().and_then(|known| known.plan.as_mut()) {
-            plan.let_go();
-        }
+        self.arguments.let_go();
     }
 
     /// Leaves a line: lets go of what large arguments needed.
@@ -113,16 +112,19 @@ impl<'a> Executor<'a> {
     /// Executes `call` and writes the domain's half of the line, all but what [`answer`](Self::answer) does.
     #[inline]
     pub fn execute(&mut self, line: &Arc<Line>, call: u32) -> Reply {
+        if let Some(plan) = self.known.as_ref().and_then(|known| known.plan.as_ref()) {
+            plan.fetch();
+        }
         let words = line.words();
         let raw = RawHeader::read(words);
         let is_cancelled = words.cancel().load(Ordering::Relaxed) == call;
-        if let Some(known) = &mut self.known
+        if let Some(known) = &self.known
             && known.is(&raw)
             && !is_cancelled
         {
             self.waits = waits(&known.header, &self.place, words);
             if known.is_quick
-                && let Some(plan) = &mut known.plan
+                && let Some(plan) = &known.plan
             {
                 let is_empty = plan.is_empty();
                 if self.arguments.fill(line, plan).is_some() {
@@ -135,7 +137,6 @@ impl<'a> Executor<'a> {
                     return self.reply_quickly(line, call, outcome);
                 }
                 // What was lent is gone, and there may be another of its number.
-                self.arguments.let_go();
                 self.forget();
             }
         }
@@ -173,33 +174,21 @@ impl<'a> Executor<'a> {
         give_back(line, call);
     }
 
-    /// Has the plan hold again what it lent to the call, so that the next one finds it there.
-    #[inline]
-    fn take_back(&mut self) {
-        if let Some(plan) = self.known.as_mut().and_then(|known| known.plan.as_mut()) {
-            self.arguments.give_back(plan);
-        }
-    }
-
     /// Writes what came of a call of the short form.
     #[inline]
     fn reply_quickly(&mut self, line: &Line, call: u32, outcome: Option<Box<Fault>>) -> Reply {
         let Some(plan) = self.known.as_ref().and_then(|known| known.plan.as_ref()) else {
             return self.says(ReplyHead::new(Status::Malformed, about::KIND));
         };
-        let (results_at, lends) = (plan.results_at, plan.lends);
+        let results_at = plan.results_at;
         let few = if outcome.is_none() { self.few_results() } else { None };
-        let reply = few.map_or_else(
+        few.map_or_else(
             || {
                 let home = Home { spill: None, payload_at: SHORT_PAYLOAD_AT, results_at, is_short: false };
                 self.put_results(line, call, &home, outcome, 0).unwrap_or_else(|Wrong(head)| self.says(head))
             },
             |Here(lengths)| Reply::Here(lengths),
-        );
-        if lends {
-            self.take_back();
-        }
-        reply
+        )
     }
 
     /// Executes a call that is not known to have nothing to it but its arguments and its handler.
@@ -213,7 +202,7 @@ impl<'a> Executor<'a> {
         let words = line.words();
         if !self.known.as_ref().is_some_and(|known| known.is(&raw)) {
             // Before the next is met: each makes its thread the running one, and gives back what was there.
-            self.known = None;
+            self.forget();
             let header = Header::of(raw);
             if self.place.follow(header.affinity, usize::from(header.cpu)) {
                 self.say_where(line);
@@ -228,7 +217,7 @@ impl<'a> Executor<'a> {
                 }
             }
         }
-        let known = self.known.as_mut().expect("met above");
+        let known = self.known.as_ref().expect("met above");
         let header = known.header;
         let late = is_cancelled || header.deadline.is_some_and(|d| d.left().is_none());
         let mut arrival = Arrival::of(self.domain, line, &header);

@@ -120,10 +120,11 @@ impl Invocation<'_> {
     #[inline]
     pub fn lent(&self, index: usize) -> Result<Lent<'_>, Failure> {
         let slot = self.slot(index, Kind::Lend)?;
-        match slot.lent.as_ref().ok_or_else(Failure::arguments)? {
-            Held::Buffer(buffer, offset, len) => Ok(Lent::new(&buffer.shared, *offset, *len)),
-            Held::Line(offset, len) => Ok(Lent::new(&self.line.shared, *offset, *len)),
-        }
+        let lent = slot.lent.as_ref().and_then(|held| match held {
+            Held::Buffer(buffer, offset, len) => Lent::new(&buffer.shared, *offset, *len),
+            Held::Line(offset, len) => Lent::new(&self.line.shared, *offset, *len),
+        });
+        lent.ok_or_else(Failure::arguments)
     }
 
     /// Takes the memory given as argument `index`. What is not taken is freed when the call ends.

@@ -1,11 +1,12 @@
 //! What a domain knows of one client: who it is, its lines, its buffers, and what it has used.
 
 use super::ended::Ended;
+use super::pool::FREE_LINE;
 use crate::credentials::Credentials;
 use crate::line::Words;
 use crate::memory::Lendable;
 use crate::shared::Shared;
-use peregrine_base::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use peregrine_base::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +91,8 @@ pub(crate) struct Line {
     pub calls: AtomicU64,
     /// Whether an activation has it, or it waits for one; changed under the pool's lock only.
     pub binding: AtomicU32,
+    /// Whether its client says that its memory never came.
+    pub lost: AtomicBool,
     /// The write end of the line's pipe, ours alone and non-blocking, for callers that wait by `poll`.
     pub pipe: Mutex<Option<OwnedFd>>,
 }
@@ -98,6 +101,12 @@ impl Line {
     #[inline(always)]
     pub const fn words(&self) -> Words<'_> {
         Words(&self.shared)
+    }
+
+    /// Whether it can be given out anew: its client says that it has not got it, and no activation has.
+    pub fn is_lost(&self) -> bool {
+        let is_free = self.binding.load(Ordering::Relaxed) == FREE_LINE;
+        self.lost.load(Ordering::Relaxed) && is_free && self.calls.load(Ordering::Relaxed) == 0
     }
 
     /// The number of a call that was not served yet.

@@ -138,7 +138,7 @@ impl Hostile {
 
     fn message(&mut self) {
         let n = self.number();
-        let message = match self.rng.below(10) {
+        let message = match self.rng.below(11) {
             0 => FromClient::Hello { protocol: n as u32 },
             1 => FromClient::Resolve { name: "x".repeat((n % 300) as usize) },
             2 => FromClient::OpenLine,
@@ -148,6 +148,7 @@ impl Hostile {
             6 => FromClient::AddGift { len_bytes: n },
             7 => FromClient::Forget { buffer: (n % 12) as u32 },
             8 => FromClient::Usage,
+            9 => FromClient::Lost { line: (n % 5) as u32 },
             _ => {
                 let bytes: Vec<u8> = (0..self.rng.below(64)).map(|_| self.rng.next_u64() as u8).collect();
                 self.socket.send_bytes(&bytes, None);

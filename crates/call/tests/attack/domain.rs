@@ -182,7 +182,7 @@ fn answer(
             socket.send(&FromDomain::Buffer { id: rng.next_u64() as u32 }, None);
         }
         FromClient::Usage => drop(socket.send(&FromDomain::Usage { cpu_ns: 1, calls: 1 }, None)),
-        FromClient::Ring { .. } | FromClient::Forget { .. } => {}
+        FromClient::Ring { .. } | FromClient::Forget { .. } | FromClient::Lost { .. } => {}
     }
     true
 }

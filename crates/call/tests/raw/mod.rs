@@ -53,6 +53,7 @@ pub enum FromClient {
     AddGift { len_bytes: u64 },
     Forget { buffer: u32 },
     Usage,
+    Lost { line: u32 },
 }
 
 #[derive(Serialize, Deserialize, Debug)]
@@ -138,7 +139,7 @@ impl Socket {
     /// Connected, and made welcome.
     pub fn greeted(path: &Path) -> Option<Self> {
         let socket = Self::connect(path)?;
-        match socket.ask(&FromClient::Hello { protocol: 4 }, None)? {
+        match socket.ask(&FromClient::Hello { protocol: 5 }, None)? {
             (FromDomain::Welcome { .. }, _) => Some(socket),
             _ => None,
         }
