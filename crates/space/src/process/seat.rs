@@ -213,7 +213,7 @@ impl Seat {
     }
 
     /// Opens `range`, whose record allows `rights` and names this member; stale frames are zeroed first. While a trap is
-    /// served, only the block around it. It is a safepoint as well ([`poll`](Self::poll)). Trap code.
+    /// served, only the block around it. It may be a safepoint ([`poll`](Self::poll)). Trap code.
     ///
     /// # Errors
     /// [`FillError`].
@@ -228,8 +228,10 @@ impl Seat {
         }
         let range = self.block(range);
         self.frames.prepare(range, trap_filled)?;
-        // Zeroing takes time, and so does what comes: whoever asks need not wait for both.
-        self.poll();
+        if range.pages().get() > 1 {
+            // Zeroing took time, and so will what comes: whoever asks need not wait for both.
+            self.poll();
+        }
         self.view.open(range, rights).map_err(|errno| FillError::Kernel { range, errno })
     }
 
