@@ -213,6 +213,16 @@ impl SharedSet {
         MemberSet(core::array::from_fn(|i| self.0[i].load(Ordering::Relaxed)))
     }
 
+    /// Adds `member`, under its slot's lock.
+    #[inline]
+    pub fn insert(&self, member: MemberId) {
+        let (word, bit) = (&self.0[member.index() / 64], 1 << (member.index() % 64));
+        let bits = word.load(Ordering::Relaxed);
+        if bits & bit == 0 {
+            word.store(bits | bit, Ordering::Relaxed);
+        }
+    }
+
     /// Replaces the set, under its slot's lock. Words that are right already are not written.
     #[inline]
     pub fn store(&self, set: &MemberSet) {
@@ -237,6 +247,11 @@ mod tests {
         let shared = SharedSet::new();
         shared.store(&set);
         assert_eq!(shared.load(), set);
+        for member in [63, 64, 200].map(MemberId::new) {
+            shared.insert(member);
+            set.insert(member);
+            assert_eq!(shared.load(), set);
+        }
     }
 
     #[test]

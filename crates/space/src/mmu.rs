@@ -71,8 +71,8 @@ pub trait Mmu {
     /// Why a view could not be filled.
     type Error: core::fmt::Debug;
 
-    /// Pages that a fault on a [`Home`](crate::Backing::Home) record fills at once, at most: a power of two. The aligned block of so many
-    /// around the page is locked meanwhile, whatever of it turns out to be filled.
+    /// Pages that a fault on a [`Home`](crate::Backing::Home) record fills at once, at most: a power of two. They lie in the aligned
+    /// block of so many around the page, and are of the page's mapping.
     const BLOCK_PAGES: usize = 1;
 
     /// The same for the fault at hand: a power of two, at most [`BLOCK_PAGES`](Self::BLOCK_PAGES).

@@ -38,9 +38,10 @@ pub enum Backing {
         first: u64,
     },
     /// The frames that the addresses name by themselves, as when every member maps one memfd linearly: they are neither
-    /// allocated nor counted, `fork` shares them, and a fault fills without making the record finer than it is. It locks all that it may
-    /// fill, [`Mmu::block_pages`](crate::Mmu::block_pages), or the coarser record: faults of different members there come one after the
-    /// other, also on different pages.
+    /// allocated nor counted, `fork` shares them, and a fault fills without making the record finer than it is. It fills what is
+    /// around the page, up to a block of [`Mmu::block_pages`](crate::Mmu::block_pages): pages of the same mapping without a hole between, which
+    /// nobody has locked. It locks those, or the coarser record: faults of different members there come one after the other, also on
+    /// different pages.
     Home {
         /// The embedder's name for what lies here; 0 if it has none. One of up to 32 bits costs nothing.
         object: u64,

@@ -110,7 +110,33 @@ fn runs_of_a_node_to_which_a_second_member_came_share_no_written_line() {
     });
 }
 
-/// A fault on a page that is home locks the block that it fills, or the one record that stands for more: who wants to be alone there
+/// Who maps a page by itself meets nobody there, however near: what else the block may hold is not touched.
+#[test]
+fn faults_on_home_pages_of_one_block_with_holes_between_share_no_written_line() {
+    const CORES: usize = <ModelMmu as Mmu>::BLOCK_PAGES / 4;
+    let home = Mapping { backing: Backing::Home { object: 1 }, rights: Protection::ReadWrite };
+    let page_of = |core: usize| 64 * 1000 + core * 4;
+    with(CORES, Tables::Views, |space, members| {
+        for (core, m) in members.iter_mut().enumerate() {
+            space.map(m, Place::Fixed(addr(page_of(core))), PageCount::new(2), &home).unwrap();
+        }
+        let mut fault = || {
+            for (core, m) in members.iter_mut().enumerate() {
+                as_core(core as u32, || {
+                    let filled = space.fault(m, addr(page_of(core)), space_recorded::Access::Write).unwrap();
+                    assert_eq!(filled.range, range(page_of(core), 2));
+                });
+            }
+        };
+        (0..2).for_each(|_| fault());
+        take();
+        fault();
+        let found = shared_lines(&take());
+        assert!(found.is_empty(), "written lines that cores share: {found:?}");
+    });
+}
+
+/// A fault on a page that is home locks what it fills of the block, or the one record that stands for more: who wants to be alone there
 /// keeps to blocks of its own, and maps them by itself.
 #[test]
 fn faults_on_home_pages_share_a_written_line_with_those_of_their_block_and_of_their_record_only() {

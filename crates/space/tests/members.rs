@@ -343,17 +343,21 @@ fn who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_
     Outcome::Passed
 }
 
-/// Stops its own process where it has filled its view, and holds the lock of all that it might have filled.
+/// Stops its own process where it has filled its view, and holds the lock of all that it has filled.
 fn stop_when_filled(step: Step) {
     if step == Step::Filled {
         signal::kill(std::process::id() as i32, number::STOP).expect("oneself");
     }
 }
 
-fn a_touch_of_a_closed_page_locks_the_block_that_it_fills_and_no_more() -> Outcome {
+fn a_touch_of_a_closed_page_locks_the_pages_that_it_opens_and_no_more() -> Outcome {
     for (filling, block) in [(Filling::Kernel, OPEN_PAGES), (Filling::Trap, BLOCK_PAGES)] {
         let (space, board) = (space(filling), board());
         let touched = part(&space, block + 3, 1);
+        // Mapped one by one: the pages from the block's first to the one after that which is touched, one on either side, and more
+        // of the block behind a hole.
+        let inside = [0, 1, 2, 4].map(|page| part(&space, block + page, 1));
+        let outside = [block - 1, block + 6, 2 * block - 1, 2 * block].map(|page| part(&space, page, 1));
         let child = fork_member(&space, |member| {
             tell(&board, 0, 1);
             wait_until(&board, 1, 1, || member.poll());
@@ -362,8 +366,6 @@ fn a_touch_of_a_closed_page_locks_the_block_that_it_fills_and_no_more() -> Outco
         });
         wait_until(&board, 0, 1, || ());
         let mut member = space.join().expect("a member");
-        let inside = [block, 2 * block - 1].map(|page| part(&space, page, 1));
-        let outside = [block - 1, 2 * block].map(|page| part(&space, page, 1));
         for page in inside.into_iter().chain(outside).chain([touched]) {
             member.map_at(page, Protection::ReadWrite).expect("map");
         }
@@ -371,12 +373,12 @@ fn a_touch_of_a_closed_page_locks_the_block_that_it_fills_and_no_more() -> Outco
         until(child, other::Condition::Stopped);
         member.set_patience(Some(std::time::Duration::from_millis(30)));
         for page in inside {
-            let Err(UnmapError::Held(holder)) = member.unmap(page) else { panic!("{filling:?}: its block") };
-            let doing = Some((OperationKind::Fill, part(&space, block, block)));
+            let Err(UnmapError::Held(holder)) = member.unmap(page) else { panic!("{filling:?}: {page:?}") };
+            let doing = Some((OperationKind::Fill, part(&space, block, 5)));
             assert_eq!((holder.process, holder.doing), (Some(child as u32), doing), "{filling:?}");
         }
         for page in outside {
-            assert_eq!(member.unmap(page), Ok(()), "{filling:?}: beside its block");
+            assert_eq!(member.unmap(page), Ok(()), "{filling:?}: what it does not open");
         }
         signal::kill(child, number::CONT).expect("a child");
         assert_eq!(wait_for(child), Ok(ChildEnd::Exited(0)));
@@ -476,7 +478,7 @@ fn main() -> std::process::ExitCode {
     testkit::main(testkit::tests![
         who_waits_for_a_stopped_holder_is_told_its_name_and_who_waits_for_a_dead_one_takes_over,
         who_waits_for_a_lock_obeys_its_holder_meanwhile,
-        a_touch_of_a_closed_page_locks_the_block_that_it_fills_and_no_more,
+        a_touch_of_a_closed_page_locks_the_pages_that_it_opens_and_no_more,
         a_handler_that_touches_a_closed_page_in_an_operation_is_told_why_it_dies,
         helper_touches_a_closed_page_in_an_operation,
         what_one_member_unmaps_no_other_reaches,

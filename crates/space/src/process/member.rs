@@ -72,10 +72,13 @@ impl<'s> Inner<'s> {
         self.busy.store(true, Ordering::Relaxed);
         // What the operation does is neither begun before the mark nor finished after it, as a handler on this thread sees it.
         compiler_fence(Ordering::SeqCst);
+        self.seat.has_not_waited();
         // SAFETY: `busy` was false: no other reference lives. Traps look at it, too.
         let result = f(&self.space, unsafe { &mut *self.me.get() });
         compiler_fence(Ordering::SeqCst);
         self.busy.store(false, Ordering::Relaxed);
+        // Whoever asked meanwhile waits.
+        self.seat.poll();
         result
     }
 

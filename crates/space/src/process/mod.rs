@@ -40,10 +40,11 @@
 //! avoid. So such pages are open or closed, a page that can only be read is closed and traps on every access, and whoever wants
 //! rights by the page takes [`Filling::Trap`].
 //!
-//! **What a touch of a closed page locks.** In a trap-filled region the block that is filled: 16 pages ([`BLOCK_PAGES`]) at the first trap in
-//! a part, up to 512 as traps keep coming there. In a kernel-filled one always the aligned 512 pages (2 MiB, [`OPEN_PAGES`]), for taking the
-//! guards off costs one call however many they are. While it lasts (some microseconds), other members' operations and touches within these
-//! pages wait, also where they have nothing in common with it. Members that are not to meet there work 2 MiB apart, or
+//! **What a touch of a closed page locks.** What it opens: the page and those around it that are mapped alike, without a hole between, and
+//! that nobody has locked. In a trap-filled region they lie in a block of 16 pages ([`BLOCK_PAGES`]) at the first trap in a part, up to 512 as
+//! traps keep coming there; in a kernel-filled one always in the aligned 512 pages (2 MiB, [`OPEN_PAGES`]), for taking the guards off costs
+//! one call however many they are. Pages that were mapped one by one are opened in 64 at most, of one node. While it lasts (some
+//! microseconds), other members' operations and touches there wait. Members that are not to meet map with a hole between, or
 //! [`open`](Member::open) what they need before they touch it, which locks that alone.
 //!
 //! **What `unmap` promises.** When it returns, no instruction of any member reaches the frames: members that have the pages in

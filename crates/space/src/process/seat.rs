@@ -20,7 +20,7 @@ use super::view::View;
 use peregrine_base::sync::{AtomicI32, AtomicU64, Ordering};
 use peregrine_base::{PAGE_SIZE, PageCount, PageRange, Protection, VirtAddr};
 use peregrine_sys::raw::Errno;
-use peregrine_sys::timer;
+use peregrine_sys::{io, timer};
 use std::boxed::Box;
 use std::cell::Cell;
 use std::fmt;
@@ -106,7 +106,12 @@ pub struct Seat {
     /// How long an operation waits for a lock, and when the present wait began.
     patience_ns: Cell<u64>,
     waiting_since: Cell<u64>,
+    /// Turns that the operation has waited, all in all.
+    turns: Cell<u32>,
 }
+
+/// Turns of waiting for a lock before the processor is given up at each: about as long as mapping a page takes.
+const SPUN_TURNS: u32 = 64;
 
 /// How long an operation waits for a lock, unless it is told otherwise ([`Seat::set_patience`]).
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -127,6 +132,7 @@ impl Seat {
             appetite: Appetite::new(),
             patience_ns: Cell::new(PATIENCE.as_nanos() as u64),
             waiting_since: Cell::new(0),
+            turns: Cell::new(0),
         })
     }
 
@@ -207,7 +213,7 @@ impl Seat {
     }
 
     /// Opens `range`, whose record allows `rights` and names this member; stale frames are zeroed first. While a trap is
-    /// served, only the block around it. Trap code.
+    /// served, only the block around it. It may be a safepoint ([`poll`](Self::poll)). Trap code.
     ///
     /// # Errors
     /// [`FillError`].
@@ -222,6 +228,10 @@ impl Seat {
         }
         let range = self.block(range);
         self.frames.prepare(range, trap_filled)?;
+        if range.pages().get() > 1 {
+            // Zeroing took time, and so will what comes: whoever asks need not wait for both.
+            self.poll();
+        }
         self.view.open(range, rights).map_err(|errno| FillError::Kernel { range, errno })
     }
 
@@ -279,6 +289,22 @@ impl Seat {
     pub fn set_patience(&self, patience: Option<Duration>) {
         let ns = patience.map_or(u64::MAX, |p| u64::try_from(p.as_nanos()).unwrap_or(u64::MAX));
         self.patience_ns.set(ns);
+    }
+
+    /// An operation begins, which has not waited yet.
+    #[inline]
+    pub(crate) fn has_not_waited(&self) {
+        self.turns.set(0);
+    }
+
+    /// One turn of an operation's waiting: whoever is waited for is about to let go, or else needs this processor. Trap code.
+    pub(crate) fn let_time_pass(&self) {
+        let turns = self.turns.get().saturating_add(1);
+        self.turns.set(turns);
+        self.poll();
+        if turns > SPUN_TURNS {
+            io::yield_now();
+        }
     }
 
     /// After the `turns`th turn of waiting. Trap code.

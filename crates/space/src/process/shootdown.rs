@@ -132,8 +132,8 @@ impl Seat {
         let mut waiting = 0;
         let others = targets & !self.index.bit();
         if others != 0 {
-            let sequence = me.last_sequence.load(Ordering::Relaxed) + 1;
-            me.last_sequence.store(sequence, Ordering::Relaxed);
+            let sequence = me.request.last.load(Ordering::Relaxed) + 1;
+            me.request.last.store(sequence, Ordering::Relaxed);
             me.request.write(sequence, range, lowering);
             for target in members_in(others) {
                 let record = self.table.member(target);
@@ -155,7 +155,7 @@ impl Seat {
         if waiting == 0 {
             return Outcome { overdue: 0 };
         }
-        let sequence = me.last_sequence.load(Ordering::Relaxed);
+        let sequence = me.request.last.load(Ordering::Relaxed);
         for spin in 0..POLLERS_SPINS {
             waiting = self.still_silent(waiting, sequence);
             if waiting == 0 {

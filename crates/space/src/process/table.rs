@@ -111,6 +111,9 @@ pub(crate) struct Request {
     start: AtomicU64,
     pages: AtomicU64,
     lowering: AtomicU64,
+    /// Highest sequence this place has used, whoever had it. Written by the member, beside what it writes anyway: in the line that says
+    /// who it is, which whoever asks it something reads, it would take that line from them each time.
+    pub(crate) last: AtomicU64,
 }
 
 impl Request {
@@ -173,8 +176,6 @@ pub(crate) struct MemberRecord {
     pub(crate) who: AtomicU64,
     /// When its process was born; 0 while it joins. Written by the member.
     pub(crate) born: AtomicU64,
-    /// Highest sequence this place has used, whoever had it. Written by the member.
-    pub(crate) last_sequence: AtomicU64,
     /// One bit for each member whose request waits: set by the asking one, taken by this one.
     pub(crate) asked: Line<AtomicU64>,
     /// Counts the times that others gave up waiting. Written by others, under no lock (an increment).
@@ -329,6 +330,7 @@ mod tests {
             start: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             lowering: AtomicU64::new(0),
+            last: AtomicU64::new(0),
         };
         assert_eq!(request.read(), None);
         std::thread::scope(|s| {

@@ -4,7 +4,6 @@ use super::seat::{FillError, OPEN_PAGES, Seat};
 use super::table::{Lowering, MEMBERS, MemberIndex};
 use crate::{Change, Contents, MemberId, MemberSet, Mmu, SpaceId};
 use peregrine_base::{PageRange, Protection};
-use peregrine_sys::io;
 
 /// What a process's views and frames are to the address space. It stays where its seat is.
 #[derive(Clone, Copy)]
@@ -52,8 +51,7 @@ impl Mmu for Views {
     }
 
     fn wait(&self, _: MemberId, _: MemberId) {
-        self.seat().poll();
-        io::yield_now();
+        self.seat().let_time_pass();
     }
 
     fn is_dead(&self, member: MemberId) -> bool {

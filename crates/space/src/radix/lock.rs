@@ -11,7 +11,7 @@
 //! **Where the last walks ended.** A member often works where it did before, so it notes the node of single pages that its walk came
 //! to, and the state of its part in the epoch before the walk. As long as that is the same, the member has flushed nothing
 //! since and was not expelled; so the epoch has moved on by one at most, the node's link, whose mark the walk took away,
-//! can't have been cut, and the next operation there begins at the node. It notes two, for who works at its own place and at a
+//! can't have been cut, and the next operation there begins at the node. It notes a few, for who works at its own places and at a
 //! neighbour's in turn.
 //!
 //! Each lock held in a node counts as one use of it, so a node in which somebody holds a lock does not collapse, however long the
@@ -110,12 +110,7 @@ impl<'m> Tree<'_, 'm> {
             let found = At { node, level, base: pages.start >> (shift + BITS) << (shift + BITS) };
             if differ >> shift != 0 || level == 0 {
                 if level == 0 {
-                    let [latest, before] = &me.last;
-                    // What was noted of this node no longer holds, or it would not have been walked to.
-                    if latest.get().root != self.root || latest.get().base != found.base {
-                        before.set(latest.get());
-                    }
-                    latest.set(Last { root: self.root, node, base: found.base, moment });
+                    me.note_walk(Last { root: self.root, node, base: found.base, moment });
                 }
                 return found;
             }

@@ -17,8 +17,8 @@
 //! The descent goes through nodes that may collapse meanwhile. A member that is in the epoch keeps them from being used
 //! anew; one that fell out of it (it was stopped) finds that out at the end and looks again.
 
-use super::slot::Shape;
-use super::{BITS, FANOUT, Tree};
+use super::slot::{Shape, Slot, SlotWord};
+use super::{At, BITS, FANOUT, Tree};
 use crate::member::MemberSet;
 use crate::record::Value;
 use crate::refcache::Handle;
@@ -35,7 +35,16 @@ pub(crate) struct Found {
     pub(crate) base: u64,
 }
 
-impl Tree<'_, '_> {
+/// A terminal slot as a lookup finds it.
+#[derive(Clone, Copy)]
+struct Terminal<'m> {
+    at: At,
+    index: usize,
+    slot: Slot<'m>,
+    word: SlotWord,
+}
+
+impl<'m> Tree<'_, 'm> {
     pub(crate) fn look(&self, me: &Handle, page: u64) -> Found {
         loop {
             let turn = self.spaces.refcache().enter(me);
@@ -53,16 +62,7 @@ impl Tree<'_, '_> {
     pub(crate) fn viewers(&self, me: &Handle, page: u64) -> MemberSet {
         loop {
             let turn = self.spaces.refcache().enter(me);
-            let mut at = self.top();
-            let found = loop {
-                let index = (page >> (BITS * at.level)) as usize & (FANOUT - 1);
-                let (slot, word) = self.slot(at, index);
-                match word.shape() {
-                    Shape::Child { .. } if at.level == 0 => break None,
-                    Shape::Child { node, .. } => at = at.child(index, node),
-                    Shape::Terminal(_) => break Some(slot.members_in(word)),
-                }
-            };
+            let found = self.terminal(page).map(|found| found.slot.members_in(found.word));
             if let Some(found) = found
                 && self.spaces.refcache().is_still_in(me, turn)
             {
@@ -72,31 +72,88 @@ impl Tree<'_, '_> {
         }
     }
 
-    fn look_once(&self, me: &Handle, page: u64) -> Option<Found> {
+    /// The pages of `within` around `page` with its record, without a hole, in slots of the same node that nobody has locked; its own may
+    /// be. `None` unless the record `is_wanted`. Each slot for itself, as of some moment.
+    pub(crate) fn alike(
+        &self,
+        me: &Handle,
+        page: u64,
+        within: &Range<u64>,
+        is_wanted: impl Fn(Value) -> bool,
+    ) -> Option<Range<u64>> {
+        loop {
+            let turn = self.spaces.refcache().enter(me);
+            if let Some(found) = self.alike_once(me, page, within, &is_wanted)
+                && self.spaces.refcache().is_still_in(me, turn)
+            {
+                return found;
+            }
+            spin_loop();
+        }
+    }
+
+    /// The inner `None` as of [`Tree::alike`], the outer one: look again.
+    fn alike_once(
+        &self,
+        me: &Handle,
+        page: u64,
+        within: &Range<u64>,
+        is_wanted: impl Fn(Value) -> bool,
+    ) -> Option<Option<Range<u64>>> {
+        let home = self.terminal(page)?;
+        let value = self.note_and_value(me, page, home)?;
+        if !is_wanted(value) {
+            return Some(None);
+        }
+        let own = home.at.pages_of(home.index);
+        let mut run = own.start.max(within.start)..own.end.min(within.end);
+        if !home.word.is_free() {
+            return Some(Some(run));
+        }
+        let is_alike = |index: &usize| {
+            let (slot, word) = self.slot(home.at, *index);
+            word.is_free() && slot.value() == value
+        };
+        let slots = home.at.slots(within);
+        for index in (home.index + 1..slots.end).take_while(is_alike) {
+            run.end = home.at.pages_of(index).end.min(within.end);
+        }
+        for index in (slots.start..home.index).rev().take_while(is_alike) {
+            run.start = home.at.pages_of(index).start.max(within.start);
+        }
+        Some(Some(run))
+    }
+
+    /// The terminal slot of a page; `None`: look again.
+    fn terminal(&self, page: u64) -> Option<Terminal<'m>> {
         let mut at = self.top();
         loop {
             let index = (page >> (BITS * at.level)) as usize & (FANOUT - 1);
             let (slot, word) = self.slot(at, index);
             match word.shape() {
-                Shape::Child { node, .. } => {
-                    if at.level == 0 {
-                        return None;
-                    }
-                    at = at.child(index, node);
-                }
-                Shape::Terminal(owner) => {
-                    if at.level == 0 {
-                        self.spaces.nodes[at.node as usize].head.is_looked_at(me.id());
-                    }
-                    let held = slot.value();
-                    let value = match owner {
-                        None => held,
-                        Some(owner) => self.spaces.intent(owner.member).outcome(owner, page, held)?,
-                    };
-                    let (object, base) = self.spaces.region(value);
-                    return Some(Found { value, pages: at.pages_of(index), object, base });
-                }
+                Shape::Child { .. } if at.level == 0 => return None,
+                Shape::Child { node, .. } => at = at.child(index, node),
+                Shape::Terminal(_) => return Some(Terminal { at, index, slot, word }),
             }
         }
+    }
+
+    /// What the record of a page is going to be, of which this member's look is noted; `None`: look again.
+    fn note_and_value(&self, me: &Handle, page: u64, found: Terminal<'m>) -> Option<Value> {
+        if found.at.level == 0 {
+            self.spaces.nodes[found.at.node as usize].head.is_looked_at(me.id());
+        }
+        let held = found.slot.value();
+        match found.word.shape() {
+            Shape::Terminal(Some(owner)) => self.spaces.intent(owner.member).outcome(owner, page, held),
+            _ => Some(held),
+        }
+    }
+
+    fn look_once(&self, me: &Handle, page: u64) -> Option<Found> {
+        let found = self.terminal(page)?;
+        let value = self.note_and_value(me, page, found)?;
+        let (object, base) = self.spaces.region(value);
+        Some(Found { value, pages: found.at.pages_of(found.index), object, base })
     }
 }

@@ -305,9 +305,7 @@ impl<'m> Slot<'m> {
     #[inline]
     pub(crate) fn admit(self, member: MemberId) -> bool {
         if self.has_line {
-            let mut members = self.set.load();
-            members.insert(member);
-            self.set.store(&members);
+            self.set.insert(member);
             return true;
         }
         let mine = member.index() as u64 + 1;

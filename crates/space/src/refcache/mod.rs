@@ -123,9 +123,12 @@ pub struct Handle {
     generation: Generation,
     turn: core::cell::Cell<u16>,
     /// Where the member's last walks ended, the latest first: see `radix::lock`.
-    pub(crate) last: [core::cell::Cell<Last>; 2],
+    pub(crate) last: [core::cell::Cell<Last>; LASTS],
     hook: core::cell::Cell<Option<Hook>>,
 }
+
+/// Walks that a member remembers: enough for two nodes of its own and two of a neighbour's, in turn.
+const LASTS: usize = 4;
 
 /// A node that a walk came to, and what the member's part in the epoch was when the walk began.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +155,7 @@ impl Handle {
             id,
             generation,
             turn: core::cell::Cell::new(0),
-            last: [const { core::cell::Cell::new(Last::NOWHERE) }; 2],
+            last: [const { core::cell::Cell::new(Last::NOWHERE) }; LASTS],
             hook: core::cell::Cell::new(None),
         }
     }
@@ -167,6 +170,15 @@ impl Handle {
     #[inline]
     pub const fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Remembers a walk, in place of what was noted of the same place, or of the oldest.
+    pub(crate) fn note_walk(&self, new: Last) {
+        let same = self.last.iter().position(|l| l.get().root == new.root && l.get().base == new.base);
+        for at in (1..=same.unwrap_or(LASTS - 1)).rev() {
+            self.last[at].set(self.last[at - 1].get());
+        }
+        self.last[0].set(new);
     }
 
     /// Has `hook` called at every step from now on.

@@ -7,7 +7,8 @@
 //! A fault changes one record, by one store, so it needs no commit. When a write finds a frame that others have too, the
 //! members that have it in view lose it first: from then on they fault, and wait for the lock.
 //!
-//! Pages that are *home* need no frame and are filled as a block; their records stay as coarse as they are.
+//! Pages that are *home* need no frame and are filled together with those around them that are like them, in a block; their records stay
+//! as coarse as they are. What is filled is what is locked.
 
 use super::{AddressSpace, Operation, range_of};
 use crate::desk::Member;
@@ -86,16 +87,19 @@ impl<'m, M: Mmu, F: Frames> AddressSpace<'m, M, F> {
         if page >= PAGES {
             return Err(FaultError::Unmapped(addr));
         }
-        // Home pages are locked as the block that is filled. Which they are may change before the lock is held: then a
-        // block is locked for nothing, or a single page filled.
+        // Of home pages, all that are filled are locked: those around the page that are like it, and that nobody has locked now. What
+        // they are may change before the locks are held: then some are locked for nothing, or fewer filled.
         let most = self.mmu.block_pages() as u64;
-        let home = most > 1 && self.tree().look(&member.handle, page).value.kind() == Kind::Home;
-        let block = if home { most } else { 1 };
-        let start = page & !(block - 1);
-        if home && let Some(filled) = self.fault_run(member, &(start..start + block), needed_for(access)) {
+        let block = page & !(most - 1)..(page & !(most - 1)) + most;
+        let is_home = |value: Value| value.kind() == Kind::Home;
+        let run = if most > 1 { self.tree().alike(&member.handle, page, &block, is_home) } else { None };
+        if let Some(run) = &run
+            && let Some(filled) = self.fault_run(member, run, needed_for(access))
+        {
             return filled;
         }
-        let operation = self.begin(member, Doing::Fault, start..start + block).map_err(FaultError::Held)?;
+        let run = run.unwrap_or(page..page + 1);
+        let operation = self.begin(member, Doing::Fault, run).map_err(FaultError::Held)?;
         let result = self.fault_locked(member, &operation, page, addr, access);
         self.finish(member, &operation);
         result

@@ -51,7 +51,7 @@ use peregrine_base::{PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 ///
 /// Operations of different members on disjoint ranges share no written cache line, except where one of them makes or frees a
 /// node that another uses. Operations on overlapping ranges wait for each other; the range of a fault on a page that is
-/// [`Home`](crate::Backing::Home) is the block that it fills. All take effect at one moment between call and
+/// [`Home`](crate::Backing::Home) is what it fills. All take effect at one moment between call and
 /// return. What each sees of a *killed* member's operation is what [`recover`](Self::recover) decided.
 pub struct AddressSpace<'m, M, F> {
     pub(crate) spaces: Spaces<'m>,
