@@ -2,10 +2,12 @@
 
 use peregrine::region;
 use peregrine::{Builder, Sender, channel, checkpoint, node_id, sleep, spawn};
+use peregrine_sys::timer::process_cpu_ns;
 use std::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn getpid() -> i32;
+    fn strlen(s: *const u8) -> usize;
 }
 
 fn computes() {
@@ -71,6 +73,32 @@ fn who_comes_to_a_node_that_a_thread_had_for_itself_need_not_wait_for_it() {
     hog.join().unwrap();
     drop(told);
     region::remove("told").unwrap();
+}
+
+/// In a shared library for nearly all of two seconds of the processor's time, after its node has found it alone.
+fn stays_in_a_library(_: ()) {
+    computes_for(100);
+    let mut text = vec![1u8; 32 << 20];
+    *text.last_mut().unwrap() = 0;
+    let until = process_cpu_ns() + 2_000_000_000;
+    while process_cpu_ns() < until {
+        // SAFETY: it ends with a zero.
+        assert_eq!(unsafe { strlen(std::hint::black_box(text.as_ptr())) }, text.len() - 1);
+    }
+    region::open("over").unwrap().cells::<u64>().set(0, 1).unwrap();
+}
+
+// Where a library's data are the process's, who is inside is left there for forty ticks: 800 ms, if they are not the seldom ones.
+#[peregrine::test(nodes = 2, slice_us = 20_000, image_interval_ms = 0)]
+fn who_comes_to_a_node_that_a_thread_had_for_itself_need_not_wait_for_the_end_of_a_library() {
+    let over = region::create("over", 8).unwrap();
+    let stays = Builder::new().node(1).spawn(stays_in_a_library, ()).unwrap();
+    sleep(Duration::from_millis(300));
+    let comes = |_: ()| region::open("over").unwrap().cells::<u64>().get(0).unwrap();
+    let seen = Builder::new().node(1).spawn(comes, ()).unwrap().join().unwrap();
+    assert_eq!(seen, 0, "it came when the other had ended");
+    stays.join().unwrap();
+    assert_eq!(over.cells::<u64>().get(0), Ok(1));
 }
 
 fn computes_until_moved(times: u32) {

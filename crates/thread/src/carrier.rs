@@ -95,6 +95,8 @@ pub struct Hooks {
     pub node_count: fn() -> u32,
     /// What the program does about a signal from now on, if anything is given; what it did.
     pub disposition: fn(i32, Option<Disposition>) -> Result<Disposition, Errno>,
+    /// A signal of the runtime has come in the middle of a library: the next one finds the running thread there or elsewhere.
+    pub put_off: fn(),
 }
 
 /// Why a heap does not grow.

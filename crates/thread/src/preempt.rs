@@ -116,7 +116,8 @@ unsafe fn interrupt(why: u32, context: &UContext) {
         // The next tick, the supervisor's next signal, or the end of a runtime section comes back to it.
         c.put_off += 1;
         c.pending.store(c.pending.load(Ordering::Relaxed) | why, Ordering::Relaxed);
-        return;
+        // SAFETY (of what runs there): the thread is suspendable, so it is outside of the runtime.
+        return (c.hooks.put_off)();
     }
     c.put_off = 0;
     c.depth.store(1, Ordering::Relaxed);

@@ -109,6 +109,11 @@ pub fn look(l: &mut Local) {
     }
 }
 
+/// Whether [`look`] would find anything.
+pub fn has_changed(l: &Local) -> bool {
+    imaged().dispositions.version.load(Ordering::Acquire) != l.in_force.version
+}
+
 /// As [`look`], after a rollback, when versions tell nothing: the next change gets the number of one that was lost, and a node that was
 /// reset in the middle of a change, or of following one, has told its kernel more than its version says.
 pub fn look_again(l: &mut Local) {

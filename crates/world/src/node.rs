@@ -65,6 +65,7 @@ pub unsafe fn become_node(index: u32) -> ! {
                 next_node: context::next_node,
                 node_count: context::node_count,
                 disposition: crate::dispositions::disposition,
+                put_off: sched::on_put_off,
             },
             user: [0; 8],
         });

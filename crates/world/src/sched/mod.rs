@@ -119,6 +119,12 @@ pub fn on_preempt(why: u32) {
     }
 }
 
+/// A signal has interrupted the running thread in the middle of a library, and is put off to the next tick.
+pub fn on_put_off() {
+    // SAFETY: on a node, outside of the runtime, with ticks and pauses held off.
+    unsafe { tick::hasten(carrier(), local()) }
+}
+
 /// Entry of the scheduler, on its own stack: at the start of a node, and after a reset.
 pub extern "C" fn scheduler() -> ! {
     // SAFETY: on a node; whatever ran before has been dropped.

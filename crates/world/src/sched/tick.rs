@@ -55,6 +55,19 @@ pub(super) fn look(c: &Carrier, l: &mut Local) {
     }
 }
 
+/// Has a thread that was alone interrupted as often as others if something came for its node: it was put off to the next tick, which is
+/// not to be a seldom one.
+pub(super) fn hasten(c: &Carrier, l: &mut Local) {
+    let came = || {
+        node(c.node).inbox.load(Ordering::Relaxed) != NONE
+            || world().pause.load(Ordering::Relaxed) & 1 != 0
+            || crate::dispositions::has_changed(l)
+    };
+    if l.ticking == Tick::Alone && came() {
+        crowd(c, l);
+    }
+}
+
 #[cold]
 fn crowd(c: &Carrier, l: &mut Local) {
     node(c.node).idle.store(0, Ordering::Relaxed);
