@@ -25,7 +25,7 @@ impl Shadow {
         for number in self.live.keys() {
             for (address, ours, copied) in self.frames.differences(*number) {
                 // Below the stack pointer nothing means anything. (The last byte of a page that differs is told.)
-                if address >= self.frames.stack_pointer(*number) - 128 {
+                if address >= self.frames.stack_pointer(*number) {
                     crate::killpoint::differs(format_args!(
                         "{when} alias thread {number} has {ours:#x} at {address:#x}, {copied:#x} in the image"
                     ));
@@ -44,14 +44,16 @@ impl Shadow {
                     // SAFETY: World and shadow are mapped here, and every node is paused.
                     let (a, b) =
                         unsafe { (&*(page as *const [u8; PAGE]), &*(twin(page) as *const [u8; PAGE])) };
-                    // Below the stack pointer nothing means anything.
+                    // Below the stack pointer nothing means anything, for a suspended thread is in `arch::switch`, which has no red zone.
+                    // Extents leave room for one, so their first page may be one that lies below: the thread last wrote it when its
+                    // stack was deeper, on a node that does not look after it any more.
                     // SAFETY: the copy of a live slot begins with an intact header.
                     let dead = of.map_or(0, |(slot, _)| unsafe {
                         let sp = (*(twin(SlotHeader::of(slot) as usize) as *const SlotHeader)).saved_sp;
-                        if sp & !(PAGE - 1) == page || (sp - 128) & !(PAGE - 1) == page {
-                            (sp - 128).saturating_sub(page)
-                        } else {
-                            0
+                        match page {
+                            _ if sp & !(PAGE - 1) == page => sp - page,
+                            _ if (sp - 128) & !(PAGE - 1) == page => PAGE,
+                            _ => 0,
                         }
                     });
                     let (a, b) = (&a[dead..], &b[dead..]);
